@@ -1,0 +1,33 @@
+"""Configuration as frozen facts: keyword-only dataclasses, checked when made, importing only the standard library.
+
+gin files bind these classes (`from switch_jax import config`); notebooks call them.
+"""
+
+from switch_jax.config.model import LayerPattern, ModelConfig, MoeConfig, layer_indices
+from switch_jax.config.run import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    flatten,
+)
+from switch_jax.config.validation import Checked, ConfigError, suggest
+
+__all__ = [
+    'CheckpointConfig',
+    'Checked',
+    'ConfigError',
+    'DataConfig',
+    'LayerPattern',
+    'LossConfig',
+    'MeshConfig',
+    'ModelConfig',
+    'MoeConfig',
+    'OptimizerConfig',
+    'RunConfig',
+    'flatten',
+    'layer_indices',
+    'suggest',
+]

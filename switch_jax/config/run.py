@@ -1,0 +1,207 @@
+"""How it is run: data, mesh, optimizer, checkpoints, and the whole run."""
+
+import dataclasses
+from typing import Any, Literal
+
+from switch_jax.config.model import ModelConfig
+from switch_jax.config.validation import Checked, ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Checked):
+  """What goes in: a SeqIO task or mixture, its lengths, and how batches are made of it.
+
+  Attributes:
+    mixture_or_task_name: a name in SeqIO's registry once `task_module` is imported.
+    task_module: the Python module that registers it (imported only after the configuration has been checked). A
+      function `register(data)` in it, if there is one, is called with this configuration.
+    feature_lengths: tokens of `inputs` and `targets` in a row of the batch.
+    batch_size: rows of the global batch.
+    num_data_shards: logical streams that are shuffled and packed alone; a multiple of the number of hosts. It is
+      part of the data's identity, the number of hosts is not.
+    text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
+    shuffle_buffer_size: examples held for shuffling in each stream.
+    prefetch: batches prepared ahead of the step.
+  """
+
+  mixture_or_task_name: str
+  feature_lengths: dict[str, int]
+  batch_size: int
+  task_module: str | None = None
+  train_split: str = 'train'
+  eval_split: str = 'validation'
+  num_data_shards: int = 1
+  text_files: str | None = None
+  use_cached_tasks: bool = False
+  pack: bool = True
+  shuffle: bool = True
+  shuffle_buffer_size: int = 1000
+  prefetch: int = 2
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
+    rule = "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}."
+    self.require(set(self.feature_lengths) == {'inputs', 'targets'}, 'feature_lengths', rule)
+    self.require(min(self.feature_lengths.values()) >= 1, 'feature_lengths', 'lengths must be at least 1.')
+    rule = f'the {self.batch_size} rows of the batch must divide into it; use a divisor of {self.batch_size}.'
+    self.require(self.batch_size % self.num_data_shards == 0, 'num_data_shards', rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Checked):
+  """The device mesh `(data, expert, model)`.
+
+  Attributes:
+    data, model: devices along the axis; -1 (for one of them) is whatever the others leave.
+    expert: devices along the expert axis; None is the largest divisor of the devices that divides `num_experts`.
+  """
+
+  data: int = -1
+  expert: int | None = None
+  model: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    sizes = (self.data, self.expert, self.model)
+    for name in ('data', 'expert', 'model'):
+      size = getattr(self, name)
+      self.require(size is None or size == -1 or size >= 1, name, 'an axis has at least 1 device (-1: what is left).')
+    self.require(sizes.count(-1) <= 1, 'data', 'only one axis may be -1 (what is left).')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Checked):
+  """Adafactor as T5X's, or AdamW, and the learning-rate schedule.
+
+  Attributes:
+    learning_rate: with `rsqrt` the factor before 1 / sqrt(max(step, warmup_steps)), else the peak rate.
+    schedule: `rsqrt` (no ramp, flat during warm-up, as T5), `constant`, or `linear` (ramp up in `warmup_steps`,
+      then down to 0 at `decay_steps`).
+    decay_rate: Adafactor's second-moment decay is 1 - t ** -decay_rate.
+    clip_threshold: Adafactor's bound of the root mean square of an update.
+    min_dim_size_to_factor: matrices whose two sides are at least this long are factored; experts always are.
+    max_grad_norm: global-norm clipping; None is off.
+  """
+
+  name: Literal['adafactor', 'adamw'] = 'adafactor'
+  learning_rate: float = 1.0
+  schedule: Literal['rsqrt', 'constant', 'linear'] = 'rsqrt'
+  warmup_steps: int = 10_000
+  decay_steps: int | None = None
+  decay_rate: float = 0.8
+  clip_threshold: float = 1.0
+  multiply_by_parameter_scale: bool = True
+  min_dim_size_to_factor: int = 128
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  max_grad_norm: float | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require_positive('learning_rate', 'decay_rate', 'clip_threshold', 'epsilon', 'max_grad_norm')
+    self.require_at_least(0, 'warmup_steps', 'weight_decay')
+    self.require_at_least(1, 'min_dim_size_to_factor', 'decay_steps')
+    self.require_rate('beta1', 'beta2')
+    if self.schedule == 'rsqrt':
+      self.require(self.warmup_steps >= 1, 'warmup_steps', '1 / sqrt(step) needs at least 1 step of warm-up.')
+    if self.schedule == 'linear':
+      rule = f'a linear decay needs its last step, greater than warmup_steps={self.warmup_steps}.'
+      self.require(self.decay_steps is not None and self.decay_steps > self.warmup_steps, 'decay_steps', rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(Checked):
+  """The language-model loss: cross-entropy in nats, label smoothing, and z-loss on the output logits."""
+
+  z_loss: float = 0.0
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require_at_least(0, 'z_loss')
+    self.require_rate('label_smoothing')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Checked):
+  """When checkpoints are written and which ones are kept.
+
+  Attributes:
+    period: steps between checkpoints; the last step is always saved.
+    keep: how many of the newest are kept; None keeps all.
+  """
+
+  period: int = 1000
+  keep: int | None = 3
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require_at_least(1, 'period')
+    self.require_at_least(2, 'keep')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Checked):
+  """One run: everything that `python -m switch_jax.main` needs.
+
+  Attributes:
+    model_dir: where the run lives; it belongs to one model, optimizer, task, batch size, seed and corpus.
+    train_steps: this run's own steps, from step 0.
+    random_seed: the seed of parameters, noise and data order.
+    eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
+    eval_steps: batches of one evaluation.
+    log_period: steps between lines of `train/metrics.jsonl`.
+  """
+
+  model_dir: str
+  model: ModelConfig
+  data: DataConfig
+  train_steps: int
+  random_seed: int
+  mesh: MeshConfig = MeshConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  loss: LossConfig = LossConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  eval_period: int | None = 1000
+  eval_steps: int = 20
+  log_period: int = 100
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
+    self.require_at_least(0, 'random_seed')
+    self.require_at_least(1, 'train_steps', 'eval_period', 'eval_steps', 'log_period')
+    if self.data.batch_size % (rows := (self.model.moe and self.model.moe.sequences_per_group) or 1):
+      raise ConfigError(
+          f'MoeConfig.sequences_per_group is {rows}, which does not divide the batch of {self.data.batch_size} rows; '
+          'use a divisor of it.'
+      )
+
+  def identity(self) -> dict[str, Any]:
+    """Returns what a MODEL_DIR belongs to, as one flat dictionary of dotted names.
+
+    Another mesh, more steps, other periods, or logging continue a run; a difference in any of these does not.
+    """
+    data = self.data.to_json()
+    for name in ('task_module', 'eval_split', 'prefetch', 'text_files'):
+      data.pop(name)
+    model = self.model.to_json()
+    for name in ('remat_policy',):
+      model.pop(name)
+    parts = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json(), 'data': data}
+    parts['random_seed'] = self.random_seed
+    return flatten(parts)
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns a nested dictionary as one level of dotted names."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(flatten(value, f'{prefix}{name}.'))
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat
