@@ -42,7 +42,8 @@ class MoeConfig(Checked):
     sample_temperature: the softmax temperature of `sample`.
     num_choices: how many choices `no_token_left_behind` tries for each token.
     second_policy_train, second_policy_eval: which second experts of `top2` are used: `all`, `none`, those whose
-      gate exceeds `second_threshold`, or `random`, kept with probability min(1, gate / second_threshold).
+      gate exceeds `second_threshold`, or `random`, kept with probability min(1, gate / second_threshold). Evaluation
+      draws `random` from a fixed seed, so its numbers repeat.
     normalize_gates: divide the two gates of `top2` by their sum.
     aux_loss_factor: the alpha of equation 4.
     router_z_loss_factor: weight of the squared log-partition function of the router; 0 is the paper.
@@ -51,7 +52,8 @@ class MoeConfig(Checked):
     expert_dropout_rate: dropout inside the experts (section 2.4: 0.4 in fine-tuning).
     router_dtype: `float32` is selective precision; `bfloat16` only reproduces Table 2.
     dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference.
-    drop_free_block_size: rows to which the run of each expert is padded when no token is dropped.
+    drop_free_block_size: rows to which the run of each expert is padded when no token is dropped; None picks a power
+      of two from 8 to 128 near the mean number of tokens per expert.
     attention_expert: what a Switch attention expert is: one `linear` map, or a feed-forward `mlp`.
   """
 
@@ -85,7 +87,7 @@ class MoeConfig(Checked):
   expert_dropout_rate: float = 0.0
   router_dtype: Literal['float32', 'bfloat16'] = 'float32'
   dispatch: Literal['slots', 'einsum'] = 'slots'
-  drop_free_block_size: int = 8
+  drop_free_block_size: int | None = None
   attention_expert: Literal['linear', 'mlp'] = 'linear'
 
   def __post_init__(self):

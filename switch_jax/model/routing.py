@@ -1,0 +1,293 @@
+"""Routing decisions: which token goes to which expert, and which slot it gets. Pure functions, no parameters.
+
+Axes: g groups, s tokens of a group, k choices of a token, e experts. Positions within an expert come from a sort of
+the choices and not from a cumulative sum over a one-hot `[g, s, e]`, so memory grows with tokens, not with
+tokens * experts.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from switch_jax.config import MoeConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+  """Where tokens go.
+
+  Attributes:
+    expert: int32 `[g, s, k]`, the experts of each token.
+    slot: int32 `[g, s, k]`, the token's position among the slots of that expert and group; -1 where it got none.
+    gate: float32 `[g, s, k]`, the factor of that expert's output; 0 where the token got no slot.
+  """
+
+  expert: jax.Array
+  slot: jax.Array
+  gate: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoutingStatistics:
+  """Sums over the tokens of each group that count (by default the real ones); losses and metrics are made of them.
+
+  Attributes:
+    tokens: float32 `[g]`, tokens counted.
+    expert_tokens: float32 `[g, e]`, tokens whose first choice is that expert, before dropping (T f_i, equation 5).
+    expert_probability: float32 `[g, e]`, sum of the router's probabilities (T P_i, equation 6); it has a gradient.
+    dropped: float32 `[g]`, tokens that no expert took.
+    entropy: float32 `[g]`, sum of the entropies of the router's distributions, in nats.
+    squared_log_partition: float32 `[g]`, sum of logsumexp(logits) ** 2; it has a gradient.
+  """
+
+  tokens: jax.Array
+  expert_tokens: jax.Array
+  expert_probability: jax.Array
+  dropped: jax.Array
+  entropy: jax.Array
+  squared_log_partition: jax.Array
+
+
+def expert_capacity(config: MoeConfig, group_tokens: int, deterministic: bool) -> int | None:
+  """Returns the slots of each expert for a group of `group_tokens` tokens; None drops nothing (equation 3).
+
+  max(rounding(group_tokens * factor / num_experts), min_expert_capacity), at most `group_tokens`; or the absolute
+  `expert_capacity`, also at most `group_tokens`.
+  """
+  if config.expert_capacity is not None:
+    return min(config.expert_capacity, group_tokens)
+  factor = config.eval_capacity_factor if deterministic else config.train_capacity_factor
+  if factor is None:
+    return None
+  exact = group_tokens * factor / config.num_experts
+  rounded = round(exact) if config.capacity_rounding == 'round' else int(exact)
+  return min(max(rounded, config.min_expert_capacity), group_tokens)
+
+
+def positions_within_expert(expert: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
+  """Returns how many earlier entries of the same row name the same expert, and how often each expert is named.
+
+  Args:
+    expert: int32 `[g, n]`, experts in order of priority; `num_experts` stands for "none".
+    num_experts: e.
+
+  Returns:
+    int32 `[g, n]` positions (of the entries that name an expert), and int32 `[g, e]` counts.
+  """
+  groups, length = expert.shape
+  group = jnp.arange(groups)[:, None]
+  counts = jnp.zeros((groups, num_experts + 1), jnp.int32).at[group, expert].add(1)
+  starts = jnp.cumsum(counts, axis=-1) - counts  # where the run of each expert begins in the sorted order
+  order = jnp.argsort(expert, axis=-1, stable=True)
+  ranked = jnp.take_along_axis(expert, order, axis=-1)
+  rank = jnp.arange(length, dtype=jnp.int32) - jnp.take_along_axis(starts, ranked, axis=-1)
+  positions = jnp.zeros_like(expert).at[group, order].set(rank, unique_indices=True)
+  return positions, counts[:, :-1]
+
+
+def first_come_slots(
+  expert: jax.Array, num_experts: int, capacity: int | None, priority: jax.Array | None
+) -> jax.Array:
+  """Returns the slot of every choice, -1 where the expert is full.
+
+  All first choices come before any second choice; within a choice tokens come in their order, or by falling
+  `priority`.
+
+  Args:
+    expert: int32 `[g, s, k]`; `num_experts` stands for "none".
+    num_experts: e.
+    capacity: slots of each expert and group; None for as many as needed.
+    priority: float32 `[g, s]` or None.
+  """
+  groups, tokens, choices = expert.shape
+  by_choice = expert.swapaxes(1, 2)  # [g, k, s]
+  if priority is not None:
+    order = jnp.argsort(-priority, axis=-1, stable=True)[:, None, :]
+    by_choice = jnp.take_along_axis(by_choice, order, axis=-1)
+  slots, _ = positions_within_expert(by_choice.reshape(groups, choices * tokens), num_experts)
+  slots = slots.reshape(groups, choices, tokens)
+  taken = by_choice < num_experts
+  if capacity is not None:
+    taken &= slots < capacity
+  slots = jnp.where(taken, slots, -1)
+  if priority is not None:
+    slots = jnp.take_along_axis(slots, jnp.argsort(order, axis=-1), axis=-1)
+  return slots.swapaxes(1, 2)
+
+
+def _take_probability(probabilities: jax.Array, expert: jax.Array) -> jax.Array:
+  """Returns the probabilities `[g, s, k]` of the experts `[g, s, k]`."""
+  return jnp.take_along_axis(probabilities, expert, axis=-1)
+
+
+def route_top1(
+  probabilities: jax.Array, chosen_by: jax.Array, takes_slot: jax.Array, config: MoeConfig, capacity: int | None
+) -> Routing:
+  """The Switch router: one expert a token, its full-softmax probability as the gate (section 2.1).
+
+  Args:
+    probabilities: float32 `[g, s, e]`, softmax of the router's logits.
+    chosen_by: float32 `[g, s, e]`, what the choice maximises: the logits, or logits with noise when sampling.
+    takes_slot: bool `[g, s]`.
+    config: gives the slot priority.
+    capacity: slots of each expert and group; None drops nothing.
+  """
+  best = jnp.argmax(chosen_by, axis=-1)[..., None].astype(jnp.int32)
+  gate = _take_probability(probabilities, best)
+  priority = gate[..., 0] if config.slot_priority == 'probability' else None
+  wanted = jnp.where(takes_slot[..., None], best, config.num_experts)
+  slot = first_come_slots(wanted, config.num_experts, capacity, priority)
+  return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
+
+
+def route_top2(
+  probabilities: jax.Array,
+  takes_slot: jax.Array,
+  config: MoeConfig,
+  capacity: int | None,
+  policy: str,
+  uniform: jax.Array | None,
+) -> Routing:
+  """The top-2 router of Mixture-of-Experts, Table 1's baseline (Shazeer et al. 2017; Lepikhin et al. 2020).
+
+  Args:
+    probabilities: float32 `[g, s, e]`.
+    takes_slot: bool `[g, s]`.
+    config: gives normalisation, threshold and slot priority.
+    capacity: slots of each expert and group, with no factor for the two choices; None drops nothing.
+    policy: which second experts are used: `all`, `none`, `threshold` or `random`.
+    uniform: float32 `[g, s]` in [0, 1), drawn for the policy `random`.
+  """
+  _, best = jax.lax.top_k(probabilities, 2)
+  best = best.astype(jnp.int32)
+  gate = _take_probability(probabilities, best)
+  priority = gate[..., 0] if config.slot_priority == 'probability' else None
+  if config.normalize_gates:
+    gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-9)
+  second = gate[..., 1]
+  wants_second = {
+    'all': lambda: jnp.ones_like(takes_slot),
+    'none': lambda: jnp.zeros_like(takes_slot),
+    'threshold': lambda: second > config.second_threshold,
+    'random': lambda: uniform < second / config.second_threshold,
+  }[policy]()
+  wants = jnp.stack([takes_slot, takes_slot & wants_second], axis=-1)
+  slot = first_come_slots(jnp.where(wants, best, config.num_experts), config.num_experts, capacity, priority)
+  return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
+
+
+def route_no_token_left_behind(
+  probabilities: jax.Array, takes_slot: jax.Array, config: MoeConfig, capacity: int | None
+) -> Routing:
+  """Tokens that overflow try their second choice, then the third, and so on (appendix B).
+
+  The gate is the softmax probability of the expert that took the token. Arguments as for `route_top1`.
+  """
+  _, ranked = jax.lax.top_k(probabilities, config.num_choices)
+  ranked = ranked.astype(jnp.int32)
+  expert, slot = ranked[..., 0], jnp.full(takes_slot.shape, -1, jnp.int32)
+  used = jnp.zeros((probabilities.shape[0], config.num_experts), jnp.int32)
+  for choice in range(config.num_choices):
+    wanted = jnp.where(takes_slot & (slot < 0), ranked[..., choice], config.num_experts)
+    position, counts = positions_within_expert(wanted, config.num_experts)
+    position += jnp.take_along_axis(used, jnp.minimum(wanted, config.num_experts - 1), axis=-1)
+    taken = wanted < config.num_experts
+    if capacity is not None:
+      taken &= position < capacity
+      counts = jnp.minimum(counts, capacity - used)
+    expert, slot = jnp.where(taken, wanted, expert), jnp.where(taken, position, slot)
+    used += counts
+  expert, slot = expert[..., None], slot[..., None]
+  return Routing(expert, slot, jnp.where(slot >= 0, _take_probability(probabilities, expert), 0.0))
+
+
+def route_expert_choice(probabilities: jax.Array, takes_slot: jax.Array, config: MoeConfig, capacity: int) -> Routing:
+  """Every expert takes the `capacity` tokens to which the router gives it the highest probability (Zhou et al. 2022).
+
+  A token may be taken by any number of experts, so k = e here. Arguments as for `route_top1`.
+  """
+  scores = jnp.where(takes_slot[..., None], probabilities, -1.0).swapaxes(1, 2)  # [g, e, s]
+  value, token = jax.lax.top_k(scores, capacity)  # [g, e, capacity], in falling order
+  rank = jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), token.shape)
+  slot = jnp.full(scores.shape, -1, jnp.int32)
+  slot = jnp.put_along_axis(slot, token, jnp.where(value >= 0, rank, -1), axis=-1, inplace=False).swapaxes(1, 2)
+  expert = jnp.broadcast_to(jnp.arange(config.num_experts, dtype=jnp.int32), slot.shape)
+  return Routing(expert, slot, jnp.where(slot >= 0, probabilities, 0.0))
+
+
+def route(
+  logits: jax.Array,
+  real: jax.Array,
+  config: MoeConfig,
+  capacity: int | None,
+  *,
+  deterministic: bool,
+  gumbel: jax.Array | None = None,
+  uniform: jax.Array | None = None,
+) -> tuple[Routing, RoutingStatistics]:
+  """Routes the tokens of each group.
+
+  Args:
+    logits: float32 `[g, s, e]`, the router's output.
+    real: bool `[g, s]`, False for padding.
+    config: the router and its options.
+    capacity: slots of each expert and group; None drops nothing.
+    deterministic: evaluation: no exploration, the evaluation policy for second experts.
+    gumbel: standard Gumbel noise `[g, s, e]` for the exploration `sample`.
+    uniform: noise in [0, 1) `[g, s]` for the second policy `random`.
+  """
+  # Selective precision (section 2.4): all of this is float32, unless Table 2's bfloat16 router is asked for.
+  logits = logits.astype(config.router_dtype)
+  counted = jnp.ones_like(real) if config.padding_takes_slots else real
+  log_partition = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  probabilities = jnp.exp(logits - log_partition).astype(jnp.float32)
+  if config.router == 'top1':
+    chosen_by = logits
+    if gumbel is not None:
+      chosen_by = logits / config.sample_temperature + gumbel
+    routing = route_top1(probabilities, chosen_by, counted, config, capacity)
+  elif config.router == 'top2':
+    policy = config.second_policy_eval if deterministic else config.second_policy_train
+    routing = route_top2(probabilities, counted, config, capacity, policy, uniform)
+  elif config.router == 'no_token_left_behind':
+    routing = route_no_token_left_behind(probabilities, counted, config, capacity)
+  else:
+    routing = route_expert_choice(probabilities, counted, config, capacity)
+  first = jnp.argmax(logits, axis=-1) if config.router != 'top1' else routing.expert[..., 0]
+  return routing, statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted)
+
+
+def statistics(
+  logits: jax.Array,
+  log_partition: jax.Array,
+  probabilities: jax.Array,
+  first_choice: jax.Array,
+  slot: jax.Array,
+  counted: jax.Array,
+) -> RoutingStatistics:
+  """Sums what losses and metrics need over the tokens that count.
+
+  Args:
+    logits, probabilities: `[g, s, e]`.
+    log_partition: `[g, s]`, logsumexp of the logits.
+    first_choice: int32 `[g, s]`.
+    slot: int32 `[g, s, k]`, -1 for no slot.
+    counted: bool `[g, s]`.
+  """
+  num_experts = logits.shape[-1]
+  weight = counted.astype(jnp.float32)
+  _, expert_tokens = positions_within_expert(jnp.where(counted, first_choice, num_experts), num_experts)
+  log_partition = log_partition.astype(jnp.float32)
+  # H = logsumexp - sum p logits needs no logarithm of a probability that may be zero.
+  entropy = log_partition - jnp.einsum('gse,gse->gs', probabilities, logits.astype(jnp.float32))
+  return RoutingStatistics(
+    tokens=jnp.sum(weight, axis=-1),
+    expert_tokens=jax.lax.stop_gradient(expert_tokens.astype(jnp.float32)),
+    expert_probability=jnp.einsum('gse,gs->ge', probabilities, weight, precision=jax.lax.Precision.HIGHEST),
+    dropped=jnp.sum(weight * jnp.all(slot < 0, axis=-1), axis=-1),
+    entropy=jax.lax.stop_gradient(jnp.sum(weight * entropy, axis=-1)),
+    squared_log_partition=jnp.sum(weight * jnp.square(log_partition), axis=-1),
+  )

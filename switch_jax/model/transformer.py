@@ -1,0 +1,270 @@
+"""The T5 encoder-decoder with Switch layers: assembly of layers into stacks, the only place that scans and remats."""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from switch_jax.config import ModelConfig
+from switch_jax.model import initializers
+from switch_jax.model.attention import MultiHeadAttention, RelativePositionBias
+from switch_jax.model.layers import Dropout, Embed, LayerNorm, MlpBlock
+from switch_jax.model.routing import RoutingStatistics
+from switch_jax.model.switch import SwitchLayer
+from switch_jax.model.switch_attention import SwitchSelfAttention
+from switch_jax.parallel import Layout
+
+Stack = Literal['encoder', 'decoder']
+Statistics = dict[str, RoutingStatistics]
+
+# What remat keeps of a Switch layer in every policy but `full`: without it the all-to-alls would run again.
+_EXCHANGED = ('to_experts', 'from_experts')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What the layers of a stack share.
+
+  Attributes:
+    real: bool `[batch, length]`, False for padding.
+    query_segments, key_segments: int32 `[batch, length]` for self-attention.
+    bias: float32 `[heads, length, length]`.
+    encoded: the encoder's output `[batch, inputs length, embed]`, or None in the encoder.
+    memory_query_segments, memory_key_segments: the same for attention to `encoded`.
+  """
+
+  real: jax.Array
+  query_segments: jax.Array
+  key_segments: jax.Array
+  bias: jax.Array
+  encoded: jax.Array | None = None
+  memory_query_segments: jax.Array | None = None
+  memory_key_segments: jax.Array | None = None
+
+
+class Layer(nn.Module):
+  """One encoder or decoder layer; pre-norm, residual around each part."""
+
+  config: ModelConfig
+  layout: Layout
+  deterministic: bool
+  stack: Stack
+  index: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, Statistics]:
+    """Maps `[batch, length, embed]` to itself; returns the statistics of the routers by name (`mlp`, ...)."""
+    config, is_decoder = self.config, self.stack == 'decoder'
+    drop = lambda y: Dropout(config.dropout_rate, self.deterministic)(y)  # noqa: E731
+    norm = lambda name: LayerNorm(config.layer_norm_epsilon, name=name)  # noqa: E731
+    common = dict(config=config, layout=self.layout, deterministic=self.deterministic)
+    statistics: Statistics = {}
+
+    name = 'self_attention' if is_decoder else 'attention'
+    y = norm(f'pre_{name}_layer_norm')(x)
+    segments = (context.query_segments, context.key_segments)
+    if self.index in config.switch_attention_layers(self.stack):
+      attention = SwitchSelfAttention(**common, causal=is_decoder, name=name)
+      y, statistics = attention(y, context.real, segments, context.bias)
+    else:
+      y = MultiHeadAttention(**common, causal=is_decoder, name=name)(y, y, *segments, context.bias)
+    x = x + drop(y)
+
+    if is_decoder:
+      y = norm('pre_cross_attention_layer_norm')(x)
+      attention = MultiHeadAttention(**common, name='encoder_decoder_attention')
+      x = x + drop(attention(y, context.encoded, context.memory_query_segments, context.memory_key_segments))
+
+    y = norm('pre_mlp_layer_norm')(x)
+    if self.index in config.switch_layers(self.stack):
+      y, statistics['mlp'] = SwitchLayer(**common, name='mlp')(y, context.real)
+    else:
+      y = MlpBlock(config, self.deterministic, name='mlp')(y)
+    x = x + drop(y)
+    return self.layout.constrain(x, 'batch', 'length', 'embed'), statistics
+
+
+def block_length(config: ModelConfig, stack: Stack) -> int:
+  """Returns the layers of a scanned block: the shortest period after which dense and Switch layers repeat."""
+  count = config.num_layers(stack)
+  kinds = [(i in config.switch_layers(stack), i in config.switch_attention_layers(stack)) for i in range(count)]
+  return next(n for n in range(1, count + 1) if count % n == 0 and kinds == kinds[:n] * (count // n))
+
+
+class Block(nn.Module):
+  """The layers of one scanned block."""
+
+  config: ModelConfig
+  layout: Layout
+  deterministic: bool
+  stack: Stack
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Statistics]]:
+    """Applies the layers in turn; returns their statistics by name (`layers_1`, ...)."""
+    statistics = {}
+    for i in range(block_length(self.config, self.stack)):
+      layer = Layer(self.config, self.layout, self.deterministic, self.stack, i, name=f'layers_{i}')
+      x, statistics[f'layers_{i}'] = layer(x, context)
+    return x, statistics
+
+
+def _remat(module: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
+  """Returns the module with the configuration's rematerialisation."""
+  if config.remat_policy == 'none':
+    return module
+  policies = jax.checkpoint_policies
+  policy = {
+    'full': policies.nothing_saveable,
+    'minimal': policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*_EXCHANGED)
+    ),
+  }[config.remat_policy]
+  return nn.remat(module, prevent_cse=not config.scan_layers, policy=policy)
+
+
+def _named(statistics: Statistics, layer: str, found: dict[str, RoutingStatistics]) -> None:
+  """Files the statistics of one layer under `encoder_1` (its feed-forward router) or `encoder_1_<router>`."""
+  for router, value in statistics.items():
+    found[layer if router == 'mlp' else f'{layer}_{router}'] = value
+
+
+class Logits(nn.Module):
+  """The output projection of a model whose logits are not tied to the embedding."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns float32 logits `[batch, length, vocab]`."""
+    shape = (self.config.emb_dim, self.config.vocab_size)
+    init = nn.with_logical_partitioning(initializers.kernel(self.config, 'logits'), ('embed', 'vocab'))
+    kernel = self.param('kernel', init, shape, jnp.float32)
+    return jnp.einsum('bld,dv->blv', x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class LayerStack(nn.Module):
+  """All layers of the encoder or of the decoder, one by one or scanned, and the final norm."""
+
+  config: ModelConfig
+  layout: Layout
+  deterministic: bool
+  stack: Stack
+
+  @nn.compact
+  def __call__(self, x: jax.Array, context_of: Any) -> tuple[jax.Array, Statistics]:
+    """Applies the stack.
+
+    Args:
+      x: embedded tokens `[batch, length, embed]`.
+      context_of: given the stack's relative-position bias `[heads, length, length]`, returns the `Context`.
+
+    Returns:
+      `[batch, length, embed]`, or float32 logits `[batch, length, vocab]` from a decoder whose logits are not tied to
+      the embedding; and the statistics by layer (`encoder_1`, `decoder_3`, ...).
+    """
+    config, length = self.config, x.shape[1]
+    bias = RelativePositionBias(config, self.stack == 'encoder', name='relpos_bias')(length, length)
+    context = context_of(bias)
+    x = Dropout(config.dropout_rate, self.deterministic)(x)
+    found: Statistics = {}
+    if config.scan_layers:
+      period = block_length(config, self.stack)
+      count = config.num_layers(self.stack) // period
+      scanned = nn.scan(
+        _remat(Block, config),
+        variable_axes={'params': 0},
+        split_rngs={'params': True, 'dropout': True, 'jitter': True},
+        in_axes=nn.broadcast,
+        length=count,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+      )
+      x, stacked = scanned(config, self.layout, self.deterministic, self.stack, name='blocks')(x, context)
+      for i in range(config.num_layers(self.stack)):
+        layer = jax.tree.map(lambda array, b=i // period: array[b], stacked[f'layers_{i % period}'])
+        _named(layer, f'{self.stack}_{i}', found)
+    else:
+      layer_class = _remat(Layer, config)
+      for i in range(config.num_layers(self.stack)):
+        layer = layer_class(config, self.layout, self.deterministic, self.stack, i, name=f'layers_{i}')
+        x, statistics = layer(x, context)
+        _named(statistics, f'{self.stack}_{i}', found)
+    x = LayerNorm(config.layer_norm_epsilon, name=f'{self.stack}_norm')(x)
+    x = Dropout(config.dropout_rate, self.deterministic)(x)
+    if self.stack == 'decoder' and not config.logits_via_embedding:
+      x = Logits(config, name='logits_dense')(x)
+    return x, found
+
+
+class Transformer(nn.Module):
+  """The encoder-decoder.
+
+  Attributes:
+    config: what is computed.
+    layout: where it is computed.
+    deterministic: evaluation: no dropout, no exploration, the evaluation capacity.
+  """
+
+  config: ModelConfig
+  layout: Layout
+  deterministic: bool = True
+
+  def setup(self):
+    arguments = (self.config, self.layout, self.deterministic)
+    self.token_embedder = Embed(self.config)
+    self.encoder = LayerStack(*arguments, 'encoder')
+    self.decoder = LayerStack(*arguments, 'decoder')
+
+  def encode(self, tokens: jax.Array, segments: jax.Array | None = None) -> tuple[jax.Array, Statistics]:
+    """Returns the encoder's output `[batch, length, embed]` for int32 tokens `[batch, length]`, and statistics.
+
+    Args:
+      tokens: 0 is padding.
+      segments: int32 segment ids of packed examples, 0 for padding; None for one example a row.
+    """
+    keys = (tokens > 0).astype(jnp.int32) if segments is None else segments
+    queries = keys if self.config.mask_padding_queries else jnp.maximum(keys, 1)
+    x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'embed')
+    return self.encoder(x, lambda bias: Context(keys > 0, queries, keys, bias))
+
+  def decode(
+    self,
+    encoded: jax.Array,
+    encoder_tokens: jax.Array,
+    tokens: jax.Array,
+    encoder_segments: jax.Array | None = None,
+    segments: jax.Array | None = None,
+  ) -> tuple[jax.Array, Statistics]:
+    """Returns float32 logits `[batch, length, vocab]` for the decoder's int32 input tokens, and statistics.
+
+    Without `segments` every row is one example whose first token is the start symbol (0), so only zeros after it are
+    padding; causal attention needs no mask for them.
+    """
+    memory_keys = (encoder_tokens > 0).astype(jnp.int32) if encoder_segments is None else encoder_segments
+    if segments is None:
+      queries = jnp.ones_like(tokens)
+      real = (tokens > 0).at[:, 0].set(True)
+    else:
+      queries, real = segments, segments > 0
+    x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'embed')
+    context = lambda bias: Context(real, queries, queries, bias, encoded, queries, memory_keys)  # noqa: E731
+    x, statistics = self.decoder(x, context)
+    logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
+    return self.layout.constrain(logits, 'batch', 'length', 'vocab'), statistics
+
+  def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, Statistics]:
+    """Returns float32 logits `[batch, targets length, vocab]` and the statistics of all routers by layer.
+
+    Args:
+      batch: `encoder_input_tokens`, `decoder_input_tokens` and, for packed examples, `encoder_segment_ids` and
+        `decoder_segment_ids`, int32 `[batch, length]`.
+    """
+    encoder_tokens, encoder_segments = batch['encoder_input_tokens'], batch.get('encoder_segment_ids')
+    encoded, statistics = self.encode(encoder_tokens, encoder_segments)
+    logits, decoder_statistics = self.decode(
+      encoded, encoder_tokens, batch['decoder_input_tokens'], encoder_segments, batch.get('decoder_segment_ids')
+    )
+    return logits, statistics | decoder_statistics

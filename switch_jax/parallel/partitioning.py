@@ -1,0 +1,148 @@
+"""Logical axes, the table that maps them to mesh axes, and how functions are run shard by shard.
+
+A layer names the axes of its arrays; a table of rules says on which mesh axes they lie. An unknown name, or two
+logical axes of one array on the same mesh axis, is an error: Flax's own rules would replicate silently.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from switch_jax.config import ConfigError, suggest
+from switch_jax.parallel.mesh import MESH_AXES, TOKEN_AXES
+
+MeshAxes = str | tuple[str, ...] | None
+
+LOGICAL_AXES = {
+  'batch': 'rows of the batch',
+  'length': 'positions in a row',
+  'embed': 'the residual width, emb_dim',
+  'mlp': 'the hidden width of a dense feed-forward network, mlp_dim',
+  'expert_mlp': 'the hidden width of an expert',
+  'heads': 'attention heads, or heads * head_dim in a kernel',
+  'kv': 'the width of a head, head_dim',
+  'vocab': 'the padded vocabulary',
+  'expert': 'experts, num_experts',
+  'layers': 'blocks of a scanned stack',
+  'relpos_buckets': 'relative-position buckets',
+}
+
+# Expert + model + data parallelism; with a mesh axis of size 1 the other layouts of Figure 9 fall out of it.
+DEFAULT_RULES: Mapping[str, MeshAxes] = {
+  'batch': TOKEN_AXES,
+  'length': None,
+  'embed': None,
+  'mlp': 'model',
+  'expert_mlp': 'model',
+  'heads': 'model',
+  'kv': None,
+  'vocab': 'model',
+  'expert': 'expert',
+  'layers': None,
+  'relpos_buckets': None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh and the rules by which arrays lie on it: all that the model knows of the machine.
+
+  Attributes:
+    mesh: a mesh with the axes `(data, expert, model)`.
+    rules: mesh axes of each logical axis, as `(name, axes)` pairs; missing names take `DEFAULT_RULES`.
+  """
+
+  mesh: Mesh
+  rules: tuple[tuple[str, MeshAxes], ...] = ()
+
+  def __post_init__(self):
+    for name, axes in self.rules:
+      if name not in LOGICAL_AXES:
+        raise ConfigError(
+          f'layout rules name the logical axis {name!r}; known are {", ".join(LOGICAL_AXES)}.'
+          f'{suggest(name, LOGICAL_AXES)}'
+        )
+      for axis in (axes,) if isinstance(axes, str) else axes or ():
+        if axis not in MESH_AXES:
+          raise ConfigError(f'the layout rule of {name!r} names the mesh axis {axis!r}; use {", ".join(MESH_AXES)}.')
+
+  @classmethod
+  def single_device(cls) -> 'Layout':
+    """Returns the layout of one device, for notebooks and tests."""
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return cls(jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=axis_types, devices=jax.devices()[:1]))
+
+  def size(self, axis: str) -> int:
+    """Returns the number of devices along a mesh axis."""
+    return self.mesh.shape[axis]
+
+  @property
+  def num_token_shards(self) -> int:
+    """The number of shards the rows of a batch are split into."""
+    return self.size('data') * self.size('expert')
+
+  @property
+  def runs_on_cpu(self) -> bool:
+    """Whether the mesh is made of CPU devices, where attention is computed row by row (see `model/attention.py`)."""
+    return self.mesh.devices.flat[0].platform == 'cpu'
+
+  def spec(self, *names: str | None) -> PartitionSpec:
+    """Returns the partition of an array whose axes have these logical names (None: not split on purpose).
+
+    Raises:
+      ConfigError: a name is unknown, or two axes of the array would lie on one mesh axis.
+    """
+    table = {**DEFAULT_RULES, **dict(self.rules)}
+    entries, owner = [], {}
+    for name in names:
+      if name is not None and name not in table:
+        raise ConfigError(f'{name!r} is not a logical axis; known are {", ".join(table)}.{suggest(name, table)}')
+      axes = table[name] if name is not None else None
+      for axis in (axes,) if isinstance(axes, str) else axes or ():
+        if axis in owner:
+          raise ConfigError(
+            f'the axes {names} put both {owner[axis]!r} and {name!r} on the mesh axis {axis!r}; '
+            'one mesh axis can split only one axis of an array. Change one of the two layout rules.'
+          )
+        owner[axis] = name
+      entries.append(axes)
+    return PartitionSpec(*entries)
+
+  def sharding(self, *names: str | None) -> NamedSharding:
+    """Returns the sharding of an array whose axes have these logical names."""
+    return NamedSharding(self.mesh, self.spec(*names))
+
+  def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+    """Tells the compiler how an activation lies on the mesh."""
+    return jax.lax.with_sharding_constraint(x, self.sharding(*names))
+
+  def per_token_shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns `function` run by every (data, expert) shard on its own rows; the model axis stays automatic.
+
+    Args:
+      function: sees the local block of every argument.
+      in_specs, out_specs: partitions over the `data` and `expert` axes only, as for `jax.shard_map`.
+    """
+    return jax.shard_map(
+      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(TOKEN_AXES)
+    )
+
+  def batch_sharding(self) -> NamedSharding:
+    """Returns how the rows of a batch `[batch, length]` lie on the mesh."""
+    return self.sharding('batch', 'length')
+
+  def replicated(self) -> NamedSharding:
+    """Returns the sharding of a value that every device holds."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+
+def lift(x: jax.Array, axes: Sequence[str]) -> jax.Array:
+  """Marks a value that is equal on all shards along `axes` as free to differ, so that its gradient is summed there.
+
+  Parameters enter a shard in float32 and are lifted before they are cast: the gradient is then reduced in float32,
+  as selective precision wants, and XLA:CPU is spared a bfloat16 all-reduce, which aborts it.
+  """
+  return jax.lax.pcast(x, tuple(axes), to='varying') if axes else x
