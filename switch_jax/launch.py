@@ -1,0 +1,174 @@
+"""The process a run lives in: memory allocator, platform, logging, compilation cache, several hosts.
+
+Nothing here imports JAX before it is called; `main` calls it once the configuration has been checked.
+"""
+
+import glob
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+
+from switch_jax.config import ConfigError
+
+_TUNABLE = 'glibc.malloc.hugetlb=1'
+_RESTARTED = 'SWITCH_JAX_RESTARTED'
+
+
+def has_tpu() -> bool:
+  """Whether TPU chips are attached to this machine, judged by the device files; imports nothing."""
+  return bool(glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*'))
+
+
+def runs_on_cpu() -> bool:
+  """Whether JAX will compute on the CPU, judged by the environment and the device files; imports nothing."""
+  if platforms := os.environ.get('JAX_PLATFORMS'):
+    return platforms == 'cpu'
+  return not (has_tpu() or glob.glob('/dev/nvidia[0-9]*') or os.path.exists('/dev/kfd'))
+
+
+def _huge_pages_available() -> bool:
+  if not sys.platform.startswith('linux'):
+    return False
+  try:
+    name, version = (os.confstr('CS_GNU_LIBC_VERSION') or '').split()
+    major, minor = version.split('.')[:2]
+    setting = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled').read_text()
+    return name == 'glibc' and (int(major), int(minor)) >= (2, 35) and '[never]' not in setting
+  except (ValueError, OSError):
+    return False
+
+
+def restart_with_huge_pages() -> None:
+  """On a CPU, starts this process again with huge pages for malloc, unless the user has set GLIBC_TUNABLES.
+
+  XLA:CPU allocates its temporaries anew in every step; with huge pages a training step was seen to take 0.67 to 0.85
+  of the time, with the same bits. glibc reads the setting only when a process starts, hence the exec: same
+  process id, same arguments, before anything large is imported. GLIBC_TUNABLES= (empty) turns it off.
+  """
+  asked = 'GLIBC_TUNABLES' in os.environ or _RESTARTED in os.environ
+  if asked or not sys.executable or not runs_on_cpu() or not _huge_pages_available():
+    return
+  # The second variable ends it if something strips GLIBC_TUNABLES from the environment on the way.
+  environment = {**os.environ, 'GLIBC_TUNABLES': _TUNABLE, _RESTARTED: '1'}
+  try:
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+  except OSError:
+    return  # It is only about speed.
+
+
+def cache_directory() -> pathlib.Path:
+  """Returns where things that can be made again are kept: SWITCH_JAX_CACHE, or ~/.cache/switch_jax."""
+  return pathlib.Path(os.environ.get('SWITCH_JAX_CACHE') or '~/.cache/switch_jax').expanduser()
+
+
+def quiet_logging(debug: bool) -> None:
+  """Silences what libraries log below errors, and the noise of a TPU library on a machine without a TPU."""
+  if not debug:
+    for name in ('absl', 'orbax', 'etils'):
+      logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  if runs_on_cpu() and importlib.util.find_spec('libtpu'):
+    # For ahead-of-time compilation libtpu may be installed anywhere; without chips JAX would try it and complain.
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def use_compilation_cache(directory: str | None) -> None:
+  """Makes compiled programs survive the process: a restart then compiles nothing anew.
+
+  Args:
+    directory: None for `xla` in the cache directory (or what JAX_COMPILATION_CACHE_DIR says), `off` for no cache.
+
+  Raises:
+    ConfigError: a directory was asked for and cannot be written.
+  """
+  import jax
+
+  if directory == 'off':
+    jax.config.update('jax_enable_compilation_cache', False)
+    return
+  # The default threshold of one second would skip dozens of small programs at every start.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  if directory is None and jax.config.jax_compilation_cache_dir:
+    return
+  path = pathlib.Path(directory).expanduser() if directory else cache_directory() / 'xla'
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+      raise PermissionError(f'{path} is not writable')
+  except OSError as error:
+    if directory:
+      raise ConfigError(
+        f'--compilation_cache_dir={directory} cannot be used ({error}); give a folder that can be written, or off.'
+      ) from None
+    print(f'note: compiled programs are not kept ({error}); set SWITCH_JAX_CACHE to change that', file=sys.stderr)
+    return
+  jax.config.update('jax_compilation_cache_dir', str(path))
+
+
+def check_hosts(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Checks the three flags of a run on several hosts.
+
+  Raises:
+    ConfigError: only some of the three are given, or they contradict each other.
+  """
+  given = {
+    '--coordinator_address': coordinator_address,
+    '--num_processes': num_processes,
+    '--process_id': process_id,
+  }
+  missing = [name for name, value in given.items() if value is None]
+  if len(missing) == len(given):
+    return
+  if missing:
+    raise ConfigError(f'{" and ".join(missing)} must be given too: several hosts need all three of {", ".join(given)}.')
+  host, _, port = coordinator_address.rpartition(':')
+  if not host or not port.isdigit():
+    raise ConfigError(
+      f'--coordinator_address is {coordinator_address!r}; it must be HOST:PORT of process 0, as 10.0.0.1:1234.'
+    )
+  if num_processes < 1 or not 0 <= process_id < num_processes:
+    raise ConfigError(
+      f'--process_id is {process_id} with --num_processes={num_processes}; there must be at least 1 process, and they '
+      'are numbered from 0 to num_processes - 1.'
+    )
+
+
+def join_hosts(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Connects the processes of a run on several hosts; does nothing on one.
+
+  Args:
+    coordinator_address: host:port of process 0; None on one host, and on Cloud TPU, which knows its own hosts.
+    num_processes: how many processes there are.
+    process_id: which one this is.
+
+  Raises:
+    ConfigError: the others cannot be reached.
+  """
+  if coordinator_address is None:
+    _join_cloud_tpu()
+    return
+  import jax
+
+  if runs_on_cpu():
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(coordinator_address, num_processes, process_id)
+  except (RuntimeError, ValueError) as error:
+    raise ConfigError(
+      f'process {process_id} could not join {coordinator_address}: {error}. Is the same command, with its own '
+      '--process_id, running on every host?'
+    ) from None
+
+
+def _join_cloud_tpu() -> None:
+  workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
+  if not has_tpu() or (workers and ',' not in workers):
+    return
+  import jax
+
+  try:
+    jax.distributed.initialize()
+  except ValueError:
+    return  # JAX recognises no cluster: a TPU machine on its own.

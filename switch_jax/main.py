@@ -1,0 +1,181 @@
+"""The command line: flags, gin files, one `RunConfig`, and the thing to do with it.
+
+Errors of the user end in one line and exit status 1 before JAX or TensorFlow are imported, whenever that can be.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+import switch_jax
+from switch_jax import launch
+from switch_jax.config import ConfigError, suggest
+
+RUN_MODES = ('train', 'eval', 'infer', 'plan')
+
+_EPILOG = """\
+--gin.NAME=VALUE sets a macro (--gin.TRAIN_STEPS=1000) or a field (--gin.config.ModelConfig.emb_dim=256) over all
+gin files. Text needs no quotes of its own: --gin.MODEL_DIR=/some/dir.
+
+  python -m switch_jax.main --gin_file=gin/examples/quickstart.gin --gin.TRAIN_STEPS=1000
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are the user's configuration errors."""
+
+  def error(self, message):
+    raise ConfigError(f'{message}; see --help.')
+
+
+class _Version(argparse.Action):
+  """Prints the versions that a report of a bug should contain."""
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    from importlib import metadata
+
+    packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'seqio', 'tensorflow')
+    found = []
+    for package in packages:
+      try:
+        found.append(f'{package} {metadata.version(package)}')
+      except metadata.PackageNotFoundError:
+        found.append(f'{package} is missing')
+    print(f'switch_jax {switch_jax.__version__} (Python {sys.version.split()[0]}, {", ".join(found)})')
+    parser.exit()
+
+
+def _make_parser() -> argparse.ArgumentParser:
+  parser = _Parser(
+    prog='python -m switch_jax.main',
+    description='Train Switch Transformers.',
+    epilog=_EPILOG,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--gin_file', action='append', default=[], metavar='FILE', help='a gin file; later ones win over earlier ones')
+  add('--gin_search_paths', default='', metavar='DIRS', help='folders, with commas, to look for gin files in')
+  add('--run_mode', default='train', metavar='MODE', help=f'one of {", ".join(RUN_MODES)} (default: train)')
+  add('--dry_run', action='store_true', help='print parameters, mesh, shardings and expert capacity, and stop')
+  add('--debug', action='store_true', help='show tracebacks and the log lines of libraries')
+  add('--profile', action='store_true', help='write a profile of some steps for TensorBoard under MODEL_DIR')
+  add('--compilation_cache_dir', metavar='DIR', help='where compiled programs are kept; off for nowhere')
+  add('--coordinator_address', metavar='HOST:PORT', help='process 0, on several hosts that are not Cloud TPU')
+  add('--num_processes', type=int, metavar='N', help='number of processes, on several hosts')
+  add('--process_id', type=int, metavar='I', help='which of them this is, from 0')
+  add('--version', action=_Version, nargs=0, help='print versions and stop')
+  return parser
+
+
+def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Separates `--gin.NAME=VALUE` and `--gin.NAME VALUE` from the flags.
+
+  Returns:
+    The other arguments, and the bindings as `NAME=VALUE`.
+
+  Raises:
+    ConfigError: a binding at the end has no value.
+  """
+  others, bindings = [], []
+  arguments = iter(argv)
+  for argument in arguments:
+    if not argument.startswith('--gin.'):
+      others.append(argument)
+      continue
+    binding = argument.removeprefix('--gin.')
+    if '=' not in binding:
+      value = next(arguments, '--')
+      if value.startswith('--'):
+        raise ConfigError(f'{argument} has no value; write {argument}=VALUE.')
+      binding = f'{binding}={value}'
+    bindings.append(binding)
+  return others, bindings
+
+
+def _refuse(argument: str, flags: Sequence[str]) -> None:
+  """Raises a `ConfigError` for an argument that is no flag, with what was probably meant."""
+  name, _, value = argument.partition('=')
+  if argument.endswith('.gin') and not argument.startswith('-'):
+    hint = f'a gin file is given with --gin_file={argument}.'
+  elif re.fullmatch(r'-*[A-Z][A-Z0-9_]*', name):
+    hint = f'macros are set with --gin.{name.lstrip("-")}={value or "VALUE"}.'
+  else:
+    near = difflib.get_close_matches('--' + name.lstrip('-'), flags, n=1)
+    hint = f'did you mean {near[0]}?' if near else 'see --help.'
+  raise ConfigError(f'unknown {"flag" if argument.startswith("-") else "argument"} {argument!r}: {hint}')
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and the gin bindings as `NAME=VALUE`.
+
+  Raises:
+    ConfigError: a flag is unknown, wrong or lacks its value.
+  """
+  others, bindings = split_gin_bindings(argv)
+  parser = _make_parser()
+  flags, unknown = parser.parse_known_args(others)
+  if flags.run_mode not in RUN_MODES:
+    raise ConfigError(
+      f'--run_mode is {flags.run_mode!r}; it must be one of {", ".join(RUN_MODES)}.{suggest(flags.run_mode, RUN_MODES)}'
+    )
+  if flags.run_mode != 'train':
+    raise ConfigError(
+      f'--run_mode={flags.run_mode} is not in this version ({switch_jax.__version__}); --run_mode=train is.'
+    )
+  if unknown:
+    _refuse(unknown[0], list(parser._option_string_actions))
+  if not flags.gin_file:
+    raise ConfigError('no gin file was given; start with --gin_file=gin/examples/quickstart.gin.')
+  launch.check_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
+  return flags, bindings
+
+
+def _run(argv: Sequence[str]) -> None:
+  flags, bindings = parse_flags(argv)
+  from switch_jax import gin_files
+
+  search_paths = [path for path in flags.gin_search_paths.split(',') if path]
+  run, config_gin = gin_files.load_run(flags.gin_file, bindings, search_paths)
+
+  launch.quiet_logging(flags.debug)
+  launch.use_compilation_cache(flags.compilation_cache_dir)
+  launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
+  from switch_jax import training
+
+  if flags.dry_run:
+    print(training.describe(run))
+  else:
+    training.train(run, config_gin=config_gin, profile=flags.profile)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line and returns the exit status: 0, 1 for an error, 130 if interrupted from the keyboard."""
+  argv = sys.argv[1:] if argv is None else argv
+  try:
+    _run(argv)
+    return 0
+  except ConfigError as error:
+    if '--debug' in argv:
+      traceback.print_exc()
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+    return 130
+  except Exception as error:
+    traceback.print_exc()
+    print(
+      f'error: unexpected {type(error).__name__} (see above). This is a bug of switch_jax, or of the task or the '
+      'machine it runs on; please report it with the command, the traceback and the output of --version.',
+      file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == '__main__':
+  launch.restart_with_huge_pages()
+  sys.exit(main())
