@@ -1,0 +1,446 @@
+"""Checkpoints: `MODEL_DIR/checkpoints/<step>/`, written in the background, each step whole or not there.
+
+A step folder holds the state (`state/`, Orbax's own format), the position in the data (`data/`, files that the data
+source writes itself), `config.json` (model, vocabulary, identity of the run), readable without this library, and the
+sizes of all files (`files.json`). Everything is written into a temporary folder, which is renamed once it is whole; a
+run killed while saving goes on from the step before. This is the only module that knows Orbax.
+
+Orbax's `CheckpointManager` counts any folder with a number for a name as a step, an empty one too, and then skips every
+save up to that number without a word. So the steps are listed and pruned here, and only `AsyncCheckpointer` is used.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from switch_jax.config import CheckpointConfig, ConfigError
+
+_STATE, _DATA, _CONFIG, _FILES = 'state', 'data', 'config.json', 'files.json'
+_TEMPORARY = '.orbax-checkpoint-tmp'
+# Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
+_COMMIT_SECONDS = 3600
+
+_logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ConfigError):
+  """A checkpoint that cannot be written or read back. The message names the step, the cause and the remedy."""
+
+
+class _FilesHandler(ocp.CheckpointHandler):
+  """Lets a function write the files of a step that are not arrays.
+
+  Orbax calls it before the arrays start to be written, and commits its files together with them.
+  """
+
+  def save(self, directory: epath.Path, args: '_FilesSave') -> None:
+    args.write(directory)
+
+  def restore(self, directory: epath.Path, args: Any = None) -> None:
+    raise NotImplementedError('The files are read by CheckpointStore.read_config and restore_position.')
+
+
+@ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _FilesSave(ocp.args.CheckpointArgs):
+  write: Callable[[epath.Path], None]
+
+
+class CheckpointStore:
+  """The checkpoints of one MODEL_DIR.
+
+  Every method is called by all hosts alike. Paths may be remote (`gs://...`).
+
+  Args:
+    model_dir: the run's folder. It is made if it is not there, unless the store only reads.
+    config: how many steps are kept (between two saves there may be one more); None opens the folder for reading only.
+
+  Raises:
+    ConfigError: the folder cannot be made or written to, or is a file.
+  """
+
+  def __init__(self, model_dir: str | os.PathLike[str], config: CheckpointConfig | None = None):
+    text = os.fspath(model_dir)
+    self.model_dir = epath.Path(text if '://' in text else os.path.abspath(text))
+    self.directory = self.model_dir / 'checkpoints'
+    self._config = config
+    self._saver: ocp.AsyncCheckpointer | None = None
+    self._saving: int | None = None
+    self._saving_to: epath.Path | None = None
+    self._warned: set[int] = set()
+    if config is not None:
+      _require_writable(self.model_dir, self.directory)
+
+  # Which steps there are.
+
+  def steps(self) -> list[int]:
+    """Returns the complete steps, in rising order. Folders being written, empty or made by others are left out."""
+    return [step for step in self._numbered() if self._is_complete(step)]
+
+  def latest_step(self) -> int | None:
+    """Returns the newest complete step, or None. Warns once about newer folders that are not complete."""
+    passed_over = []
+    for step in reversed(self._numbered()):
+      if self._is_complete(step):
+        break
+      passed_over.append(step)
+    else:
+      step = None
+    if news := [s for s in passed_over if s not in self._warned]:
+      self._warned.update(news)
+      names = ', '.join(str(self.path(s)) for s in news)
+      instead = 'There is no complete checkpoint.' if step is None else f'The newest complete one is step {step}.'
+      _logger.warning('Ignored, since no complete checkpoint is in it: %s. %s', names, instead)
+    return step
+
+  def path(self, step: int) -> epath.Path:
+    """Returns the folder of a step."""
+    return self.directory / str(step)
+
+  def _numbered(self) -> list[int]:
+    """Returns the numbers of all folders that are named as a step is, in rising order."""
+    if not self.directory.is_dir():
+      return []
+    names = (p.name for p in self.directory.iterdir())
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+  def _is_complete(self, step: int) -> bool:
+    path = self.path(step)
+    files = (path / _CONFIG, path / _FILES, path / _STATE / '_METADATA')
+    # On stores without an atomic rename (gs://) a step is complete once Orbax has put its marker there.
+    return all(file.is_file() for file in files) and ocp.utils.is_checkpoint_finalized(path)
+
+  # Writing.
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    config_json: Mapping[str, Any],
+    write_position: Callable[[epath.Path], None] | None = None,
+  ) -> None:
+    """Saves one step; the arrays are written in the background while training goes on.
+
+    Waits for the save before, if it is still under way. A step that is already there is left as it is.
+
+    Args:
+      step: the number of the step, which names the folder.
+      state: a pytree of arrays. They are copied before this returns, so they may be donated afterwards.
+      config_json: what `config.json` will hold; plain JSON. `check_identity` reads its `'identity'`.
+      write_position: called with the (temporary) `data/` folder before this returns; writes the data source's position.
+
+    Raises:
+      CheckpointError: this save, or the one before, failed. Older checkpoints are untouched.
+    """
+    if self._config is None:
+      raise ValueError('This CheckpointStore was opened for reading only; give it a CheckpointConfig.')
+    config_text = json.dumps(config_json, indent=2, allow_nan=False) + '\n'
+    self.wait()
+    if self._is_complete(step):
+      return
+    if self._saver is None:
+      options = ocp.options.AsyncOptions(
+        timeout_secs=_COMMIT_SECONDS, post_finalization_callback=self._write_file_sizes
+      )
+      self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+      self._remove_leftovers()
+    self._move_aside(step)
+
+    def write_files(directory: epath.Path) -> None:
+      self._saving_to = directory.parent
+      if jax.process_index() == 0:
+        (directory.parent / _CONFIG).write_text(config_text)
+      if write_position is not None:
+        write_position(directory)
+
+    items = {_STATE: ocp.args.StandardSave(state), _DATA: _FilesSave(write_files)}
+    self._saving = step
+    try:
+      self._saver.save(self.path(step), args=ocp.args.Composite(**items))
+    except Exception as error:
+      raise self._failed_save(error) from error
+
+  def wait(self) -> None:
+    """Blocks until the save under way is complete, and removes the oldest steps beyond `CheckpointConfig.keep`.
+
+    Raises:
+      CheckpointError: that save failed (a full disk, for example).
+    """
+    if self._saver is None or self._saving is None:
+      return
+    try:
+      self._saver.wait_until_finished()
+    except Exception as error:
+      raise self._failed_save(error) from error
+    self._saving = None
+    if self._config.keep is not None and jax.process_index() == 0:
+      for step in self.steps()[: -self._config.keep]:
+        # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
+        (self.path(step) / _FILES).unlink()
+        self.path(step).rmtree()
+
+  def close(self) -> None:
+    """Waits for the save under way and stops the background thread."""
+    try:
+      self.wait()
+    finally:
+      if self._saver is not None:
+        self._saver.close()
+        self._saver = None
+
+  def _failed_save(self, error: Exception) -> CheckpointError:
+    path, self._saving = self.path(self._saving), None
+    return CheckpointError(
+      f'the checkpoint {path} could not be written: {_first_line(error)}. Older checkpoints are untouched; see to the '
+      'cause (free space and rights on the disk, say) and run the same command again to continue from the newest.'
+    )
+
+  def _write_file_sizes(self) -> None:
+    """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
+    sizes = {}
+    for item in (_STATE, _DATA):
+      for path in _walk(self._saving_to / item):
+        sizes[str(path.relative_to(self._saving_to))] = path.stat().length
+    (self._saving_to / _FILES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
+
+  def _remove_leftovers(self) -> None:
+    """Removes the temporary folders of runs that were killed while saving."""
+    if jax.process_index() == 0:
+      for path in self.directory.iterdir():
+        number, mark, _ = path.name.partition(_TEMPORARY)
+        if mark and number.isdecimal():
+          path.rmtree()
+
+  def _move_aside(self, step: int) -> None:
+    """Makes room for a step whose folder exists without being complete; nothing in it is deleted."""
+    path = self.path(step)
+    if jax.process_index() != 0 or not path.exists():
+      return
+    taken = {p.name for p in self.directory.iterdir()}
+    names = (f'{step}.incomplete' + (f'_{i}' if i else '') for i in range(len(taken) + 1))
+    aside = path.parent / next(name for name in names if name not in taken)
+    path.rename(aside)
+    _logger.warning('%s was no complete checkpoint and stood in the way; it is now %s.', path, aside)
+
+  # Reading.
+
+  def restore(self, step: int, abstract_state: Any) -> Any:
+    """Reads the state of a step.
+
+    Args:
+      step: one of `steps()`.
+      abstract_state: a pytree of `jax.ShapeDtypeStruct` with shardings, in the structure that was saved. The mesh need
+        not be the one that the step was saved on.
+
+    Returns:
+      The arrays, laid out by those shardings.
+
+    Raises:
+      ConfigError: parameters of the checkpoint have other shapes, or there are others.
+      CheckpointError: there is no such step, or its files are damaged.
+    """
+    self._check_files(step)
+    self._check_shapes(step, abstract_state)
+    return self._read(step, abstract_state)
+
+  def restore_params(self, step: int, abstract_params: Any | None = None) -> Any:
+    """Reads the parameters of a step only, without the optimizer's state.
+
+    Args:
+      step: one of `steps()`.
+      abstract_params: a nested dict of `jax.ShapeDtypeStruct` with shardings; None reads numpy arrays in the dtype of
+        the checkpoint.
+
+    Returns:
+      The nested dict of parameters.
+
+    Raises:
+      ConfigError, CheckpointError: as `restore`.
+    """
+    self._check_files(step)
+    if abstract_params is None:
+      abstract_params = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), self._metadata(step)['params'])
+    else:
+      self._check_shapes(step, {'params': abstract_params}, below='params/')
+    return self._read(step, {'params': abstract_params})['params']
+
+  def restore_position(self, step: int, read: Callable[[epath.Path], None]) -> None:
+    """Calls `read` with the `data/` folder of a step, which holds what `write_position` wrote there.
+
+    Raises:
+      CheckpointError: the step holds no position, or `read` failed on it.
+    """
+    self._check_files(step)
+    path = self.path(step) / _DATA
+    if not (path.is_dir() and any(path.iterdir())):
+      raise CheckpointError(f'{path} is empty: this checkpoint holds no position in the data. {self._remedy(step)}')
+    try:
+      read(path)
+    except ConfigError:
+      raise
+    except Exception as error:
+      raise CheckpointError(
+        f'the position in the data cannot be read from {path}, its files are damaged: {_first_line(error)}. '
+        f'{self._remedy(step)}'
+      ) from error
+
+  def read_config(self, step: int) -> dict[str, Any]:
+    """Returns what `config.json` of a step holds.
+
+    Raises:
+      CheckpointError: there is no such step, or the file is damaged.
+    """
+    self._require_step(step)
+    path = self.path(step) / _CONFIG
+    try:
+      return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise CheckpointError(f'{path} is damaged: {_first_line(error)}. {self._remedy(step)}') from error
+
+  def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
+    """Makes sure that the newest checkpoint belongs to the same run. Changes nothing; without a checkpoint all is well.
+
+    Args:
+      identity: what the MODEL_DIR belongs to (`RunConfig.identity()`), one flat dictionary of dotted names.
+      section: the entry of `config.json` it is compared with, which `save` was given in `config_json`.
+
+    Raises:
+      ConfigError: names every setting that differs, with both values.
+    """
+    step = self.latest_step()
+    if step is None:
+      return
+    # Through JSON, so that tuples and lists compare equal.
+    saved, given = self.read_config(step).get(section, {}), json.loads(json.dumps(dict(identity)))
+    names = sorted(
+      name for name in {*saved, *given} if name not in saved or name not in given or _differ(saved, given, name)
+    )
+    if names:
+      width = max(len(name) for name in names)
+      table = [f'  {n:<{width}}  {_value(saved, n)} in the checkpoint, {_value(given, n)} now' for n in names]
+      raise ConfigError(
+        '\n'.join([f'{self.model_dir} holds a run with other settings (checkpoint of step {step}):', *table])
+        + '\nA MODEL_DIR belongs to one model, optimizer, task, batch size, seed and corpus. '
+        'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew.'
+      )
+
+  def _check_files(self, step: int) -> None:
+    """Raises a `CheckpointError` if a file of the step is missing or has another size than it was written with."""
+    self._require_step(step)
+    try:
+      sizes = json.loads((self.path(step) / _FILES).read_text())
+      for name, size in sizes.items():
+        path = self.path(step) / name
+        found = path.stat().length if path.exists() else None
+        if found != size:
+          raise ValueError(f'{name} ' + ('is missing' if found is None else f'has {found} bytes, not {size}'))
+    except (OSError, ValueError) as error:
+      raise self._damaged(step, error) from error
+
+  def _metadata(self, step: int) -> Any:
+    """Returns the saved tree with shapes and dtypes in place of arrays."""
+    try:
+      return ocp.StandardCheckpointHandler().metadata(self.path(step) / _STATE).tree
+    except Exception as error:
+      raise self._damaged(step, error) from error
+
+  def _read(self, step: int, abstract: Any) -> Any:
+    """Reads the arrays that `abstract` names; its shapes have been checked."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+    try:
+      with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        return reader.restore(self.path(step), args=ocp.args.Composite(**{_STATE: args}))[_STATE]
+    except MemoryError:
+      raise
+    except Exception as error:
+      if 'RESOURCE_EXHAUSTED' in str(error):
+        raise
+      raise self._damaged(step, error) from error
+
+  def _check_shapes(self, step: int, abstract: Any, below: str = '') -> None:
+    """Raises a `ConfigError` unless the checkpoint holds arrays of the same names and shapes (below a path)."""
+    saved, wanted = _shapes(self._metadata(step)), _shapes(abstract)
+    saved = {name: shape for name, shape in saved.items() if name.startswith(below)}
+    problems = [
+      f'  {name}: {saved.get(name, "not")} in the checkpoint, {wanted.get(name, "not")} in this configuration'
+      for name in sorted({*saved, *wanted}, key=lambda n: (not n.startswith('params/'), n))
+      if saved.get(name) != wanted.get(name)
+    ]
+    if problems:
+      more = [f'  and {len(problems) - 5} more'] if len(problems) > 5 else []
+      raise ConfigError(
+        '\n'.join([f'{self.path(step)} does not fit this model:', *problems[:5], *more])
+        + '\nUse the configuration that the checkpoint was made with (its config.json), or another checkpoint.'
+      )
+
+  def _require_step(self, step: int) -> None:
+    if not self._is_complete(step):
+      found = ', '.join(map(str, self.steps())) or 'none'
+      raise CheckpointError(f'{self.path(step)} is no complete checkpoint. Steps that can be read: {found}.')
+
+  def _damaged(self, step: int, error: Exception) -> CheckpointError:
+    return CheckpointError(f'the checkpoint of step {step} is damaged: {_first_line(error)}. {self._remedy(step)}')
+
+  def _remedy(self, step: int) -> str:
+    older = [s for s in self.steps() if s < step]
+    after = (
+      f'the run then continues from step {older[-1]}' if older else 'it is the only one, so the run then starts anew'
+    )
+    return f'Delete the folder {self.path(step)}; {after}.'
+
+
+def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
+  """Makes both folders, or raises a `ConfigError` that says why they cannot be made or written to."""
+  remedy = 'MODEL_DIR must be a folder that can be written to. Set --gin.MODEL_DIR to another one.'
+  for path in (model_dir, directory):
+    if path.exists() and not path.is_dir():
+      raise ConfigError(f'{path} is a file; {remedy}')
+    try:
+      path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise ConfigError(f'{path} cannot be made ({_first_line(error)}); {remedy}') from error
+    if '://' not in os.fspath(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+      raise ConfigError(f'{path} cannot be written to; {remedy}')
+
+
+def _walk(directory: epath.Path) -> Iterator[epath.Path]:
+  """Yields all files below a folder."""
+  for path in directory.iterdir():
+    if path.is_dir():
+      yield from _walk(path)
+    else:
+      yield path
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every leaf by its path, `params/encoder/layers_0/...`, whatever containers it lies in."""
+
+  def name(key) -> str:
+    return str(next(getattr(key, a) for a in ('key', 'name', 'idx') if hasattr(key, a)))
+
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {'/'.join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+  # True == 1 in Python, but not in a configuration.
+  return a[name] != b[name] or isinstance(a[name], bool) != isinstance(b[name], bool)
+
+
+def _value(settings: Mapping[str, Any], name: str) -> str:
+  return repr(settings[name]) if name in settings else 'not set'
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  text = lines[0] if lines else type(error).__name__
+  return text if len(text) <= 200 else text[:200] + '...'
