@@ -1,0 +1,132 @@
+"""Losses as sums, so that shards and microbatches add up, and what the metrics report of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from switch_jax.config import LossConfig, ModelConfig
+from switch_jax.model.routing import RoutingStatistics
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenSums:
+  """Sums over target tokens, float32 scalars; divide by `tokens` for the mean.
+
+  Attributes:
+    tokens: target tokens with weight.
+    cross_entropy: in nats, label smoothing included.
+    z_loss: z-loss of the output logits, its factor included.
+    correct: tokens whose most likely prediction is the target.
+  """
+
+  tokens: jax.Array
+  cross_entropy: jax.Array
+  z_loss: jax.Array
+  correct: jax.Array
+
+
+def token_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, config: LossConfig) -> TokenSums:
+  """Returns the sums of cross-entropy, z-loss and correct predictions.
+
+  Label smoothing is T5X's: 1 - s on the target, the rest spread over the other entries, less the entropy of that
+  distribution, so that a perfect prediction has loss 0.
+
+  Args:
+    logits: float32 `[batch, length, vocab]`.
+    targets: int32 `[batch, length]`.
+    weights: `[batch, length]`, 0 where there is no target.
+    config: z-loss and label smoothing.
+  """
+  weights = weights.astype(jnp.float32)
+  vocab_size = logits.shape[-1]
+  log_partition = jax.nn.logsumexp(logits, axis=-1)
+  # A masked sum and not a lookup: it stays local where the vocabulary is split over devices.
+  is_target = jnp.arange(vocab_size) == targets[..., None]
+  target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+  cross_entropy = log_partition - target_logit
+  if config.label_smoothing > 0:
+    low = config.label_smoothing / (vocab_size - 1)
+    confidence = 1.0 - config.label_smoothing
+    floor = confidence * jnp.log(confidence) + (vocab_size - 1) * low * jnp.log(low + 1e-20)
+    cross_entropy = log_partition - (confidence - low) * target_logit - low * jnp.sum(logits, axis=-1) + floor
+  return TokenSums(
+    tokens=jnp.sum(weights),
+    cross_entropy=jnp.sum(weights * cross_entropy),
+    z_loss=config.z_loss * jnp.sum(weights * jnp.square(log_partition)),
+    correct=jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets)),
+  )
+
+
+def balance_loss_sum(statistics: RoutingStatistics) -> jax.Array:
+  """Returns the sum over the groups with tokens of N * sum_i f_i P_i (equations 4 to 6), without the factor alpha.
+
+  A group's value is 1 when the router is uniform and N when all tokens want one expert. Only P has a gradient.
+  """
+  tokens = jnp.maximum(statistics.tokens, 1.0)[:, None]
+  fraction = statistics.expert_tokens / tokens
+  probability = statistics.expert_probability / tokens
+  num_experts = fraction.shape[-1]
+  return num_experts * jnp.sum(fraction * probability)  # a group without tokens adds 0
+
+
+def groups_with_tokens(statistics: RoutingStatistics) -> jax.Array:
+  """Returns the number of groups that hold a token that counts, at least 1 so that it can divide."""
+  return jnp.maximum(jnp.sum(statistics.tokens > 0), 1).astype(jnp.float32)
+
+
+def tokens_routed(statistics: RoutingStatistics) -> jax.Array:
+  """Returns the number of tokens that count, at least 1 so that it can divide."""
+  return jnp.maximum(jnp.sum(statistics.tokens), 1.0)
+
+
+def router_losses(statistics: dict[str, RoutingStatistics], config: ModelConfig) -> tuple[jax.Array, Metrics]:
+  """Returns the weighted router losses of all layers, and their unweighted values by layer.
+
+  The balance loss of a layer is its mean over the non-empty groups, the z-loss its mean over tokens; layers are
+  summed (the paper) or averaged (T5X) by `router_loss_aggregate`.
+
+  Args:
+    statistics: by layer; empty for a dense model.
+    config: gives the factors and the aggregate.
+  """
+  moe, metrics = config.moe, {}
+  if not statistics:
+    return jnp.zeros(()), metrics
+  for layer, value in statistics.items():
+    metrics[f'load_balance_loss/{layer}'] = balance_loss_sum(value) / groups_with_tokens(value)
+    metrics[f'router_z_loss/{layer}'] = jnp.sum(value.squared_log_partition) / tokens_routed(value)
+  over_layers = jnp.sum if moe.router_loss_aggregate == 'sum' else jnp.mean
+  for name in ('load_balance_loss', 'router_z_loss'):
+    metrics[name] = over_layers(jnp.stack([metrics[f'{name}/{layer}'] for layer in statistics]))
+  total = moe.aux_loss_factor * metrics['load_balance_loss'] + moe.router_z_loss_factor * metrics['router_z_loss']
+  return total, metrics
+
+
+def routing_metrics(statistics: dict[str, RoutingStatistics]) -> Metrics:
+  """Returns dropped share, router entropy and expert load, by layer and over all layers.
+
+  Over all layers: dropped share and entropy are means, `expert_load_max_over_mean` is the worst layer's, and
+  `experts_unused` the sum.
+  """
+  metrics: Metrics = {}
+  for layer, value in statistics.items():
+    tokens = tokens_routed(value)
+    load = jnp.sum(value.expert_tokens, axis=0)
+    metrics[f'fraction_dropped/{layer}'] = jnp.sum(value.dropped) / tokens
+    metrics[f'router_entropy/{layer}'] = jnp.sum(value.entropy) / tokens
+    metrics[f'expert_load_max_over_mean/{layer}'] = jnp.max(load) / jnp.maximum(jnp.mean(load), 1e-9)
+    metrics[f'experts_unused/{layer}'] = jnp.sum(load == 0).astype(jnp.float32)
+  if statistics:
+    combine = {
+      'fraction_dropped': jnp.mean,
+      'router_entropy': jnp.mean,
+      'expert_load_max_over_mean': jnp.max,
+      'experts_unused': jnp.sum,
+    }
+    for name, function in combine.items():
+      metrics[name] = function(jnp.stack([metrics[f'{name}/{layer}'] for layer in statistics]))
+  return metrics

@@ -1,0 +1,121 @@
+"""Adafactor (Shazeer and Stern 2018) as T5's, for each matrix alone in a stack of experts or scanned layers.
+
+`optax.adafactor` factors the two largest dimensions of a tensor and clips and scales it as a whole, which mixes
+experts. Here the leading `layers` and `expert` axes only stack matrices: second moments are factored, the update is
+clipped and the parameter's scale taken for each of them separately. No momentum.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from switch_jax.config import OptimizerConfig
+
+STACKING_AXES = ('layers', 'expert')
+
+_GRADIENT_EPSILON = 1e-30
+_PARAMETER_EPSILON = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Factoring:
+  """How one parameter is treated.
+
+  Attributes:
+    stack_depth: leading axes that stack independent tensors.
+    factored: whether second moments are kept as a row and a column.
+    largest: the axis (-1 or -2) that the row statistics average away: the longer one, the last at a tie (T5X).
+  """
+
+  stack_depth: int
+  factored: bool
+  largest: int
+
+
+def factoring(shape: tuple[int, ...], names: tuple[str | None, ...], min_dim_size: int) -> Factoring:
+  """Decides how a parameter is treated from its shape and logical axes.
+
+  Experts' matrices are always factored, the router (an axis without a name) never, other matrices when both sides
+  are at least `min_dim_size`.
+  """
+  depth = sum(name in STACKING_AXES for name in names)
+  sides = shape[depth:]
+  is_matrix = len(sides) == 2 and None not in names
+  factored = is_matrix and ('expert' in names or min(sides) >= min_dim_size)
+  return Factoring(depth, factored, -2 if factored and sides[0] > sides[1] else -1)
+
+
+def moment_axes(names: tuple[str | None, ...], how: Factoring) -> dict[str, tuple[str | None, ...]]:
+  """Returns the logical axes of a parameter's second-moment arrays."""
+  if not how.factored:
+    return {'v': names}
+  other = -1 if how.largest == -2 else -2
+  without = lambda axis: tuple(n for i, n in enumerate(names) if i != len(names) + axis)  # noqa: E731
+  return {'v_row': without(how.largest), 'v_col': without(other)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdafactorState:
+  """Second moments: for every parameter `{'v_row', 'v_col'}` or `{'v'}`, float32, and the number of updates."""
+
+  count: jax.Array
+  moments: Any
+
+
+def _root_mean_square(x: jax.Array, stack_depth: int) -> jax.Array:
+  """Returns the root mean square of each stacked tensor, with kept dimensions."""
+  return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(stack_depth, x.ndim)), keepdims=True))
+
+
+def scale_by_adafactor(config: OptimizerConfig, treatment: Any) -> optax.GradientTransformation:
+  """Returns the transformation of gradients into Adafactor's updates, before the learning rate.
+
+  Args:
+    config: decay 1 - t ** -decay_rate, clipping threshold, parameter scaling.
+    treatment: tree of `Factoring`, one for each parameter.
+  """
+
+  def init_one(how: Factoring, parameter: jax.Array) -> dict[str, jax.Array]:
+    shape = parameter.shape
+    if not how.factored:
+      return {'v': jnp.zeros(shape, jnp.float32)}
+    drop = lambda axis: shape[: len(shape) + axis] + shape[len(shape) + axis + 1 :]  # noqa: E731
+    other = -1 if how.largest == -2 else -2
+    return {'v_row': jnp.zeros(drop(how.largest), jnp.float32), 'v_col': jnp.zeros(drop(other), jnp.float32)}
+
+  def update_one(how, gradient, moments, parameter, decay):
+    squared = jnp.square(gradient) + _GRADIENT_EPSILON
+    if how.factored:
+      largest, other = how.largest, -1 if how.largest == -2 else -2
+      row = decay * moments['v_row'] + (1 - decay) * jnp.mean(squared, axis=largest)
+      column = decay * moments['v_col'] + (1 - decay) * jnp.mean(squared, axis=other)
+      row_factor = jax.lax.rsqrt(row / jnp.mean(row, axis=-1, keepdims=True))
+      update = gradient * jnp.expand_dims(row_factor, largest) * jnp.expand_dims(jax.lax.rsqrt(column), other)
+      moments = {'v_row': row, 'v_col': column}
+    else:
+      v = decay * moments['v'] + (1 - decay) * squared
+      update, moments = gradient * jax.lax.rsqrt(v), {'v': v}
+    scale = 1.0 / jnp.maximum(1.0, _root_mean_square(update, how.stack_depth) / config.clip_threshold)
+    if config.multiply_by_parameter_scale:
+      scale *= jnp.maximum(_root_mean_square(parameter, how.stack_depth), _PARAMETER_EPSILON)
+    return update * scale, moments
+
+  is_how = lambda x: isinstance(x, Factoring)  # noqa: E731
+
+  def init(parameters):
+    return AdafactorState(jnp.zeros((), jnp.int32), jax.tree.map(init_one, treatment, parameters, is_leaf=is_how))
+
+  def update(gradients, state, parameters):
+    decay = 1.0 - (state.count + 1).astype(jnp.float32) ** -config.decay_rate
+    step: Callable = lambda *leaves: update_one(*leaves, decay)  # noqa: E731
+    both = jax.tree.map(step, treatment, gradients, state.moments, parameters, is_leaf=is_how)
+    updates = jax.tree.map(lambda _, pair: pair[0], treatment, both, is_leaf=is_how)
+    moments = jax.tree.map(lambda _, pair: pair[1], treatment, both, is_leaf=is_how)
+    return updates, AdafactorState(optax.safe_increment(state.count), moments)
+
+  return optax.GradientTransformation(init, update)

@@ -1,0 +1,81 @@
+"""The optimizer and its learning rate, on optax; and how its state lies on the mesh."""
+
+from typing import Any
+
+import jax
+import optax
+
+from switch_jax.config import OptimizerConfig
+from switch_jax.parallel import Layout
+from switch_jax.training.adafactor import Factoring, factoring, moment_axes, scale_by_adafactor
+
+
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+  """Returns the learning rate as a function of the step.
+
+  `rsqrt` is T5's: learning_rate / sqrt(max(step, warmup_steps)), flat during warm-up.
+  """
+  if config.schedule == 'constant':
+    if not config.warmup_steps:
+      return optax.constant_schedule(config.learning_rate)
+    return optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
+  if config.schedule == 'linear':
+    down = optax.linear_schedule(config.learning_rate, 0.0, config.decay_steps - config.warmup_steps)
+    if not config.warmup_steps:
+      return down
+    up = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([up, down], [config.warmup_steps])
+  return lambda step: config.learning_rate * jax.lax.rsqrt(jax.numpy.maximum(step, config.warmup_steps) * 1.0)
+
+
+def _treatment(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> Any:
+  """Returns the tree of Adafactor's `Factoring` for parameters with these logical axes."""
+  decide = lambda x, names: factoring(x.shape, names, config.min_dim_size_to_factor)  # noqa: E731
+  return jax.tree.map(decide, abstract_parameters, axes)
+
+
+def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> optax.GradientTransformation:
+  """Returns the optimizer.
+
+  Args:
+    config: which one, and its settings.
+    abstract_parameters: tree of shapes.
+    axes: tree of logical axis names, a tuple for each parameter.
+  """
+  steps = []
+  if config.max_grad_norm is not None:
+    steps.append(optax.clip_by_global_norm(config.max_grad_norm))
+  if config.name == 'adafactor':
+    steps.append(scale_by_adafactor(config, _treatment(config, abstract_parameters, axes)))
+  else:
+    steps.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
+  if config.weight_decay > 0:
+    steps.append(optax.add_decayed_weights(config.weight_decay))
+  return optax.chain(*steps, optax.scale_by_learning_rate(make_schedule(config)))
+
+
+def state_shardings(
+  config: OptimizerConfig, optimizer: optax.GradientTransformation, abstract_parameters: Any, axes: Any, layout: Layout
+) -> Any:
+  """Returns the sharding of every array of the optimizer's state.
+
+  An array kept for a parameter lies as the parameter does; Adafactor's rows and columns as its remaining axes;
+  counters are on every device. They are given explicitly since zeros that depend on no input would otherwise be
+  placed on the first device only.
+  """
+  how = _treatment(config, abstract_parameters, axes)
+  shardings: dict[tuple[str, ...], Any] = {}
+
+  def register(path, names, how: Factoring):
+    path = tuple(key.key for key in path)
+    shardings[path] = layout.sharding(*names)
+    for slot, slot_names in moment_axes(names, how).items():
+      shardings[(*path, slot)] = layout.sharding(*slot_names)
+
+  jax.tree_util.tree_map_with_path(register, axes, how, is_leaf=lambda x: isinstance(x, tuple))
+
+  def find(path, _):
+    keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+    return shardings.get(keys, layout.replicated())
+
+  return jax.tree_util.tree_map_with_path(find, jax.eval_shape(optimizer.init, abstract_parameters))

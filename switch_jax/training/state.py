@@ -1,0 +1,69 @@
+"""The state of training, abstract and real."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from switch_jax.config import RunConfig
+from switch_jax.model import abstract_parameters, init_parameters, parameter_axes
+from switch_jax.parallel import Layout
+from switch_jax.training.optimizer import make_optimizer, state_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """What a checkpoint holds.
+
+  Attributes:
+    step: int32 scalar, updates made.
+    params: nested dict of float32 arrays under T5X's names.
+    opt_state: the optimizer's.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StatePlan:
+  """Everything about the state that is known before any array exists.
+
+  Attributes:
+    optimizer: the optax transformation.
+    abstract: a `TrainState` of `jax.ShapeDtypeStruct` with shardings.
+  """
+
+  optimizer: optax.GradientTransformation
+  abstract: TrainState
+
+  @property
+  def shardings(self) -> TrainState:
+    """The sharding of every array."""
+    return jax.tree.map(lambda x: x.sharding, self.abstract)
+
+
+def plan_state(run: RunConfig, layout: Layout) -> StatePlan:
+  """Returns the optimizer and the abstract state of a run; allocates nothing."""
+  params = abstract_parameters(run.model, layout)
+  axes = parameter_axes(run.model, layout)
+  optimizer = make_optimizer(run.optimizer, params, axes)
+  shardings = state_shardings(run.optimizer, optimizer, params, axes, layout)
+  opt_state = jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(optimizer.init, params),
+    shardings,
+  )
+  step = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated())
+  return StatePlan(optimizer, TrainState(step, params, opt_state))
+
+
+def init_state(run: RunConfig, layout: Layout, plan: StatePlan) -> TrainState:
+  """Returns the state at step 0; the same numbers on every mesh."""
+  params = init_parameters(run.model, layout, jax.random.key(run.random_seed))
+  opt_state = jax.jit(plan.optimizer.init, out_shardings=plan.shardings.opt_state)(params)
+  return TrainState(jax.device_put(jnp.zeros((), jnp.int32), layout.replicated()), params, opt_state)
