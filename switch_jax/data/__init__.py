@@ -1,0 +1,44 @@
+"""What goes in: SeqIO tasks to packed rows to global arrays, with a position that can be saved.
+
+Importing this package is cheap: TensorFlow and SeqIO come in when data is first opened, so that a wrong configuration
+is reported without waiting for them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from switch_jax.data.yardsticks import TargetEntropies, target_entropies
+
+if TYPE_CHECKING:
+  from switch_jax.data.evaluation import EvaluationBatches, host_batches, open_evaluation
+  from switch_jax.data.pipeline import TrainingSource, open_training
+  from switch_jax.data.providers import vocabulary_digest, vocabulary_of
+
+_HOMES = {
+  'EvaluationBatches': 'evaluation',
+  'TrainingSource': 'pipeline',
+  'host_batches': 'evaluation',
+  'open_evaluation': 'evaluation',
+  'open_training': 'pipeline',
+  'vocabulary_digest': 'providers',
+  'vocabulary_of': 'providers',
+}
+
+__all__ = [
+  'EvaluationBatches',
+  'TargetEntropies',
+  'TrainingSource',
+  'host_batches',
+  'open_evaluation',
+  'open_training',
+  'target_entropies',
+  'vocabulary_digest',
+  'vocabulary_of',
+]
+
+
+def __getattr__(name: str):
+  """Imports what needs TensorFlow on first use."""
+  if name not in _HOMES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)

@@ -1,0 +1,98 @@
+"""The held-out split as a fixed list of global batches."""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from switch_jax.config import ConfigError, DataConfig
+from switch_jax.data import providers
+from switch_jax.data.layout import Batch, rows_to_global
+from switch_jax.data.streams import add_missing_features, bounded_options, reading, to_rows
+
+# The masks of the held-out rows are the same in every run, so that losses of different seeds compare.
+EVALUATION_SEED = 0
+
+
+def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
+  """Returns the first batches of the held-out split, in its own order, as NumPy arrays.
+
+  They depend on the task, its lengths, and the batch size only: not on a seed, the streams, or the hosts.
+
+  Args:
+    config: which task, and how its examples become batches.
+    num_batches: how many, at least 1; fewer come if the split has no more.
+
+  Returns:
+    Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`. Where the split ends within a
+    batch, rows of padding fill it up.
+
+  Raises:
+    ConfigError: the task cannot be found or read, or its split has no example.
+  """
+  providers.import_task_module(config)
+  provider = providers.find_provider(config, config.eval_split)
+  with reading(config):
+    dataset = provider.get_dataset(
+      config.feature_lengths,
+      split=config.eval_split,
+      use_cached=config.use_cached_tasks,
+      shuffle=False,
+      seed=EVALUATION_SEED,
+      num_epochs=1,
+      try_in_mem_cache=False,
+    )
+    dataset = to_rows(dataset, config)
+  dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
+  batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
+  if not batches:
+    raise ConfigError(
+      f'{config.mixture_or_task_name} has no example in its split {config.eval_split!r}: the split is empty, or its '
+      'preprocessors leave nothing over; check its source and preprocessors, or name another eval_split.'
+    )
+  missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
+  batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
+  return batches
+
+
+class EvaluationBatches(Sequence[dict[str, jax.Array]]):
+  """Global batches of the held-out split; every pass gives the same ones."""
+
+  def __init__(self, batches: list[Batch], rows_sharding: jax.sharding.Sharding):
+    """Keeps the batches on the host.
+
+    Args:
+      batches: what `host_batches` returned, on every process.
+      rows_sharding: of arrays [batch, length].
+    """
+    self._batches = batches
+    self._sharding = rows_sharding
+
+  def __len__(self) -> int:
+    """Returns the number of batches."""
+    return len(self._batches)
+
+  def __getitem__(self, index: int) -> dict[str, jax.Array]:
+    """Returns one batch, put on the devices anew."""
+    return {name: rows_to_global(rows, self._sharding) for name, rows in self._batches[index].items()}
+
+  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+    """Goes through all batches once."""
+    return (self[index] for index in range(len(self)))
+
+
+def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int) -> EvaluationBatches:
+  """Reads the first `num_batches` batches of the held-out split; see `host_batches`.
+
+  Every host reads them all and puts the rows of its own devices on them: the split is short, and no host can then have
+  fewer batches than another.
+
+  Args:
+    config: which task, and how its examples become batches.
+    rows_sharding: of arrays [batch, length].
+    num_batches: how many, at least 1.
+
+  Raises:
+    ConfigError: the task cannot be found or read, or its split has no example.
+  """
+  return EvaluationBatches(host_batches(config, num_batches), rows_sharding)

@@ -1,0 +1,149 @@
+"""From a configuration to the SeqIO task or mixture it names, its vocabulary, and what identifies its data."""
+
+import hashlib
+import importlib
+import json
+import types
+
+from switch_jax.config import ConfigError, DataConfig, suggest
+from switch_jax.data.quiet_tensorflow import seqio, tf
+
+# Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
+PIPELINE_VERSION = 1
+
+
+def import_task_module(config: DataConfig) -> types.ModuleType | None:
+  """Imports the module that registers the task, and lets it register what depends on the configuration.
+
+  Raises:
+    ConfigError: it cannot be imported.
+  """
+  if config.task_module is None:
+    return None
+  try:
+    module = importlib.import_module(config.task_module)
+  except ConfigError:
+    raise
+  except Exception as error:  # whatever a user's module does wrong while it is imported
+    raise ConfigError(
+      f'DataConfig.task_module is {config.task_module!r}, which cannot be imported ({type(error).__name__}: {error}); '
+      'it must be the dotted name of a module on the Python path, such as tasks.docstrings.'
+    ) from error
+  if hasattr(module, 'register'):
+    module.register(config)
+  return module
+
+
+def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
+  """Returns the registered task or mixture of the configuration, after its module has been imported.
+
+  Args:
+    config: names it.
+    split: the split that will be read.
+
+  Raises:
+    ConfigError: no such name, no such split, or features other than token sequences `inputs` and `targets` of one
+      vocabulary.
+  """
+  name = config.mixture_or_task_name
+  known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+  if name not in known:
+    where = f'after importing {config.task_module}' if config.task_module else 'and no task_module was named'
+    listed = ', '.join(known[:10]) + (', ...' if len(known) > 10 else '') if known else 'none'
+    raise ConfigError(
+      f'DataConfig.mixture_or_task_name is {name!r}, which is no registered task or mixture, {where} '
+      f'(registered: {listed}).{suggest(name, known)} Set MIXTURE_OR_TASK_NAME, or the task_module that registers it.'
+    )
+  provider = seqio.get_mixture_or_task(name)
+  if split not in provider.splits:
+    splits = sorted(provider.splits)
+    raise ConfigError(
+      f'{name} has no split {split!r}; it has {", ".join(splits)}.{suggest(split, splits)} '
+      'Set train_split and eval_split of DataConfig.'
+    )
+  features = provider.output_features
+  if not {'inputs', 'targets'} <= set(features):
+    raise ConfigError(
+      f'{name} has the features {sorted(features)}; an encoder-decoder needs inputs and targets; use another task.'
+    )
+  if features['inputs'].vocabulary != features['targets'].vocabulary:
+    raise ConfigError(f'{name} has different vocabularies for inputs and targets; the model has one; use another task.')
+  return provider
+
+
+def vocabulary_of(config: DataConfig) -> seqio.Vocabulary:
+  """Returns the vocabulary of a configuration's task or mixture.
+
+  Raises:
+    ConfigError: the module or the name is wrong.
+  """
+  import_task_module(config)
+  return find_provider(config, config.train_split).output_features['targets'].vocabulary
+
+
+def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
+  """Returns what identifies a vocabulary: its class, its special ids, and the SentencePiece model if it has one."""
+  facts = [type(vocabulary).__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
+  model = getattr(vocabulary, 'sp_model', None)
+  model = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else None
+  return hashlib.sha256(json.dumps([*facts, model]).encode()).hexdigest()
+
+
+def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture) -> str:
+  """Returns what identifies the text, from the task's module or else from what SeqIO knows of the sources."""
+  if hasattr(module, 'corpus_digest'):
+    return module.corpus_digest(config)
+  tasks = [[task.name, task.num_input_examples(config.train_split)] for task in seqio.get_subtasks(provider)]
+  return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
+
+
+def fingerprint(
+  config: DataConfig, seed: int, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture
+) -> dict[str, str | int]:
+  """Returns everything that decides which rows training sees; a data position is good only where all of it agrees."""
+  rates = ''
+  if isinstance(provider, seqio.Mixture):
+    rates = json.dumps({task.name: provider.get_rate(task) for task in provider.tasks}, sort_keys=True)
+  return {
+    'task': config.mixture_or_task_name,
+    'mixing_rates': rates,
+    'split': config.train_split,
+    'inputs_length': config.feature_lengths['inputs'],
+    'targets_length': config.feature_lengths['targets'],
+    'batch_size': config.batch_size,
+    'seed': seed,
+    'num_data_shards': config.num_data_shards,
+    'shuffle_buffer_size': config.shuffle_buffer_size if config.shuffle else 0,
+    'pack': int(config.pack),
+    'use_cached_tasks': int(config.use_cached_tasks),
+    'vocabulary': vocabulary_digest(provider.output_features['targets'].vocabulary),
+    'corpus': _corpus_digest(config, module, provider),
+    'pipeline_version': PIPELINE_VERSION,
+    'seqio': seqio.__version__,
+    'tensorflow': tf.__version__,
+  }
+
+
+# What to do about a difference; for all others the setting itself is the remedy.
+_REMEDIES = {
+  'corpus': 'the text has changed (the files of TEXT_FILES, or the installed packages); restore it',
+  'vocabulary': "restore the task's vocabulary",
+  'pipeline_version': 'install the version of switch_jax that wrote it',
+  'seqio': 'install that version of seqio',
+  'tensorflow': 'install that version of tensorflow',
+}
+
+
+def check_fingerprint(saved: dict[str, str | int], current: dict[str, str | int]) -> None:
+  """Raises a `ConfigError` that names every difference between a saved fingerprint and this run's."""
+  differences = [
+    f'{name} was {saved.get(name)!r} and is {current.get(name)!r} ({_REMEDIES.get(name, "set it back")})'
+    for name in dict.fromkeys([*current, *saved])
+    if saved.get(name) != current.get(name)
+  ]
+  if differences:
+    raise ConfigError(
+      'The checkpoint was made on other data: '
+      + '; '.join(differences)
+      + '. A MODEL_DIR belongs to one task, lengths, batch size, seed, and corpus; start another run in another one.'
+    )

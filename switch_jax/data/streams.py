@@ -1,0 +1,208 @@
+"""The logical streams of the training data: each shuffled, packed, and repeated alone, each with a position."""
+
+import contextlib
+import copy
+import functools
+import hashlib
+import pathlib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from switch_jax.config import ConfigError, DataConfig
+from switch_jax.data.layout import Batch
+from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
+
+
+def add_missing_features(batch: Batch) -> Batch:
+  """Returns a batch with segment ids and positions, which SeqIO leaves out when it does not pack.
+
+  Args:
+    batch: int32 [rows, length] each; without packing a row is one example, then zeros.
+  """
+  result = dict(batch)
+  for side, tokens in (('encoder', 'encoder_input_tokens'), ('decoder', 'decoder_target_tokens')):
+    real = (batch[tokens] != 0).astype(np.int32)
+    result.setdefault(f'{side}_segment_ids', real)
+    result.setdefault(f'{side}_positions', np.arange(real.shape[1], dtype=np.int32) * real)
+  return result
+
+
+def bounded_options(num_pipelines: int = 1) -> tf.data.Options:
+  """Returns options that keep a pipeline deterministic, its position exact, and its threads (and examples) few."""
+  options = tf.data.Options()
+  options.deterministic = True
+  options.experimental_symbolic_checkpoint = False  # with a shuffle it would save a wrong position without a word
+  options.threading.private_threadpool_size = max(1, num_threads() // num_pipelines)
+  options.autotune.cpu_budget = max(1, num_threads() // num_pipelines)
+  return options
+
+
+def _with_shuffle_buffer(provider: seqio.Task | seqio.Mixture, size: int) -> seqio.Task | seqio.Mixture:
+  """Returns a task or mixture whose `get_dataset` shuffles with this buffer, which a mixture has no argument for."""
+  if isinstance(provider, seqio.Task):
+    provider = copy.copy(provider)
+    provider.get_dataset = functools.partial(provider.get_dataset, shuffle_buffer_size=size)
+    return provider
+  mixture = copy.copy(provider)
+
+  def get_task_dataset(task, *args, **kwargs):
+    shuffled = types.SimpleNamespace(get_dataset=functools.partial(task.get_dataset, shuffle_buffer_size=size))
+    return provider.get_task_dataset(shuffled, *args, **kwargs)
+
+  mixture.get_task_dataset = get_task_dataset
+  return mixture
+
+
+def _shards_are_files(provider: seqio.Task | seqio.Mixture, config: DataConfig) -> bool:
+  """Returns whether every task gives each stream files of its own."""
+  return not config.use_cached_tasks and all(
+    isinstance(task.source, seqio.FileDataSource | seqio.TfdsDataSource)
+    and len(task.source.list_shards(config.train_split)) >= config.num_data_shards
+    for task in seqio.get_subtasks(provider)
+  )
+
+
+def stream_seeds(provider: seqio.Task | seqio.Mixture, config: DataConfig, seed: int) -> list[int]:
+  """Returns a seed for each stream.
+
+  Streams of different files have different seeds, so that their masks and orders are unrelated. Where SeqIO shards the
+  examples instead, all streams must see the examples in one order, which takes one seed.
+  """
+
+  def mix(stream):
+    return int.from_bytes(hashlib.sha256(f'{seed} {stream}'.encode()).digest()[:4], 'big') >> 1
+
+  if _shards_are_files(provider, config):
+    return [mix(stream) for stream in range(config.num_data_shards)]
+  return [mix(0)] * config.num_data_shards
+
+
+def _check_not_empty(provider: seqio.Task | seqio.Mixture, read: Mapping[str, Any]) -> None:
+  """Raises unless every task has an example when read with these arguments; repeating none would never end."""
+  split, shard = read['split'], read['shard_info']
+  for task in seqio.get_subtasks(provider):
+    if split not in task.splits:
+      continue  # SeqIO leaves it out of the mixture
+    one_epoch = task.get_dataset(**read, shuffle=False, num_epochs=1).with_options(bounded_options())
+    if next(iter(one_epoch), None) is None:
+      stream = f' for stream {shard.index} of {shard.num_shards}' if shard.num_shards > 1 else ''
+      remedy = ', or use fewer num_data_shards' if shard.num_shards > 1 else ''
+      raise ConfigError(
+        f'{task.name} has no example{stream} in its split {split!r}: the split is empty, or its preprocessors leave '
+        f'nothing over; check its source and preprocessors{remedy}.'
+      )
+
+
+@contextlib.contextmanager
+def reading(config: DataConfig) -> Iterator[None]:
+  """Turns what SeqIO says about a task that cannot be read as configured into a `ConfigError`."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except (ValueError, AssertionError) as error:
+    raise ConfigError(
+      f'DataConfig.mixture_or_task_name is {config.mixture_or_task_name!r}, which cannot be read as configured: '
+      f'{error} Check the task, feature_lengths, use_cached_tasks, shuffle, and pack.'
+    ) from error
+
+
+def to_rows(dataset: tf.data.Dataset, config: DataConfig) -> tf.data.Dataset:
+  """Packs, or else pads, examples into rows of the configured lengths, with the features of the batch."""
+  return seqio.EncDecFeatureConverter(pack=config.pack)(dataset, task_feature_lengths=config.feature_lengths)
+
+
+def make_stream(
+  provider: seqio.Task | seqio.Mixture, config: DataConfig, stream: int, seed: int, num_pipelines: int
+) -> tf.data.Dataset:
+  """Returns the endless dataset of one stream.
+
+  Args:
+    provider: the task or mixture.
+    config: lengths, batch, and how it is shuffled and packed.
+    stream: its number, below `config.num_data_shards`.
+    seed: of its order and of its preprocessors.
+    num_pipelines: streams that share this host's cores.
+
+  Returns:
+    Batches of the stream's rows: a dict of int32 [batch_size / num_data_shards, length].
+
+  Raises:
+    ConfigError: the stream has no example, or the task cannot be read this way.
+  """
+  shard = seqio.ShardInfo(index=stream, num_shards=config.num_data_shards)
+  read = {
+    'sequence_length': config.feature_lengths,
+    'split': config.train_split,
+    'use_cached': config.use_cached_tasks,
+    'seed': seed,
+    'shard_info': shard,
+    'try_in_mem_cache': False,  # the whole split would go into every saved position
+  }
+  with reading(config):
+    _check_not_empty(provider, read)
+    provider = _with_shuffle_buffer(provider, config.shuffle_buffer_size)
+    dataset = provider.get_dataset(**read, shuffle=config.shuffle, num_epochs=None)
+    dataset = to_rows(dataset, config)
+  rows = config.batch_size // config.num_data_shards
+  return dataset.batch(rows, drop_remainder=True).with_options(bounded_options(num_pipelines))
+
+
+class Streams:
+  """The streams of this host as iterators that advance together, and whose position can be saved."""
+
+  def __init__(self, datasets: Mapping[int, tf.data.Dataset]):
+    """Starts at the first batch of each stream.
+
+    Args:
+      datasets: for each stream, its endless dataset.
+    """
+    self._iterators: dict[int, Iterator] = {stream: iter(dataset) for stream, dataset in datasets.items()}
+
+  def next_batch(self) -> dict[int, Batch]:
+    """Returns the next rows of each stream as NumPy arrays.
+
+    Raises:
+      ConfigError: a stream has ended, although it is repeated.
+    """
+    try:
+      rows = {stream: next(iterator) for stream, iterator in self._iterators.items()}
+    except StopIteration as error:
+      raise ConfigError('The training data ended; no preprocessor of a task may limit its examples (take).') from error
+    return {
+      stream: add_missing_features({name: value.numpy() for name, value in batch.items()})
+      for stream, batch in rows.items()
+    }
+
+  def save(self, directory: pathlib.Path, streams: Sequence[int]) -> None:
+    """Writes the positions of some of the streams into a folder on this machine.
+
+    Raises:
+      ConfigError: the pipeline has an operation whose state cannot be saved.
+    """
+    try:
+      for stream in streams:
+        tf.train.Checkpoint(iterator=self._iterators[stream]).write(str(directory / stream_name(stream)))
+    except tf.errors.FailedPreconditionError as error:
+      raise ConfigError(
+        f'The position of this task cannot be saved: {error.message} Use sources without from_generator, py_function, '
+        'or numpy_function, and in preprocessors tf.random.stateless_* with seeds from seqio.map_over_dataset.'
+      ) from error
+
+  def restore(self, directory: pathlib.Path) -> None:
+    """Goes to the positions that `save` wrote."""
+    for stream, iterator in self._iterators.items():
+      tf.train.Checkpoint(iterator=iterator).read(str(directory / stream_name(stream))).assert_consumed()
+
+
+def stream_name(stream: int) -> str:
+  """Returns the prefix of the files that hold a stream's position; the number of hosts is no part of it."""
+  return f'stream_{stream:05}'
+
+
+def stream_files(stream: int) -> tuple[str, str]:
+  """Returns the names of the two files of a stream's position."""
+  return f'{stream_name(stream)}.index', f'{stream_name(stream)}.data-00000-of-00001'
