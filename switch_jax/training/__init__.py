@@ -1,0 +1,6 @@
+"""How it learns: optimizer, state, step, loop, metrics."""
+
+from switch_jax.training.description import describe
+from switch_jax.training.loop import train
+
+__all__ = ['describe', 'train']

@@ -1,0 +1,148 @@
+"""What a run will be, in words: parameters, mesh, shardings, routing groups and effective expert capacity."""
+
+import dataclasses
+import re
+
+import jax
+
+from switch_jax.config import ConfigError, RunConfig
+from switch_jax.model import abstract_parameters, parameter_count
+from switch_jax.model.routing import expert_capacity
+from switch_jax.parallel import Layout, make_mesh
+from switch_jax.training.state import plan_state
+
+
+@dataclasses.dataclass(frozen=True)
+class StackRouting:
+  """How the tokens of one stack are routed.
+
+  Attributes:
+    stack: `encoder` or `decoder`.
+    groups: routing groups of the global batch.
+    group_tokens: tokens of a group, padding included.
+    train_capacity, eval_capacity: slots of each expert in a group; None drops nothing.
+    num_experts: experts of each layer.
+  """
+
+  stack: str
+  groups: int
+  group_tokens: int
+  train_capacity: int | None
+  eval_capacity: int | None
+  num_experts: int
+
+  def slots_per_token(self, capacity: int | None) -> float | None:
+    """Returns expert rows computed per token: the *effective* capacity factor."""
+    return None if capacity is None else capacity * self.num_experts / self.group_tokens
+
+
+def make_layout(run: RunConfig) -> Layout:
+  """Returns the layout of a run over all devices, after checking that the batch divides over them.
+
+  Raises:
+    ConfigError: the mesh, the batch or the routing groups do not divide.
+  """
+  moe = run.model.moe
+  layout = Layout(make_mesh(run.mesh, moe.num_experts if moe else None))
+  check_batch(run, layout)
+  return layout
+
+
+def check_batch(run: RunConfig, layout: Layout) -> None:
+  """Raises a `ConfigError` if rows, routing groups or split widths do not divide over the mesh."""
+  shards, batch, model = layout.num_token_shards, run.data.batch_size, layout.size('model')
+  if batch % shards:
+    raise ConfigError(
+      f'DataConfig.batch_size is {batch}, which the {shards} (data, expert) shards of the mesh do not divide; '
+      f'use a multiple of {shards}.'
+    )
+  group = run.model.moe.sequences_per_group if run.model.moe else None
+  if group and (batch // shards) % group:
+    raise ConfigError(
+      f'MoeConfig.sequences_per_group is {group}, but each of the {shards} (data, expert) shards holds '
+      f'{batch // shards} rows; a group never crosses a shard, so it must divide {batch // shards}.'
+    )
+  for name in ('num_heads', 'mlp_dim', 'emb_dim', 'vocab_size'):
+    if getattr(run.model, name) % model:
+      raise ConfigError(
+        f'ModelConfig.{name} is {getattr(run.model, name)}, which the model axis of {model} devices does not divide; '
+        f'use a multiple of {model}, or another MeshConfig.model.'
+      )
+
+
+def stack_routing(run: RunConfig, num_token_shards: int) -> list[StackRouting]:
+  """Returns the routing of each stack that has Switch layers."""
+  moe, found = run.model.moe, []
+  if moe is None:
+    return found
+  rows = moe.sequences_per_group or run.data.batch_size // num_token_shards
+  for stack, feature in (('encoder', 'inputs'), ('decoder', 'targets')):
+    if run.model.switch_layers(stack) or run.model.switch_attention_layers(stack):
+      tokens = rows * run.data.feature_lengths[feature]
+      capacities = [expert_capacity(moe, tokens, deterministic) for deterministic in (False, True)]
+      found.append(StackRouting(stack, run.data.batch_size // rows, tokens, *capacities, moe.num_experts))
+  return found
+
+
+def active_parameters(run: RunConfig, layout: Layout) -> int:
+  """Returns the parameters that one token meets: everything but the experts it is not sent to."""
+  moe, total = run.model.moe, 0
+  used = 2 if moe and moe.router == 'top2' else 1
+  for path, x in jax.tree_util.tree_leaves_with_path(abstract_parameters(run.model, layout)):
+    count = parameter_count({'': x})
+    is_expert = any(key.key == 'expert' for key in path)
+    total += count * used // moe.num_experts if is_expert else count
+  return total
+
+
+def _routing_lines(run: RunConfig, layout: Layout) -> list[str]:
+  lines = []
+  for routing in stack_routing(run, layout.num_token_shards):
+    parts = []
+    for mode, capacity in (('training', routing.train_capacity), ('evaluation', routing.eval_capacity)):
+      slots = routing.slots_per_token(capacity)
+      parts.append(f'{mode} drop-free' if slots is None else f'{mode} capacity {capacity} = {slots:.2f} slots a token')
+    lines.append(
+      f'{routing.stack:<9}{routing.groups} groups of {routing.group_tokens} tokens, {routing.num_experts} experts: '
+      + ', '.join(parts)
+    )
+  return lines or ['none: a dense model']
+
+
+def describe(run: RunConfig) -> str:
+  """Returns what `--dry_run` prints. Builds the abstract state, so whatever does not divide is refused here.
+
+  Raises:
+    ConfigError: as in training.
+  """
+  layout = make_layout(run)
+  state = plan_state(run, layout).abstract
+  total = parameter_count(state.params)
+  optimizer_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
+  axes = ', '.join(f'{name}={size}' for name, size in layout.mesh.shape.items())
+  model = run.model
+  lines = [
+    f'parameters  {total:,} ({active_parameters(run, layout):,} active per token), {total * 4 / 2**20:.1f} MiB; '
+    f'optimizer {optimizer_bytes / 2**20:.1f} MiB',
+    f'model       {model.num_encoder_layers} + {model.num_decoder_layers} layers, emb_dim {model.emb_dim}, '
+    f'{model.num_heads} heads of {model.head_dim}, mlp_dim {model.mlp_dim}, {model.activation_dtype}',
+    f'mesh        {axes} over {layout.mesh.size} {layout.mesh.devices.flat[0].platform} devices',
+    f'batch       {run.data.batch_size} rows of {run.data.feature_lengths}, '
+    f'{run.data.batch_size // layout.num_token_shards} rows a shard',
+    f'task        {run.data.mixture_or_task_name}, {run.train_steps} steps, seed {run.random_seed}',
+    f'model_dir   {run.model_dir}',
+    'routing',
+    *(f'  {line}' for line in _routing_lines(run, layout)),
+    'parameters and how they lie on the mesh',
+  ]
+  rows: dict[tuple[str, ...], list[int]] = {}
+  for path, x in jax.tree_util.tree_leaves_with_path(state.params):
+    name = '/'.join(key.key for key in path)
+    layer = re.search(r'layers_(\d+)', name)
+    key = (re.sub(r'layers_\d+', 'layers_*', name), str(x.shape), str(tuple(x.sharding.spec)))
+    rows.setdefault(key, []).append(int(layer.group(1)) if layer else -1)
+  width = max(len(name) for name, _, _ in rows)
+  for (name, shape, spec), layers in rows.items():
+    which = '' if layers == [-1] else f'  layers {", ".join(map(str, layers))}'
+    lines.append(f'  {name:<{width}}  {shape:<18} {spec}{which}')
+  return '\n'.join(lines)
