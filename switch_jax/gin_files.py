@@ -97,7 +97,7 @@ def _check_macros(effective: _Effective, history: Sequence[Binding]) -> None:
     for name, place in missing.items():
       if near := difflib.get_close_matches(name, stray, n=1, cutoff=0.75):
         hints.append(f'%{name} ({place}) has no value, but {macros[near[0]].place} is used nowhere: write {name}.')
-      elif near := difflib.get_close_matches(name, set(macros) - set(stray), n=1, cutoff=0.75):
+      elif name not in macros and (near := difflib.get_close_matches(name, set(macros) - set(stray), 1, 0.75)):
         hints.append(f'%{name} ({place}) has no value; did you mean %{near[0]}?')
     if hints:
       raise ConfigError(' '.join(hints))

@@ -59,8 +59,10 @@ def restart_with_huge_pages() -> None:
 
 
 def cache_directory() -> pathlib.Path:
-  """Returns where things that can be made again are kept: SWITCH_JAX_CACHE, or ~/.cache/switch_jax."""
-  return pathlib.Path(os.environ.get('SWITCH_JAX_CACHE') or '~/.cache/switch_jax').expanduser()
+  """Returns where things that can be made again are kept: $SWITCH_JAX_CACHE, else switch_jax in the user's cache."""
+  if own := os.environ.get('SWITCH_JAX_CACHE'):
+    return pathlib.Path(own).expanduser()
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'switch_jax'
 
 
 def quiet_logging(debug: bool) -> None:

@@ -134,7 +134,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   return flags, bindings
 
 
-def _run(argv: Sequence[str]) -> None:
+def _run(argv: Sequence[str]) -> int:
   flags, bindings = parse_flags(argv)
   from switch_jax import gin_files
 
@@ -148,16 +148,15 @@ def _run(argv: Sequence[str]) -> None:
 
   if flags.dry_run:
     print(training.describe(run))
-  else:
-    training.train(run, config_gin=config_gin, profile=flags.profile)
+    return 0
+  return training.train(run, config_gin=config_gin, profile=flags.profile)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line and returns the exit status: 0, 1 for an error, 130 if interrupted from the keyboard."""
+  """Runs the command line and returns the exit status: 0, 1 for an error, 130 after Ctrl-C, 143 after SIGTERM."""
   argv = sys.argv[1:] if argv is None else argv
   try:
-    _run(argv)
-    return 0
+    return _run(argv)
   except ConfigError as error:
     if '--debug' in argv:
       traceback.print_exc()

