@@ -1,0 +1,177 @@
+"""What a run measures, on disk: TensorBoard events and `metrics.jsonl` side by side in one folder.
+
+`metrics.jsonl` holds one JSON object a line: `"step"` and plain numbers, written out line by line. JSON has no NaN and
+no infinity, so both are written as `null` and read back as NaN. Each step stands once, also after a resume: the lines
+of steps that will be run again are cut, and TensorBoard is told to forget them by a restart record.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
+
+import numpy as np
+from etils import epath
+
+METRICS_FILE = 'metrics.jsonl'
+
+
+class MetricFiles:
+  """Writes the metrics of one folder, `MODEL_DIR/train` or `MODEL_DIR/eval/<task>`.
+
+  The folder is made, and TensorFlow imported, by the first write.
+
+  Args:
+    directory: where the files lie; may be remote (`gs://...`).
+    active: False makes every method do nothing, for hosts that leave the writing to the first one.
+    tensorboard: write TensorBoard events too.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str], *, active: bool = True, tensorboard: bool = True):
+    self._directory = epath.Path(directory)
+    self._path = self._directory / METRICS_FILE
+    self._active = active
+    self._tensorboard = tensorboard
+    self._events: Any = None
+    self._last_step: int | None = None
+    self._opened = False
+
+  def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+    """Writes one line, and the same numbers as TensorBoard scalars.
+
+    The step of the last line may be written again and then replaces it.
+
+    Args:
+      step: the training step that was just done; at least the last one written.
+      metrics: plain, numpy or JAX scalars by name.
+
+    Raises:
+      ValueError: the step is smaller than the last one (call `truncate_after` when a run resumes), or no number.
+    """
+    if not self._active:
+      return
+    plain = {name: _plain(name, value) for name, value in metrics.items()}
+    self._open()
+    if self._last_step is not None and step <= self._last_step:
+      if step < self._last_step:
+        raise ValueError(f'{self._path} ends with step {self._last_step} and step {step} was to be added after it.')
+      self.truncate_after(step - 1)
+    line = json.dumps({'step': step, **{k: v if math.isfinite(v) else None for k, v in plain.items()}}, allow_nan=False)
+    with self._path.open('a') as file:
+      file.write(line + '\n')
+    self._last_step = step
+    if events := self._event_writer():
+      events.write_scalars(step, plain)
+      events.flush()
+
+  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+    """Writes one picture `[height, width, channels]` (uint8, or float in [0, 1]) to TensorBoard."""
+    if events := self._event_writer():
+      events.write_images(step, {name: image[None]})
+      events.flush()
+
+  def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
+    """Writes the distribution of an array to TensorBoard."""
+    if events := self._event_writer():
+      events.write_histograms(step, {name: values})
+      events.flush()
+
+  def truncate_after(self, step: int) -> None:
+    """Forgets everything after `step`, the step that a run resumes from; -1 forgets all, for a run that starts anew.
+
+    The file is replaced in one move, so a kill leaves the old one or the new one. A last line that was cut short by a
+    kill goes too. TensorBoard gets a restart record, which makes it drop later steps of the event files before it.
+    """
+    if not self._active:
+      return
+    self._keep_until(step)
+    if self._tensorboard and (event_files := sorted(p.name for p in self._directory.glob('events.out.tfevents.*'))):
+      self._write_restart_event(step + 1, after=event_files[-1])
+
+  def close(self) -> None:
+    """Closes the event file."""
+    if self._events is not None:
+      self._events.close()
+      self._events = None
+
+  def _open(self) -> None:
+    """Makes the folder and finds the last step; drops a torn last line, which the next one would be glued to."""
+    if not self._opened:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._keep_until(None)
+
+  def _keep_until(self, step: int | None) -> None:
+    """Cuts `metrics.jsonl` after a step (None: only what is no whole line) and remembers its last step."""
+    self._opened = self._directory.is_dir()
+    text = self._path.read_text() if self._path.exists() else ''
+    kept, self._last_step = [], None
+    for line in text.splitlines(keepends=True):
+      record = _parse(line)
+      if record is not None and (step is None or record['step'] <= step):
+        kept.append(line)
+        self._last_step = record['step']
+    if (whole := ''.join(kept)) != text:
+      temporary = self._directory / f'{METRICS_FILE}.tmp'
+      temporary.write_text(whole)
+      temporary.replace(self._path)
+
+  def _event_writer(self) -> Any:
+    if self._active and self._tensorboard and self._events is None:
+      from switch_jax.data import quiet_tensorflow  # noqa: F401, I001  seconds; and clu would import it loudly
+      from clu import metric_writers
+
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._events = metric_writers.SummaryWriter(os.fspath(self._directory))
+    return self._events
+
+  def _write_restart_event(self, first_step: int, after: str) -> None:
+    """Tells TensorBoard that the run starts again at `first_step`.
+
+    It reads event files in the order of their names and, at such a record, drops what it has of that step and later
+    ones. TensorFlow's own writer has no way to write it, so it gets a file of its own, whose name makes it the next one
+    after the file `after`.
+    """
+    from switch_jax.data.quiet_tensorflow import tf
+
+    self.close()
+    log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    event = tf.compat.v1.Event(wall_time=time.time(), step=first_step, session_log=log)
+    path = self._directory / f'{after}.restart_{first_step}'
+    with tf.io.TFRecordWriter(os.fspath(path)) as file:
+      for _ in range(2):  # the first such record of a run is taken for its start and drops nothing
+        file.write(event.SerializeToString())
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+  """Reads a `metrics.jsonl`: one dictionary a line, NaN where the file says null.
+
+  A last line that was cut short by a kill is left out; a file that is not there is an empty list.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    return []
+  records = [_parse(line) for line in path.read_text().splitlines(keepends=True)]
+  return [{k: math.nan if v is None else v for k, v in record.items()} for record in records if record is not None]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+  """Returns the record of one line, or None if it is not whole."""
+  if not line.endswith('\n'):
+    return None
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) and isinstance(record.get('step'), int) else None
+
+
+def _plain(name: str, value: Any) -> int | float:
+  """Returns a scalar as a Python number; a float32 keeps its own short decimal form (0.1, not 0.10000000149011612)."""
+  array = np.asarray(value)
+  if array.shape != () or (array.dtype.kind not in 'biuf' and array.dtype.name != 'bfloat16'):
+    raise ValueError(f'metric {name!r} is {value!r}; a metric must be one number.')
+  if array.dtype.kind in 'biu':
+    return int(array)
+  return float(array) if array.dtype == np.float64 else float(str(array.astype(np.float32)))
