@@ -156,15 +156,15 @@ def find_file(name: str, roots: Sequence[pathlib.Path], asked_by: str) -> pathli
     if path.is_dir():
       near = ', '.join(repr(str(relative / p.name)) for p in sorted(path.glob('*.gin'))) or 'there is none in it'
       raise ConfigError(f'{asked_by}: {name!r} is a folder; name one gin file ({near}).')
-  beside = [str(relative.parent / p.name) for path in paths for p in sorted(path.parent.glob('*.gin'))]
-  beside = list(dict.fromkeys(beside))
-  hint = suggest(name, beside)
-  if not hint and (library := library_root()):
-    everywhere = {p.name: str(p.relative_to(library)) for p in sorted(library.glob('gin/**/*.gin'))}
-    near = difflib.get_close_matches(relative.name, everywhere, n=1)
-    hint = f' Did you mean {everywhere[near[0]]!r}?' if near else ''
+  beside = {p.name: str(relative.parent / p.name) for path in paths for p in sorted(path.parent.glob('*.gin'))}
+  library = library_root()
+  shipped = {p.name: str(p.relative_to(library)) for p in sorted(library.glob('gin/**/*.gin'))} if library else {}
+  hint = ''
+  for known in (beside, shipped):
+    if not hint and (near := difflib.get_close_matches(relative.name, known, n=1)):
+      hint = f' Did you mean {known[near[0]]!r}?'
   if not hint and beside:
-    hint = f' In that folder are: {", ".join(beside[:12])}.'
+    hint = f' In that folder are: {", ".join(list(beside.values())[:12])}.'
   where = ', '.join(dict.fromkeys(str(root.resolve()) for root in roots))
   raise ConfigError(f'{asked_by}: there is no gin file {name!r}; looked in {where}.{hint}')
 
