@@ -68,6 +68,11 @@ class EvaluationBatches(Sequence[dict[str, jax.Array]]):
     self._batches = batches
     self._sharding = rows_sharding
 
+  @property
+  def on_host(self) -> Sequence[Batch]:
+    """The batches as NumPy arrays."""
+    return self._batches
+
   def __len__(self) -> int:
     """Returns the number of batches."""
     return len(self._batches)

@@ -1,6 +1,7 @@
 """The training data: endless global batches, made ahead on a thread, from a position that can be saved."""
 
 import pathlib
+import shutil
 import tempfile
 import time
 import weakref
@@ -96,18 +97,18 @@ class TrainingSource(Iterator[dict[str, jax.Array]]):
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)
     streams = Streams({s: make_stream(provider, config, s, seeds[s], len(held)) for s in held})
-    folder = tempfile.TemporaryDirectory(prefix='switch_jax_data_', ignore_cleanup_errors=True)
-    self._snapshots = Snapshots(pathlib.Path(folder.name), self._layout.owned_streams)
+    folder = pathlib.Path(tempfile.mkdtemp(prefix='switch_jax_data_'))
+    # Both run also when the source is dropped without `close`, and before the interpreter takes TensorFlow apart.
+    self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+    self._snapshots = Snapshots(folder, self._layout.owned_streams)
     self._producer = _Producer(streams, self._layout, self._snapshots, snapshot_period)
     self._prefetch = config.prefetch
     self._handed_out = 0
-    self._folder = folder
     self._open_prefetcher()
 
   def _open_prefetcher(self) -> None:
     self._prefetcher = Prefetcher(self._producer, self._prefetch)
-    # Runs also when the source is dropped without `close`, and before the interpreter takes TensorFlow apart.
-    self._finalizer = weakref.finalize(self, _release, self._prefetcher, self._folder)
+    self._stop_thread = weakref.finalize(self, self._prefetcher.close)
 
   def start(self) -> None:
     """Begins to make batches, so that the first are ready when compilation is; restore a position before."""
@@ -150,20 +151,15 @@ class TrainingSource(Iterator[dict[str, jax.Array]]):
     directory = epath.Path(directory)
     position = Position.read(directory)
     providers.check_fingerprint(position.fingerprint, self.fingerprint)
-    self._finalizer.detach()
-    self._prefetcher.close()
+    self._stop_thread()
     self._producer.restore(directory, position)
     self._handed_out = position.batches
     self._open_prefetcher()
 
   def close(self) -> None:
     """Stops the thread and removes the snapshots."""
-    self._finalizer()
-
-
-def _release(prefetcher: Prefetcher, folder: tempfile.TemporaryDirectory) -> None:
-  prefetcher.close()
-  folder.cleanup()
+    self._stop_thread()
+    self._remove_folder()
 
 
 def open_training(config: DataConfig, seed: int, rows_sharding: jax.sharding.Sharding) -> TrainingSource:

@@ -126,7 +126,7 @@ def fingerprint(
 
 # What to do about a difference; for all others the setting itself is the remedy.
 _REMEDIES = {
-  'corpus': 'the text has changed (the files of TEXT_FILES, or the installed packages); restore it',
+  'corpus': 'restore the text, that is the files of TEXT_FILES or the versions of the installed packages',
   'vocabulary': "restore the task's vocabulary",
   'pipeline_version': 'install the version of switch_jax that wrote it',
   'seqio': 'install that version of seqio',
@@ -136,14 +136,17 @@ _REMEDIES = {
 
 def check_fingerprint(saved: dict[str, str | int], current: dict[str, str | int]) -> None:
   """Raises a `ConfigError` that names every difference between a saved fingerprint and this run's."""
+
+  def short(value):
+    return repr(value[:16]) if isinstance(value, str) and len(value) == 64 else repr(value)  # a digest
+
   differences = [
-    f'{name} was {saved.get(name)!r} and is {current.get(name)!r} ({_REMEDIES.get(name, "set it back")})'
+    f'{name} was {short(saved.get(name))} and is {short(current.get(name))}: {_REMEDIES.get(name, "set it back")}'
     for name in dict.fromkeys([*current, *saved])
     if saved.get(name) != current.get(name)
   ]
   if differences:
     raise ConfigError(
-      'The checkpoint was made on other data: '
-      + '; '.join(differences)
-      + '. A MODEL_DIR belongs to one task, lengths, batch size, seed, and corpus; start another run in another one.'
+      f'The checkpoint was made on other data; {"; ".join(differences)}. A MODEL_DIR belongs to one task, lengths, '
+      'batch size, seed, and corpus: other data needs another MODEL_DIR.'
     )

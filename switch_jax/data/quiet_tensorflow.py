@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 # Threads of TensorFlow's own pools. A pool per core of a large host would hold that many more examples in flight, and
@@ -58,7 +59,8 @@ def _configure(tensorflow) -> None:
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # oneDNN speeds up nothing that a data pipeline does, and says later, past our redirection, what it cannot do.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-with _quiet_stderr():
+with _quiet_stderr(), warnings.catch_warnings():
+  warnings.simplefilter('ignore')  # deprecations inside other people's packages
   import tensorflow as tf
 
   _configure(tf)

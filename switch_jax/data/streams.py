@@ -5,6 +5,7 @@ import copy
 import functools
 import hashlib
 import pathlib
+import tempfile
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -80,20 +81,26 @@ def stream_seeds(provider: seqio.Task | seqio.Mixture, config: DataConfig, seed:
   return [mix(0)] * config.num_data_shards
 
 
-def _check_not_empty(provider: seqio.Task | seqio.Mixture, read: Mapping[str, Any]) -> None:
-  """Raises unless every task has an example when read with these arguments; repeating none would never end."""
+def _check_tasks(provider: seqio.Task | seqio.Mixture, read: Mapping[str, Any]) -> None:
+  """Reads the first example of every task with these arguments.
+
+  Raises:
+    ConfigError: there is none (repeating none would never end), or the position after it cannot be saved.
+  """
   split, shard = read['split'], read['shard_info']
   for task in seqio.get_subtasks(provider):
     if split not in task.splits:
       continue  # SeqIO leaves it out of the mixture
-    one_epoch = task.get_dataset(**read, shuffle=False, num_epochs=1).with_options(bounded_options())
-    if next(iter(one_epoch), None) is None:
+    examples = iter(task.get_dataset(**read, shuffle=False, num_epochs=1).with_options(bounded_options()))
+    if next(examples, None) is None:
       stream = f' for stream {shard.index} of {shard.num_shards}' if shard.num_shards > 1 else ''
       remedy = ', or use fewer num_data_shards' if shard.num_shards > 1 else ''
       raise ConfigError(
         f'{task.name} has no example{stream} in its split {split!r}: the split is empty, or its preprocessors leave '
         f'nothing over; check its source and preprocessors{remedy}.'
       )
+    with tempfile.TemporaryDirectory() as folder:
+      _save_iterator(examples, pathlib.Path(folder) / task.name)
 
 
 @contextlib.contextmanager
@@ -143,12 +150,28 @@ def make_stream(
     'try_in_mem_cache': False,  # the whole split would go into every saved position
   }
   with reading(config):
-    _check_not_empty(provider, read)
+    _check_tasks(provider, read)
     provider = _with_shuffle_buffer(provider, config.shuffle_buffer_size)
     dataset = provider.get_dataset(**read, shuffle=config.shuffle, num_epochs=None)
     dataset = to_rows(dataset, config)
   rows = config.batch_size // config.num_data_shards
   return dataset.batch(rows, drop_remainder=True).with_options(bounded_options(num_pipelines))
+
+
+def _save_iterator(iterator: Iterator, path: pathlib.Path) -> None:
+  """Writes the position of a dataset's iterator.
+
+  Raises:
+    ConfigError: the pipeline has an operation whose state cannot be saved.
+  """
+  try:
+    tf.train.Checkpoint(iterator=iterator).write(str(path))
+  except tf.errors.FailedPreconditionError as error:
+    raise ConfigError(
+      f'The position of this task cannot be saved: {error.message} Use sources without from_generator, '
+      'py_function, or numpy_function, and in preprocessors tf.random.stateless_* with seeds from '
+      'seqio.map_over_dataset.'
+    ) from error
 
 
 class Streams:
@@ -183,14 +206,8 @@ class Streams:
     Raises:
       ConfigError: the pipeline has an operation whose state cannot be saved.
     """
-    try:
-      for stream in streams:
-        tf.train.Checkpoint(iterator=self._iterators[stream]).write(str(directory / stream_name(stream)))
-    except tf.errors.FailedPreconditionError as error:
-      raise ConfigError(
-        f'The position of this task cannot be saved: {error.message} Use sources without from_generator, py_function, '
-        'or numpy_function, and in preprocessors tf.random.stateless_* with seeds from seqio.map_over_dataset.'
-      ) from error
+    for stream in streams:
+      _save_iterator(self._iterators[stream], directory / stream_name(stream))
 
   def restore(self, directory: pathlib.Path) -> None:
     """Goes to the positions that `save` wrote."""

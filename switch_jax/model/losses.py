@@ -21,15 +21,20 @@ class TokenSums:
     cross_entropy: in nats, label smoothing included.
     z_loss: z-loss of the output logits, its factor included.
     correct: tokens whose most likely prediction is the target.
+    text_tokens, text_cross_entropy: the same without the tokens that any model soon learns (sentinels, EOS).
   """
 
   tokens: jax.Array
   cross_entropy: jax.Array
   z_loss: jax.Array
   correct: jax.Array
+  text_tokens: jax.Array
+  text_cross_entropy: jax.Array
 
 
-def token_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, config: LossConfig) -> TokenSums:
+def token_sums(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array, config: LossConfig, special_tokens: tuple[int, ...] = ()
+) -> TokenSums:
   """Returns the sums of cross-entropy, z-loss and correct predictions.
 
   Label smoothing is T5X's: 1 - s on the target, the rest spread over the other entries, less the entropy of that
@@ -40,6 +45,7 @@ def token_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, config
     targets: int32 `[batch, length]`.
     weights: `[batch, length]`, 0 where there is no target.
     config: z-loss and label smoothing.
+    special_tokens: targets that are not text.
   """
   weights = weights.astype(jnp.float32)
   vocab_size = logits.shape[-1]
@@ -53,11 +59,14 @@ def token_sums(logits: jax.Array, targets: jax.Array, weights: jax.Array, config
     confidence = 1.0 - config.label_smoothing
     floor = confidence * jnp.log(confidence) + (vocab_size - 1) * low * jnp.log(low + 1e-20)
     cross_entropy = log_partition - (confidence - low) * target_logit - low * jnp.sum(logits, axis=-1) + floor
+  text = weights * ~jnp.isin(targets, jnp.asarray(special_tokens, targets.dtype))
   return TokenSums(
     tokens=jnp.sum(weights),
     cross_entropy=jnp.sum(weights * cross_entropy),
     z_loss=config.z_loss * jnp.sum(weights * jnp.square(log_partition)),
     correct=jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets)),
+    text_tokens=jnp.sum(text),
+    text_cross_entropy=jax.lax.stop_gradient(jnp.sum(text * cross_entropy)),
   )
 
 

@@ -15,11 +15,11 @@ class EvaluationResult:
   Attributes:
     metrics: plain numbers by the names of `metrics.jsonl`; losses in nats per target token. `cross_ent_loss_text`
       leaves out sentinels and EOS, which any model soon learns.
-    expert_share: by layer, the share of the tokens that each expert was wanted by, float64 `[num_experts]`.
+    expert_tokens: by layer, the tokens that wanted each expert, float64 `[num_experts]`.
   """
 
   metrics: dict[str, float]
-  expert_share: dict[str, np.ndarray]
+  expert_tokens: dict[str, np.ndarray]
 
 
 def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any]) -> EvaluationResult:
@@ -39,21 +39,22 @@ def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterabl
     totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
   if totals is None:
     raise ValueError('no batches to evaluate on')
-  tokens, plain = max(totals['tokens'], 1.0), max(totals['plain_tokens'], 1.0)
+  tokens, text = max(totals['tokens'], 1.0), max(totals['text_tokens'], 1.0)
   metrics = {
     'cross_ent_loss': totals['cross_entropy'] / tokens,
-    'cross_ent_loss_text': totals['plain_cross_entropy'] / plain,
+    'cross_ent_loss_text': totals['text_cross_entropy'] / text,
     'accuracy': totals['correct'] / tokens,
     'target_tokens': totals['tokens'],
   }
   layers = totals['routed']
-  shares = {layer: totals['expert_tokens'][layer] / max(layers[layer], 1.0) for layer in layers}
-  for layer, share in shares.items():
+  for layer, load in totals['expert_tokens'].items():
     metrics[f'fraction_dropped/{layer}'] = totals['dropped'][layer] / max(layers[layer], 1.0)
-    metrics[f'expert_load_max_over_mean/{layer}'] = share.max() * share.size
-    metrics[f'experts_unused/{layer}'] = np.sum(share == 0)
+    metrics[f'expert_load_max_over_mean/{layer}'] = load.max() / max(load.mean(), 1e-9)
+    metrics[f'experts_unused/{layer}'] = np.sum(load == 0)
   if layers:
     metrics['fraction_dropped'] = np.mean([metrics[f'fraction_dropped/{layer}'] for layer in layers])
     metrics['expert_load_max_over_mean'] = np.max([metrics[f'expert_load_max_over_mean/{layer}'] for layer in layers])
     metrics['experts_unused'] = np.sum([metrics[f'experts_unused/{layer}'] for layer in layers])
-  return EvaluationResult(metrics={name: float(value) for name, value in metrics.items()}, expert_share=shares)
+  return EvaluationResult(
+    metrics={name: float(value) for name, value in metrics.items()}, expert_tokens=totals['expert_tokens']
+  )

@@ -13,19 +13,22 @@ from switch_jax.config import ConfigError, RunConfig
 from switch_jax.training.description import make_layout
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.interruption import EXIT_CODES, Interruption
-from switch_jax.training.metric_files import MetricFiles
+from switch_jax.training.metric_files import METRICS_FILE, MetricFiles, read_metrics
+from switch_jax.training.picture import save_picture
 from switch_jax.training.progress import Progress
 from switch_jax.training.reporting import Reporter
 from switch_jax.training.state import TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_train_step
+from switch_jax.training.summary import RunFacts, summarize
 
 
-def train(run: RunConfig, *, config_gin: str = '', profile: bool = False) -> int:
+def train(run: RunConfig, *, config_gin: str = '', next_command: str | None = None, profile: bool = False) -> int:
   """Trains until `run.train_steps`, continuing from the newest checkpoint of the MODEL_DIR.
 
   Args:
     run: the whole configuration.
     config_gin: the operative gin text, kept as `config.gin` in the MODEL_DIR for people to read.
+    next_command: a command to suggest at the end.
     profile: write a profile of a few steps for TensorBoard under `MODEL_DIR/profile`.
 
   Returns:
@@ -43,7 +46,7 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool = False) -> int
       'nothing to do.\nTrain on with a larger --gin.TRAIN_STEPS, or start anew with another --gin.MODEL_DIR.'
     )
     return 0
-  session = _Session(run, store, first_step)
+  session = _Session(run, store, first_step, next_command)
   try:
     if config_gin and jax.process_index() == 0:
       (epath.Path(run.model_dir) / 'config.gin').write_text(config_gin)
@@ -55,14 +58,14 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool = False) -> int
 class _Session:
   """One process's share of a run: everything that is open while it trains."""
 
-  def __init__(self, run: RunConfig, store: CheckpointStore, first_step: int):
-    self.run, self.store, self.first_step = run, store, first_step
+  def __init__(self, run: RunConfig, store: CheckpointStore, first_step: int, next_command: str | None):
+    self.run, self.store, self.first_step, self.next_command = run, store, first_step, next_command
     self.began = time.perf_counter()
     self.is_first_host = jax.process_index() == 0
     self.progress = Progress(active=self.is_first_host)
     layout = make_layout(run)
     axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
-    self.progress.note(f'mesh: {axes} on {layout.mesh.size} {jax.devices()[0].device_kind} devices')
+    self.progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
     plan = plan_state(run, layout)
     self.progress.note(f'data: {run.data.mixture_or_task_name}')
     self.source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
@@ -73,19 +76,21 @@ class _Session:
         f'{self.source.vocabulary_size} ids; the embedding needs a row for each. Set vocab_size to at least that.'
       )
     self.sentinels = tuple(range(self.source.vocabulary_size - vocabulary.extra_ids, self.source.vocabulary_size))
-    self.eos_id = vocabulary.eos_id
+    special_tokens = (*self.sentinels, vocabulary.eos_id)
     if first_step:
       store.restore_position(first_step, self.source.restore_position)
     self.source.start()
     self.held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
     self.state: TrainState = store.restore(first_step, plan.abstract) if first_step else init_state(run, layout, plan)
-    self.train_step = make_train_step(run, layout, plan)
-    self.eval_step = make_eval_step(run.model, layout, plan, (*self.sentinels, self.eos_id))
+    self.train_step = make_train_step(run, layout, plan, special_tokens)
+    self.eval_step = make_eval_step(run.model, layout, plan, special_tokens)
     self.train_files = MetricFiles(self._folder('train'), active=self.is_first_host)
     self.eval_files = MetricFiles(self._folder('eval'), active=self.is_first_host)
     for files in (self.train_files, self.eval_files):
       files.truncate_after(first_step if first_step else -1)
     self.reporter = Reporter(run, self.train_files, self.progress, lambda: self.source.wait_seconds)
+    if first_step:
+      self.reporter.target_tokens = store.read_config(first_step)['target_tokens']
 
   def _folder(self, kind: str) -> epath.Path:
     """Returns `MODEL_DIR/train` or `MODEL_DIR/eval/<task>`."""
@@ -135,6 +140,7 @@ class _Session:
     vocabulary = {'size': self.source.vocabulary_size, 'digest': data.vocabulary_digest(self.source.vocabulary)}
     return {
       'version': switch_jax.__version__,
+      'target_tokens': self.reporter.target_tokens,
       'model': self.run.model.to_json(),
       'vocabulary': vocabulary,
       'identity': self.run.identity(),
@@ -163,6 +169,40 @@ class _Session:
 
   def _sum_up(self, result: EvaluationResult) -> None:
     """Prints the summary and draws the picture of a finished run."""
+    if not self.is_first_host:
+      return
+    train, held_out = (read_metrics(self._folder(kind) / METRICS_FILE) for kind in ('train', 'eval'))
+    entropies = data.target_entropies(self.held_out.on_host, self.sentinels)
+    picture = epath.Path(self.run.model_dir) / 'summary.png'
+    save_picture(
+      picture,
+      train=train,
+      held_out=held_out,
+      yardsticks={'unigram entropy': entropies.unigram, 'bigram entropy': entropies.bigram},
+      expert_tokens=result.expert_tokens,
+      title=f'{self.run.data.mixture_or_task_name}, {self.run.train_steps:,} steps',
+      train_key='cross_ent_loss_text',
+      held_out_key='cross_ent_loss_text',
+    )
+    facts = RunFacts(
+      steps=self.run.train_steps,
+      seconds=time.perf_counter() - self.began,
+      target_tokens=self.reporter.target_tokens,
+      held_out_before=held_out[0]['cross_ent_loss_text'] if held_out[0]['step'] == 0 else None,
+      held_out_after=result.metrics['cross_ent_loss_text'],
+      unigram_entropy=entropies.unigram,
+      bigram_entropy=entropies.bigram,
+      fraction_dropped=train[-1].get('fraction_dropped'),
+      expert_tokens=result.expert_tokens,
+      files={
+        'picture': str(picture),
+        'checkpoint': str(self.store.path(self.run.train_steps)),
+        'metrics': str(self._folder('train') / METRICS_FILE),
+        'TensorBoard': f'tensorboard --logdir {self.run.model_dir}',
+      },
+      next_command=self.next_command,
+    )
+    _print('\n' + summarize(facts))
 
   def close(self) -> None:
     """Stops the threads and closes the files."""

@@ -13,6 +13,9 @@ from switch_jax.training.progress import Progress
 class Reporter:
   """Fetches the metrics of a step once the next one has been dispatched.
 
+  Attributes:
+    target_tokens: real target tokens of all steps reported so far; set it when a run is continued.
+
   Args:
     run: gives the log period.
     files: where lines are written.
@@ -26,6 +29,7 @@ class Reporter:
     self._pending: tuple[int, dict[str, jax.Array]] | None = None
     self._tokens = self._seconds = self._steps = self._waited = 0.0
     self._mark: tuple[float, float] | None = None
+    self.target_tokens = 0
 
   def resume_clock(self) -> None:
     """Starts to count time; what lies before (compilation, evaluation, saving) is left out of the speeds."""
@@ -43,6 +47,7 @@ class Reporter:
     (step, metrics), self._pending = self._pending, None
     due = step % self._run.log_period == 0 or step in (1, self._run.train_steps)
     values: dict[str, Any] = jax.device_get(metrics if due else {k: metrics[k] for k in ('loss', 'target_tokens')})
+    self.target_tokens += int(values['target_tokens'])
     self._count(float(values['target_tokens']))
     speed = self._tokens / self._seconds if self._seconds else None
     if due:
