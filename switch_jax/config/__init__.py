@@ -16,8 +16,8 @@ from switch_jax.config.run import (
 from switch_jax.config.validation import Checked, ConfigError, suggest
 
 __all__ = [
-    'CheckpointConfig',
     'Checked',
+    'CheckpointConfig',
     'ConfigError',
     'DataConfig',
     'LayerPattern',
