@@ -89,7 +89,7 @@ def positions_within_expert(expert: jax.Array, num_experts: int) -> tuple[jax.Ar
 
 
 def first_come_slots(
-  expert: jax.Array, num_experts: int, capacity: int | None, priority: jax.Array | None
+  expert: jax.Array, num_experts: int, capacity: int | None, priority: jax.Array | None = None
 ) -> jax.Array:
   """Returns the slot of every choice, -1 where the expert is full.
 
