@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from switch_jax.config import ConfigError
@@ -80,6 +80,13 @@ class Corpus:
   def files(self, split: str) -> list[str]:
     """Returns the paths of a split's files, none of them empty."""
     return [str(self.directory / name) for name in self.summary['splits'][split]['files']]
+
+  def paragraphs(self, split: str) -> Iterator[str]:
+    """Yields the text of a split, paragraph by paragraph, in the order of its files."""
+    for name in self.files(split):
+      with open(name, encoding='utf-8', newline='\n') as file:
+        for line in file:
+          yield line.rstrip('\n').replace(NEWLINE_MARK, '\n')
 
   def num_bytes(self, split: str) -> int:
     """Returns the bytes of a split's files: its text and a newline after each paragraph."""

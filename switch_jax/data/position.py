@@ -108,9 +108,9 @@ class Snapshots:
     """
     place = self._directory / str(count)
     with self._lock:
-      for old in self._counts:
-        shutil.rmtree(self._directory / str(old))
       self._counts.clear()
+      for old in self._directory.iterdir():  # also what an attempt at a damaged position has left
+        shutil.rmtree(old)
     place.mkdir()
     try:
       for stream in held:

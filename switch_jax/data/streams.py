@@ -100,7 +100,7 @@ def _check_tasks(provider: seqio.Task | seqio.Mixture, read: Mapping[str, Any]) 
         f'nothing over; check its source and preprocessors{remedy}.'
       )
     with tempfile.TemporaryDirectory() as folder:
-      _save_iterator(examples, pathlib.Path(folder) / task.name)
+      _save_iterator(examples, pathlib.Path(folder) / 'position')
 
 
 @contextlib.contextmanager
