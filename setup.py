@@ -25,6 +25,7 @@ INSTALL_REQUIRES = [
   'tensorstore>=0.1.86',  # reads the arrays of T5X checkpoints; orbax wants it too
   'msgpack>=1.1',  # reads the index of T5X checkpoints
   'safetensors>=0.5',  # Hugging Face checkpoints
+  'tensorboard>=2.20',  # shows what a run writes; tensorflow no longer brings it
   'matplotlib>=3.9',  # reports
   'tqdm>=4.66',
 ]
