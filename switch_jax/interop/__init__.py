@@ -1,0 +1,13 @@
+"""Weights of other software: T5X and Hugging Face checkpoints as a `ModelConfig` and a nested dict of arrays.
+
+from switch_jax import inference, interop
+
+model_config, params = interop.load('t5x', '/models/switch_base/e8/checkpoint_500100', sequences_per_group=1)
+logits = inference.compute_logits(model_config, params, encoder_input_tokens, decoder_input_tokens)
+"""
+
+from switch_jax.interop.loading import FORMATS, load, load_config
+from switch_jax.interop.names import parameter_shapes
+from switch_jax.interop.t5x import load_optimizer_state
+
+__all__ = ['FORMATS', 'load', 'load_config', 'load_optimizer_state', 'parameter_shapes']

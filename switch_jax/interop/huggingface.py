@@ -1,0 +1,251 @@
+"""Hugging Face checkpoints: `config.json` and `model.safetensors`, whole or in shards. PyTorch is not needed.
+
+`SwitchTransformersForConditionalGeneration`, and the dense `T5ForConditionalGeneration` (T5, T5 v1.1, mT5).
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from switch_jax.config import ConfigError, suggest
+from switch_jax.interop import names, stored
+from switch_jax.interop.stored import Checkpoint, StoredArray
+
+MODEL_TYPES = ('switch_transformers', 't5', 'mt5')
+WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+
+# Hugging Face's `gelu` is the exact one; the model here has the tanh approximation that T5 uses.
+ACTIVATIONS = {
+  'relu': 'relu',
+  'gelu_new': 'gelu',
+  'gelu_pytorch_tanh': 'gelu',
+  'gelu_fast': 'gelu',
+  'silu': 'silu',
+  'swish': 'silu',
+  'linear': 'linear',
+}
+_DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
+# Copies of the embedding that some versions write.
+_EMBEDDINGS = ('shared.weight', 'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+# Written by old versions, never used: there is no position bias between decoder and encoder.
+_UNUSED = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+  """Opens a Hugging Face checkpoint; reads `config.json` and the headers of the weights only.
+
+  Args:
+    path: a local folder.
+
+  Raises:
+    ConfigError: there is no such folder, it is no Hugging Face checkpoint of a known model, or a file is damaged.
+  """
+  path = os.fspath(path)
+  folder = pathlib.Path(path)
+  if not folder.is_dir():
+    what = 'it is a file' if folder.is_file() else 'there is no such folder'
+    raise ConfigError(
+      f'{path} is no Hugging Face checkpoint ({what}); give the local folder with config.json and {WEIGHTS}. Nothing '
+      'is downloaded here.'
+    )
+  if not (folder / 'config.json').is_file():
+    found = stored.describe_folder(os.listdir(folder))
+    raise ConfigError(f'{path} is no Hugging Face checkpoint, whose folder has a config.json: {found}.')
+  config = _read_json(folder / 'config.json')
+  model_type = config.get('model_type')
+  if model_type not in MODEL_TYPES:
+    raise ConfigError(
+      f'{path} is a model of type {model_type!r}; known are {", ".join(MODEL_TYPES)}.'
+      f'{suggest(str(model_type), MODEL_TYPES)}'
+    )
+  if config.get('pad_token_id') not in (None, 0):
+    raise ConfigError(f'{path} pads with token {config["pad_token_id"]} (pad_token_id); only 0 is supported here.')
+  arrays = _arrays(path, config, _open_tensors(folder))
+  recorded, unclear = _recorded(config, any(name.endswith('/wi_0/kernel') for name in arrays))
+  return Checkpoint(path, arrays, recorded, unclear)
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ConfigError(f'{path} is not valid JSON ({error}); the copy is incomplete. Copy it again.') from error
+  if not isinstance(content, dict):
+    raise ConfigError(f'{path} holds a {type(content).__name__}; it must be an object with named settings.')
+  return content
+
+
+class _Tensor:
+  """A tensor of a safetensors file, as it lies there."""
+
+  def __init__(self, file: Any, name: str, path: pathlib.Path):
+    view = file.get_slice(name)
+    self.shape = tuple(view.get_shape())
+    self.dtype = _DTYPES.get(view.get_dtype(), view.get_dtype())
+    stored.check_dtype(self.dtype, name, str(path))
+    self.read: Callable[[], np.ndarray] = functools.partial(file.get_tensor, name)
+
+
+def _open_tensors(folder: pathlib.Path) -> dict[str, _Tensor]:
+  """Returns all tensors of a checkpoint by their names in the files."""
+  if (folder / WEIGHTS).is_file():
+    return _open_file(folder / WEIGHTS)
+  if not (folder / INDEX).is_file():
+    found = stored.describe_folder(set(os.listdir(folder)) - {'config.json'})
+    raise ConfigError(f'{folder} has neither {WEIGHTS} nor {INDEX}: {found}.')
+  weight_map = _read_json(folder / INDEX).get('weight_map')
+  if not isinstance(weight_map, dict):
+    raise ConfigError(f'{folder / INDEX} has no weight_map; it must say which file holds which tensor. Copy it again.')
+  files = {}
+  for name in sorted(set(weight_map.values())):
+    if not (folder / name).is_file():
+      raise ConfigError(f'{folder} lacks {name}, which {INDEX} names; copy all shards of the checkpoint.')
+    files[name] = _open_file(folder / name)
+  lost = [name for name, file in weight_map.items() if name not in files[file]]
+  if lost:
+    raise ConfigError(
+      f'{INDEX} of {folder} names tensors that are not in their shards: {stored.enumerate_some(lost)}; index and '
+      'shards belong to different checkpoints. Copy all of them again.'
+    )
+  return {name: files[file][name] for name, file in weight_map.items()}
+
+
+def _open_file(path: pathlib.Path) -> dict[str, _Tensor]:
+  try:
+    file = safetensors.safe_open(path, 'numpy')
+  except safetensors.SafetensorError as error:
+    raise ConfigError(
+      f'{path} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}); the copy is incomplete. Copy '
+      'it again.'
+    ) from error
+  return {name: _Tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[str, StoredArray]:
+  """Returns the parameters under T5X's names: matrices transposed, experts stacked, copies of the embedding merged."""
+  tensors = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
+  shared = [tensors.pop(name) for name in _EMBEDDINGS if name in tensors]
+  if _is_tied(config) and 'lm_head.weight' in tensors:
+    shared.append(tensors.pop('lm_head.weight'))
+  arrays, experts, unknown = {}, {}, []
+  if shared:
+    arrays['token_embedder/embedding'] = StoredArray(shared[0].shape, functools.partial(_read_copies, path, shared))
+  for name, tensor in tensors.items():
+    match names.from_huggingface(name):
+      case None:
+        unknown.append(name)
+      case t5x, None, transposed:
+        shape = tensor.shape[::-1] if transposed else tensor.shape
+        arrays[t5x] = StoredArray(shape, functools.partial(_read, tensor, transposed))
+      case t5x, expert, _:
+        experts.setdefault(t5x, {})[expert] = tensor
+  if unknown:
+    remedy = (
+      ' A router with bias is not supported.' if any('router.classifier.bias' in name for name in unknown) else ''
+    )
+    raise ConfigError(
+      f'{path} has tensors that no {config["model_type"]} model here has: {stored.enumerate_some(unknown)}.{remedy}'
+    )
+  for t5x, parts in experts.items():
+    arrays[t5x] = _stacked(path, t5x, parts)
+  return arrays
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+  """Whether the logits are the scaled product with the embedding.
+
+  From version 5 on Hugging Face writes `tie_word_embeddings: true` for every T5; what `false` used to say, that the
+  logits of T5 v1.1 are not scaled, stands in `scale_decoder_outputs`.
+  """
+  return bool(config.get('scale_decoder_outputs', config.get('tie_word_embeddings', True)))
+
+
+def _read(tensor: _Tensor, transposed: bool) -> np.ndarray:
+  array = tensor.read()
+  return stored.to_float32(array.T if transposed else array)
+
+
+def _read_copies(path: str, copies: list[_Tensor]) -> np.ndarray:
+  first = stored.to_float32(copies[0].read())
+  for other in copies[1:]:
+    if other.shape != copies[0].shape or not np.array_equal(first, other.read()):
+      raise ConfigError(
+        f'the embedding of {path} is stored more than once, with different values, though config.json ties them; if '
+        'lm_head.weight is meant to differ, set tie_word_embeddings to false there.'
+      )
+  return first
+
+
+def _stacked(path: str, name: str, parts: dict[int, _Tensor]) -> StoredArray:
+  """Returns the matrices of all experts of a layer as one array `[expert, fan_in, fan_out]`."""
+  missing = set(range(max(parts) + 1)) - set(parts)
+  shapes = {part.shape for part in parts.values()}
+  if missing or len(shapes) > 1:
+    what = f'lacks the experts {sorted(missing)}' if missing else f'has experts of different shapes {sorted(shapes)}'
+    raise ConfigError(f'{name} in {path} {what}; all experts of a layer must be there and alike. Copy all its files.')
+  shape = (len(parts), *parts[0].shape[::-1])
+
+  def read() -> np.ndarray:
+    array = np.empty(shape, np.float32)
+    for expert, part in parts.items():
+      array[expert] = part.read().T
+    return array
+
+  return StoredArray(shape, read)
+
+
+def _recorded(config: Mapping[str, Any], gated: bool) -> tuple[dict[str, Any], dict[str, str]]:
+  """Returns what `config.json` says in terms of `ModelConfig` and `MoeConfig`, and what has no equal here."""
+  get = config.get
+  recorded = {
+    'layer_norm_epsilon': get('layer_norm_epsilon', 1e-6),
+    'relpos_max_distance': get('relative_attention_max_distance', 128),
+    'dropout_rate': get('dropout_rate', 0.1),
+    'logits_via_embedding': _is_tied(config),
+    'mask_padding_queries': False,
+    # One sequence is one group, padding is routed like any token, and the capacity is the same in evaluation.
+    'sequences_per_group': 1,
+    'padding_takes_slots': True,
+    'expert_capacity': get('expert_capacity', 64),
+    'expert_dropout_rate': get('dropout_rate', 0.1),
+    'jitter_noise': get('router_jitter_noise', 0.01),
+    'aux_loss_factor': get('router_aux_loss_coef', 0.001),
+    'router_z_loss_factor': get('router_z_loss_coef', 0.001),
+    'router_dtype': get('router_dtype', 'float32'),
+  }
+  sizes = {
+    'vocab_size': 'vocab_size',
+    'emb_dim': 'd_model',
+    'num_heads': 'num_heads',
+    'head_dim': 'd_kv',
+    'mlp_dim': 'd_ff',
+    'num_encoder_layers': 'num_layers',
+    'num_decoder_layers': 'num_decoder_layers',
+    'num_experts': 'num_experts',
+    'relpos_num_buckets': 'relative_attention_num_buckets',
+  }
+  recorded |= {field: config[key] for field, key in sizes.items() if config.get(key) is not None}
+  unclear = {}
+  act_fn = get('feed_forward_proj', 'relu') if config['model_type'] != 'switch_transformers' else get('dense_act_fn')
+  act_fn = act_fn or 'relu'
+  # T5's file format says gated-gelu where it means the tanh approximation.
+  name = 'gelu_new' if act_fn == 'gated-gelu' else act_fn.removeprefix('gated-')
+  if name in ACTIVATIONS:
+    recorded['mlp_activations'] = (ACTIVATIONS[name], 'linear') if gated else (ACTIVATIONS[name],)
+  else:
+    nearest = "('gelu', 'linear')" if gated else "('gelu',)"
+    unclear['mlp_activations'] = (
+      f'the activation of config.json is {act_fn!r}; known are {", ".join(ACTIVATIONS)}. The override '
+      f'mlp_activations={nearest} would use the tanh approximation, which differs from the exact gelu by up to 5e-4.'
+    )
+  if recorded['router_dtype'] not in ('float32', 'bfloat16'):
+    unclear['router_dtype'] = (
+      f'the router_dtype of config.json is {recorded.pop("router_dtype")!r}; override it with float32 or bfloat16.'
+    )
+  return recorded, unclear

@@ -1,0 +1,50 @@
+"""`load`: a checkpoint of other software as this package's configuration and parameters."""
+
+from typing import Any
+
+from switch_jax.config import ConfigError, ModelConfig, suggest
+from switch_jax.interop import huggingface, infer_config, stored, t5x
+from switch_jax.interop.scanned import stack_layers
+from switch_jax.interop.stored import Checkpoint
+
+FORMATS = {'t5x': t5x.open_checkpoint, 'huggingface': huggingface.open_checkpoint}
+
+
+def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[str, Any]]:
+  """Loads a checkpoint of other software.
+
+  Checkpoints record little beside arrays. Layers, widths, heads, experts, gated or not and tied or not follow from
+  their shapes. T5X checkpoints say nothing else; what shapes do not tell takes the values of the released
+  Switch-Base and Large, XXL (gated, untied) or C (experts in every layer, untied): capacity factors, rounding and
+  minimum, padding that takes slots, no jitter, ReLU for a single `wi`. One group per shard is routed together unless
+  `sequences_per_group` is given. Hugging Face's config.json adds its settings; there a sequence is a group, with the
+  fixed `expert_capacity`, in evaluation too.
+
+  Args:
+    format: `t5x` (native checkpoints, not Orbax) or `huggingface` (safetensors).
+    path: the folder; for `t5x` also the index file in it, and `gs://...`.
+    **overrides: fields of `ModelConfig` and `MoeConfig` that win over the above, except where shapes contradict them.
+
+  Returns:
+    The configuration, and its parameters: a nested dict under T5X's names, float32 numpy arrays, stacked by block
+    where `scan_layers=True` is given.
+
+  Raises:
+    ConfigError: an unknown format or override; no such folder, another format, a damaged or incomplete file; missing,
+      unknown or contradictory parameters; values that are not float32, bfloat16 or float16.
+  """
+  checkpoint = _open(format, path)
+  config = infer_config.model_config(checkpoint, overrides)
+  params = stored.nest({name: array.read() for name, array in checkpoint.arrays.items()})
+  return config, stack_layers(params, config) if config.scan_layers else params
+
+
+def load_config(format: str, path: str, **overrides: Any) -> ModelConfig:
+  """Returns the configuration that `load` would; reads no array, so it is quick for a checkpoint of any size."""
+  return infer_config.model_config(_open(format, path), overrides)
+
+
+def _open(format: str, path: str) -> Checkpoint:
+  if format not in FORMATS:
+    raise ConfigError(f'the format {format!r} is unknown; known are {", ".join(FORMATS)}.{suggest(format, FORMATS)}')
+  return FORMATS[format](path)

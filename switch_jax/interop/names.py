@@ -1,0 +1,142 @@
+"""Names and shapes of parameters: T5X's (used throughout), and the table that ties them to Hugging Face's."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from switch_jax.config import ConfigError, ModelConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+  """One row of the table.
+
+  Attributes:
+    t5x: the T5X name; `{i}` stands for the layer.
+    huggingface: the name in a `state_dict`; `{e}` stands for the expert, whose arrays T5X stacks on the first axis.
+    transposed: whether the two matrices are each other's transposes.
+  """
+
+  t5x: str
+  huggingface: str
+  transposed: bool = True
+
+
+def _attention(t5x: str, huggingface: str) -> Iterator[Rename]:
+  for kernel, letter in (('query', 'q'), ('key', 'k'), ('value', 'v'), ('out', 'o')):
+    yield Rename(f'{t5x}/{kernel}/kernel', f'{huggingface}.{letter}.weight')
+
+
+def _stack(stack: str) -> Iterator[Rename]:
+  """Yields the rows of one stack. Hugging Face numbers the parts of a block, T5X names them."""
+  layer, block = f'{stack}/layers_{{i}}', f'{stack}.block.{{i}}.layer'
+  table = f'{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+  yield Rename(f'{stack}/relpos_bias/rel_embedding', table)
+  if stack == 'encoder':
+    parts = {'attention': ('attention', f'{block}.0.SelfAttention')}
+  else:
+    parts = {
+      'self_attention': ('self_attention', f'{block}.0.SelfAttention'),
+      'encoder_decoder_attention': ('cross_attention', f'{block}.1.EncDecAttention'),
+    }
+  for number, (t5x, (norm, huggingface)) in enumerate(parts.items()):
+    yield from _attention(f'{layer}/{t5x}', huggingface)
+    yield Rename(f'{layer}/pre_{norm}_layer_norm/scale', f'{block}.{number}.layer_norm.weight', False)
+  last = len(parts)
+  yield Rename(f'{layer}/pre_mlp_layer_norm/scale', f'{block}.{last}.layer_norm.weight', False)
+  for kernel in ('wi', 'wi_0', 'wi_1', 'wo'):
+    yield Rename(f'{layer}/mlp/{kernel}/kernel', f'{block}.{last}.mlp.{kernel}.weight')
+    yield Rename(f'{layer}/mlp/expert/{kernel}/kernel', f'{block}.{last}.mlp.experts.expert_{{e}}.{kernel}.weight')
+  yield Rename(f'{layer}/mlp/router/router_weights/w/kernel', f'{block}.{last}.mlp.router.classifier.weight')
+  yield Rename(f'{stack}/{stack}_norm/scale', f'{stack}.final_layer_norm.weight', False)
+
+
+TABLE = (
+  Rename('token_embedder/embedding', 'shared.weight', False),
+  *_stack('encoder'),
+  *_stack('decoder'),
+  Rename('decoder/logits_dense/kernel', 'lm_head.weight'),
+)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+  return re.compile(re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)').replace(r'\{e\}', r'(?P<e>\d+)'))
+
+
+_FROM_HUGGINGFACE = tuple((_pattern(row.huggingface), row) for row in TABLE)
+_FROM_T5X = tuple((_pattern(row.t5x), row) for row in TABLE)
+
+
+def from_huggingface(name: str) -> tuple[str, int | None, bool] | None:
+  """Returns the T5X name, the expert (None where nothing is stacked), and whether to transpose; None if unknown.
+
+  The dense feed-forward network of `T5ForConditionalGeneration` (`DenseReluDense`) is known too.
+  """
+  name = name.replace('.DenseReluDense.', '.mlp.')
+  for pattern, row in _FROM_HUGGINGFACE:
+    if match := pattern.fullmatch(name):
+      found = match.groupdict()
+      expert = int(found['e']) if 'e' in found else None
+      return row.t5x.replace('{i}', found.get('i', '')), expert, row.transposed
+  return None
+
+
+def to_huggingface(name: str, expert: int | None = None) -> tuple[str, bool] | None:
+  """Returns the Hugging Face name of a parameter and whether to transpose; None if there is no counterpart.
+
+  Args:
+    name: the T5X name.
+    expert: which expert's part of a stacked array.
+  """
+  for pattern, row in _FROM_T5X:
+    if match := pattern.fullmatch(name):
+      layer = match.groupdict().get('i', '')
+      return row.huggingface.replace('{i}', layer).replace('{e}', str(expert)), row.transposed
+  return None
+
+
+def parameter_shapes(config: ModelConfig) -> Shapes:
+  """Returns the shape of every parameter of a model by T5X name, layers one by one (as with `scan_layers=False`).
+
+  Raises:
+    ConfigError: the model has Switch attention, for which no other software has a name.
+  """
+  embed, joined = config.emb_dim, config.num_heads * config.head_dim
+  shapes = {'token_embedder/embedding': (config.vocab_size, embed)}
+  for stack in ('encoder', 'decoder'):
+    if config.switch_attention_layers(stack):
+      raise ConfigError(
+        f'MoeConfig.{stack}_attention_layers is {getattr(config.moe, f"{stack}_attention_layers")!r}; T5X and Hugging '
+        'Face have no names for experts in attention. Use ().'
+      )
+    shapes[f'{stack}/relpos_bias/rel_embedding'] = (config.num_heads, config.relpos_num_buckets)
+    for i in range(config.num_layers(stack)):
+      layer = f'{stack}/layers_{i}'
+      attentions = ('attention',) if stack == 'encoder' else ('self_attention', 'encoder_decoder_attention')
+      for attention in attentions:
+        shapes |= {f'{layer}/{attention}/{kernel}/kernel': (embed, joined) for kernel in ('query', 'key', 'value')}
+        shapes[f'{layer}/{attention}/out/kernel'] = (joined, embed)
+        norm = 'cross_attention' if attention == 'encoder_decoder_attention' else attention
+        shapes[f'{layer}/pre_{norm}_layer_norm/scale'] = (embed,)
+      shapes[f'{layer}/pre_mlp_layer_norm/scale'] = (embed,)
+      shapes |= _mlp_shapes(config, f'{layer}/mlp', i in config.switch_layers(stack))
+    shapes[f'{stack}/{stack}_norm/scale'] = (embed,)
+  if not config.logits_via_embedding:
+    shapes['decoder/logits_dense/kernel'] = (embed, config.vocab_size)
+  return shapes
+
+
+def _mlp_shapes(config: ModelConfig, mlp: str, sparse: bool) -> Shapes:
+  """Returns the shapes of one feed-forward network or Switch layer."""
+  embed, hidden, experts = config.emb_dim, config.mlp_dim, ()
+  shapes = {}
+  if sparse:
+    experts, hidden = (config.moe.num_experts,), config.moe.expert_mlp_dim or hidden
+    shapes[f'{mlp}/router/router_weights/w/kernel'] = (embed, *experts)
+    mlp = f'{mlp}/expert'
+  inputs = ('wi',) if len(config.mlp_activations) == 1 else ('wi_0', 'wi_1')
+  shapes |= {f'{mlp}/{kernel}/kernel': (*experts, embed, hidden) for kernel in inputs}
+  shapes[f'{mlp}/wo/kernel'] = (*experts, hidden, embed)
+  return shapes

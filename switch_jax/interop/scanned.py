@@ -1,0 +1,45 @@
+"""Parameters of separate layers (`layers_0`, `layers_1`, ...) and of scanned blocks, one from the other."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from switch_jax.config import ModelConfig
+from switch_jax.model.transformer import block_length
+
+
+def stack_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+  """Returns the parameters as a model with `scan_layers` has them.
+
+  Args:
+    params: nested dict of numpy arrays with `encoder/layers_0`, `encoder/layers_1`, ...
+    config: the model.
+
+  Returns:
+    The same with `encoder/blocks/layers_0`, ..., where layer i of block b is layer b * period + i of the stack and
+    blocks are the first axis of every array.
+  """
+  result = dict(params)
+  for stack in ('encoder', 'decoder'):
+    period, count = block_length(config, stack), config.num_layers(stack)
+    result[stack] = {name: value for name, value in params[stack].items() if not name.startswith('layers_')}
+    result[stack]['blocks'] = {
+      f'layers_{i}': jax.tree.map(
+        lambda *arrays: np.stack(arrays), *(params[stack][f'layers_{j}'] for j in range(i, count, period))
+      )
+      for i in range(period)
+    }
+  return result
+
+
+def separate_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+  """Returns what `stack_layers` was given: the parameters of scanned blocks as separate layers."""
+  result = dict(params)
+  for stack in ('encoder', 'decoder'):
+    period = block_length(config, stack)
+    result[stack] = {name: value for name, value in params[stack].items() if name != 'blocks'}
+    for i in range(config.num_layers(stack)):
+      block = params[stack]['blocks'][f'layers_{i % period}']
+      result[stack][f'layers_{i}'] = jax.tree.map(lambda array, b=i // period: array[b], block)
+  return result
