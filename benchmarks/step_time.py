@@ -11,6 +11,7 @@ of one call take turns, step by step, so that a machine that slows down slows th
 import argparse
 import json
 import statistics
+import sys
 import time
 
 import jax
@@ -93,13 +94,23 @@ def main() -> None:
   parser.add_argument('--exploration', default='input_jitter')
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--json')
+  parser.add_argument(
+    '--serve', action='store_true', help='make a step for each line on standard input, print its seconds'
+  )
   arguments = parser.parse_args()
 
   trainers = {num_experts: Trainer(num_experts, arguments) for num_experts in arguments.experts}
-  for i in range(arguments.warmup + arguments.steps):
+  for i in range(arguments.warmup + (0 if arguments.serve else arguments.steps)):
     for trainer in trainers.values():
       trainer.run(count=i >= arguments.warmup)
 
+  if arguments.serve:
+    print('ready', flush=True)
+    for _ in sys.stdin:
+      for trainer in trainers.values():
+        trainer.run()
+        print(trainer.seconds[-1], flush=True)
+    return
   results = []
   print(f'{"model":<16}{"experts":>8}{"median s":>10}{"min s":>10}{"max s":>10}')
   for num_experts, trainer in trainers.items():

@@ -6,6 +6,7 @@ Errors of the user end in one line and exit status 1 before JAX or TensorFlow ar
 import argparse
 import difflib
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -149,7 +150,9 @@ def _run(argv: Sequence[str]) -> int:
   if flags.dry_run:
     print(training.describe(run))
     return 0
-  return training.train(run, config_gin=config_gin, profile=flags.profile)
+  longer = [a for a in argv if not a.startswith('--gin.TRAIN_STEPS')] + [f'--gin.TRAIN_STEPS={2 * run.train_steps}']
+  next_command = shlex.join(['python', '-m', 'switch_jax.main', *longer])
+  return training.train(run, config_gin=config_gin, next_command=next_command, profile=flags.profile)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -90,7 +90,7 @@ def _check_capacity(path: str, config: ModelConfig, overrides: Mapping[str, Any]
   idle = [name for name in _CAPACITY_FIELDS if name in overrides]
   if idle and config.moe and config.moe.expert_capacity is not None:
     raise ConfigError(
-      f'{", ".join(idle)} would have no effect: {path} has expert_capacity={config.moe.expert_capacity}, a fixed number '
+      f'{", ".join(idle)} would have no effect: {path} has expert_capacity={config.moe.expert_capacity}, a number '
       'that stands in place of capacity factors. Pass expert_capacity=None too.'
     )
 

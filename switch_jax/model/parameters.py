@@ -3,6 +3,7 @@
 Flax's metadata boxes end here; everything outside `model/` sees arrays under T5X's names.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -26,15 +27,21 @@ def _boxed_init(config: ModelConfig, layout: Layout):
   return lambda key: model.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']
 
 
+@functools.lru_cache(maxsize=16)
+def _boxed_shapes(config: ModelConfig, layout: Layout) -> Parameters:
+  """Returns the shapes of the parameters in Flax's metadata boxes; tracing a large model takes seconds, so once."""
+  return jax.eval_shape(_boxed_init(config, layout), jax.random.key(0))
+
+
 def parameter_axes(config: ModelConfig, layout: Layout) -> Parameters:
   """Returns the logical axis names of every parameter, a tuple for each."""
-  boxed = jax.eval_shape(_boxed_init(config, layout), jax.random.key(0))
+  boxed = _boxed_shapes(config, layout)
   return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
 def abstract_parameters(config: ModelConfig, layout: Layout) -> Parameters:
   """Returns a `jax.ShapeDtypeStruct` with its sharding for every parameter; allocates nothing."""
-  shapes = nn.meta.unbox(jax.eval_shape(_boxed_init(config, layout), jax.random.key(0)))
+  shapes = nn.meta.unbox(_boxed_shapes(config, layout))
   axes = parameter_axes(config, layout)
   return jax.tree.map(
     lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding(*names)), shapes, axes

@@ -69,7 +69,7 @@ def make_train_step(
     (_, metrics), gradients = differentiate(state.params, batch, streams, model, run.loss, special_tokens)
     updates, opt_state = plan.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.global_norm(gradients)}
+    metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return jax.jit(

@@ -93,8 +93,12 @@ def test_slots_equal_einsum(router, shape, data):
   assert np.asarray(routing.slot).max() < capacity
   # Exactly the capacity is kept where more tokens want an expert.
   if router.startswith('top1'):
-    wanted = np.stack([np.bincount(e[r], minlength=num_experts) for e, r in zip(routing.expert[..., 0], real)])
-    kept = np.stack([np.bincount(e[t], minlength=num_experts) for e, t in zip(routing.expert[..., 0], taken[..., 0])])
+    wanted = np.stack(
+      [np.bincount(e[r], minlength=num_experts) for e, r in zip(routing.expert[..., 0], real, strict=True)]
+    )
+    kept = np.stack(
+      [np.bincount(e[t], minlength=num_experts) for e, t in zip(routing.expert[..., 0], taken[..., 0], strict=True)]
+    )
     np.testing.assert_array_equal(kept, np.minimum(wanted, capacity))
 
 

@@ -1,0 +1,91 @@
+"""The quickstart's own configuration, shrunk, through the command line, on eight emulated devices."""
+
+import json
+
+import numpy as np
+import pytest
+
+from switch_jax import main
+from switch_jax.training.metric_files import read_metrics
+
+TASK = 'docstrings_span_corruption'
+SHRUNK = [
+  '--gin_file=gin/examples/quickstart.gin',
+  "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
+  '--gin.BATCH_SIZE=8',
+  '--gin.LOG_PERIOD=1',
+  '--gin.CHECKPOINT_PERIOD=3',
+  '--gin.EVAL_PERIOD=4',
+  '--gin.EVAL_STEPS=1',
+  '--gin.config.ModelConfig.emb_dim=32',
+  '--gin.config.ModelConfig.mlp_dim=64',
+]
+STEPS = 8
+
+
+def run(folder, steps=STEPS, *more):
+  return main.main([*SHRUNK, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={steps}', *more])
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('finished')
+  assert run(folder) == 0
+  return folder
+
+
+def snapshot(folder):
+  return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  train = read_metrics(finished / 'train' / 'metrics.jsonl')
+  assert [line['step'] for line in train] == list(range(1, STEPS + 1))
+  assert train[-1]['loss'] < train[0]['loss']
+  for name in ('cross_ent_loss', 'accuracy', 'z_loss', 'load_balance_loss', 'router_z_loss', 'fraction_dropped',
+               'router_entropy', 'expert_load_max_over_mean', 'experts_unused', 'learning_rate', 'grad_norm',
+               'fraction_dropped/encoder_1', 'load_balance_loss/decoder_1'):  # fmt: skip
+    assert np.isfinite(train[-1][name]), name
+  assert {'steps_per_second', 'target_tokens_per_second', 'input_wait_fraction'} <= set(train[-1])
+  held_out = read_metrics(finished / 'eval' / TASK / 'metrics.jsonl')
+  assert [line['step'] for line in held_out] == [0, 4, 8]
+  assert held_out[-1]['cross_ent_loss_text'] < held_out[0]['cross_ent_loss_text']
+  assert (finished / 'config.gin').read_text().count('ModelConfig')
+  assert (finished / 'summary.png').read_bytes().startswith(b'\x89PNG')
+  assert list((finished / 'train').glob('events.out.tfevents.*'))
+  config = json.loads((finished / 'checkpoints' / str(STEPS) / 'config.json').read_text())
+  assert config['model']['moe']['num_experts'] == 8
+  assert config['vocabulary']['size'] == 359
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+  before = snapshot(finished)
+  assert run(finished) == 0
+  assert 'nothing to do' in capsys.readouterr().out
+  assert snapshot(finished) == before
+
+
+def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path):
+  assert run(tmp_path, 5) == 0
+  assert run(tmp_path, STEPS) == 0
+  losses = [[line['loss'] for line in read_metrics(d / 'train' / 'metrics.jsonl')] for d in (finished, tmp_path)]
+  assert losses[0] == losses[1]
+  held_out = [read_metrics(d / 'eval' / TASK / 'metrics.jsonl')[-1] for d in (finished, tmp_path)]
+  assert held_out[0] == held_out[1]
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(finished, capsys):
+  before = snapshot(finished)
+  assert run(finished, STEPS + 1, '--gin.NUM_EXPERTS=16') == 1
+  error = capsys.readouterr().err
+  assert 'model.moe.num_experts' in error
+  assert 'Traceback' not in error
+  assert snapshot(finished) == before
+
+
+def test_dry_run_describes_and_writes_nothing(tmp_path, capsys):
+  assert run(tmp_path / 'new', STEPS, '--dry_run') == 0
+  text = capsys.readouterr().out
+  for expected in ('8 experts', 'slots a token', "('expert', None, 'model')", 'expert=8'):
+    assert expected in text
+  assert not (tmp_path / 'new').exists()

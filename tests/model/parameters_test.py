@@ -1,0 +1,87 @@
+"""Names, shapes and logical axes of all parameters are an interface: checkpoints depend on them."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from switch_jax.config import ModelConfig, MoeConfig
+from switch_jax.model import abstract_parameters, init_parameters, parameter_axes, parameter_count
+from switch_jax.parallel import Layout
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'fixtures' / 'parameters'
+
+SWITCH = ModelConfig(
+  vocab_size=384,
+  emb_dim=32,
+  num_heads=4,
+  head_dim=8,
+  mlp_dim=64,
+  num_encoder_layers=4,
+  num_decoder_layers=4,
+  moe=MoeConfig(num_experts=4),
+)
+MODELS = {
+  'switch': SWITCH,
+  'switch_scanned': dataclasses.replace(SWITCH, scan_layers=True),
+  'geglu_untied_every_layer': dataclasses.replace(
+    SWITCH,
+    mlp_activations=('gelu', 'linear'),
+    logits_via_embedding=False,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    moe=MoeConfig(num_experts=4, encoder_layers=1, decoder_layers=1),
+  ),
+  'switch_attention': dataclasses.replace(
+    SWITCH,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    moe=MoeConfig(num_experts=4, encoder_attention_layers=(1,), attention_expert='mlp'),
+  ),
+  'dense': dataclasses.replace(SWITCH, num_encoder_layers=1, num_decoder_layers=1, moe=None),
+}
+
+
+def listing(config):
+  """Returns one line for each parameter: its path, shape and logical axes."""
+  layout = Layout.single_device()
+  axes = parameter_axes(config, layout)
+  lines = jax.tree_util.tree_map_with_path(
+    lambda path, x, names: f'{"/".join(k.key for k in path)} {x.shape} {names}',
+    abstract_parameters(config, layout),
+    axes,
+  )
+  return '\n'.join(jax.tree.leaves(lines)) + '\n'
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_parameters_are_those_of_the_golden_file(name):
+  assert listing(MODELS[name]) == (GOLDEN / f'{name}.txt').read_text()
+
+
+def test_count_is_the_sum_of_the_parts():
+  attention, norms, mlp, experts = 4 * 32 * 32, 32, 2 * 32 * 64, 4 * 2 * 32 * 64 + 32 * 4
+  encoder = 4 * (attention + 2 * norms) + 2 * mlp + 2 * experts + 32 + 4 * 32
+  decoder = 4 * (2 * attention + 3 * norms) + 2 * mlp + 2 * experts + 32 + 4 * 32
+  assert parameter_count(abstract_parameters(SWITCH, Layout.single_device())) == 384 * 32 + encoder + decoder
+
+
+def test_initial_values_follow_the_paper():
+  params = init_parameters(SWITCH, Layout.single_device(), jax.random.key(0))
+  truncated = 0.8796  # what truncation at two sigma leaves of the standard deviation
+  layer = params['encoder']['layers_1']
+  for kernel, fan_in in [
+    (layer['mlp']['expert']['wi']['kernel'], 32),
+    (layer['mlp']['expert']['wo']['kernel'], 64),
+    (layer['attention']['value']['kernel'], 32),
+    (layer['attention']['query']['kernel'], 32 * 8),  # carries 1 / sqrt(head_dim)
+    (params['decoder']['layers_0']['mlp']['wi']['kernel'], 32),
+  ]:
+    sigma = np.sqrt(0.1 / fan_in)
+    np.testing.assert_allclose(np.std(kernel), truncated * sigma, rtol=0.1)
+    assert np.abs(kernel).max() <= 2 * sigma * 1.0001
+  router = layer['mlp']['router']['router_weights']['w']['kernel']
+  np.testing.assert_allclose(np.std(router), truncated * np.sqrt(0.1 / 32), rtol=0.25)
+  np.testing.assert_allclose(np.std(params['token_embedder']['embedding']), 1.0, rtol=0.02)

@@ -1,0 +1,238 @@
+"""The Switch layer with parameters, on one device and on meshes of eight."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from switch_jax.config import MeshConfig, ModelConfig, MoeConfig
+from switch_jax.model import drop_free
+from switch_jax.model.layers import activate
+from switch_jax.model.switch import SwitchLayer
+from switch_jax.parallel import Layout, make_mesh
+
+ROWS, LENGTH, WIDTH = 8, 6, 16
+X = jax.random.normal(jax.random.key(0), (ROWS, LENGTH, WIDTH))
+REAL = jnp.arange(LENGTH) < jnp.array([6, 5, 6, 4, 6, 6, 1, 0])[:, None]
+STREAMS = {'dropout': jax.random.key(1), 'jitter': jax.random.key(2)}
+
+
+def model_config(activations=('relu',), dtype='float32', **moe):
+  moe = dict(num_experts=4, sequences_per_group=1, exploration='argmax') | moe
+  if moe.get('router') == 'expert_choice' or moe.get('slot_priority') == 'probability':
+    moe |= dict(decoder_layers=())
+  return ModelConfig(
+    vocab_size=8, emb_dim=WIDTH, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2,
+    mlp_activations=activations, activation_dtype=dtype, init_scale=1.0, moe=MoeConfig(**moe),
+  )  # fmt: skip
+
+
+@functools.cache
+def layout(data=1, expert=1, model=1):
+  mesh = MeshConfig(data=data, expert=expert, model=model)
+  return Layout(make_mesh(mesh, None, jax.devices()[: data * expert * model]))
+
+
+def apply(config, params, x=X, real=REAL, where=None, deterministic=True, **fields):
+  layer = SwitchLayer(config, where or layout(), deterministic, **fields)
+  rngs = {} if deterministic else STREAMS
+  return jax.jit(lambda p, x: layer.apply({'params': p}, x, real, rngs=rngs))(params, x)
+
+
+@functools.cache
+def parameters(config):
+  from flax.linen import meta
+
+  layer = SwitchLayer(config, layout(), True)
+  return meta.unbox(jax.jit(lambda: layer.init(jax.random.key(3), X, REAL))())['params']
+
+
+def dense(config, params, expert, x):
+  """Returns what one expert makes of all tokens."""
+  names = [n for n in ('wi', 'wi_0', 'wi_1') if n in params['expert']]
+  hidden = activate(config, [x @ params['expert'][n]['kernel'][expert] for n in names])
+  return hidden @ params['expert']['wo']['kernel'][expert]
+
+
+@pytest.mark.parametrize('activations', [('relu',), ('gelu', 'linear')], ids=['relu', 'geglu'])
+@pytest.mark.parametrize('factor', [1.0, None], ids=['slots', 'drop_free'])
+def test_one_expert_is_the_dense_network(activations, factor):
+  config = model_config(activations, num_experts=1, eval_capacity_factor=factor, padding_takes_slots=True)
+  params = parameters(config)
+  y, _ = apply(config, params)
+  np.testing.assert_allclose(y, dense(config, params, 0, X), atol=1e-5)
+
+
+def test_the_gate_is_the_softmax_probability_and_dropped_tokens_are_zero():
+  config = model_config(expert_capacity=1)
+  params = parameters(config)
+  y, statistics = apply(config, params)
+  probabilities = jax.nn.softmax(X @ params['router']['router_weights']['w']['kernel'])
+  best = np.asarray(probabilities).argmax(-1)
+  for row in range(ROWS):
+    seen = set()
+    for token in range(LENGTH):
+      expert = best[row, token]
+      expected = np.zeros(WIDTH)
+      if REAL[row, token] and expert not in seen:
+        expected = probabilities[row, token, expert] * dense(config, params, expert, X[row, token])
+        seen.add(expert)
+      np.testing.assert_allclose(y[row, token], expected, atol=1e-5)
+  assert statistics.dropped.sum() > 0
+
+
+def test_capacity_zero_leaves_the_residual_only():
+  config = model_config(expert_capacity=0)
+  y, statistics = apply(config, parameters(config))
+  np.testing.assert_array_equal(y, 0)
+  np.testing.assert_array_equal(statistics.dropped, statistics.tokens)
+
+
+def test_jitter_reaches_neither_evaluation_nor_the_experts():
+  noisy = model_config(
+    exploration='input_jitter', jitter_noise=0.3, train_capacity_factor=4.0, eval_capacity_factor=4.0
+  )
+  params = parameters(noisy)
+  plain = dataclasses.replace(noisy, moe=dataclasses.replace(noisy.moe, exploration='argmax'))
+  evaluated = apply(noisy, params)[0]
+  np.testing.assert_array_equal(evaluated, apply(plain, params)[0])
+  trained = apply(noisy, params, deterministic=False)[0]
+  assert not np.allclose(trained, evaluated)
+  # Whatever expert a token went to, its output is that expert's of the clean input, up to the gate.
+  outputs = np.stack([dense(noisy, params, e, X) for e in range(4)])
+  cosine = np.sum(outputs * trained, -1) / (np.linalg.norm(outputs, axis=-1) * np.linalg.norm(trained, axis=-1) + 1e-30)
+  np.testing.assert_allclose(cosine.max(0)[np.asarray(REAL)], 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize('router', ['top1', 'top2', 'no_token_left_behind', 'expert_choice'])
+def test_the_router_learns_from_the_output(router):
+  config = model_config(router=router)
+  gradient = jax.grad(lambda p: jnp.sum(apply(config, p)[0] ** 2))(parameters(config))
+  assert np.abs(gradient['router']['router_weights']['w']['kernel']).max() > 1e-4
+
+
+@pytest.mark.parametrize('exploration', ['argmax', 'sample', 'input_dropout', 'input_jitter'])
+def test_exploration_is_the_same_on_every_mesh(exploration):
+  config = model_config(exploration=exploration, expert_dropout_rate=0.4)
+  params = parameters(config)
+  one = apply(config, params, deterministic=False)
+  many = apply(config, params, deterministic=False, where=layout(2, 2, 2))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, many)
+
+
+FIELDS = [
+  dict(expert_capacity=1),
+  dict(dispatch='einsum'),
+  dict(eval_capacity_factor=None),
+  dict(router='top2', second_policy_eval='random'),
+  dict(router='top2', eval_capacity_factor=None),
+  dict(router='no_token_left_behind'),
+  dict(router='expert_choice'),
+  dict(padding_takes_slots=True, slot_priority='probability'),
+]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'mesh'),
+  [*((fields, (2, 2, 2)) for fields in FIELDS), ({}, (1, 4, 2)), ({}, (4, 1, 1)), ({}, (2, 4, 1))],
+  ids=str,
+)
+def test_every_mesh_computes_the_same(fields, mesh):
+  config = model_config(**fields)
+  params = parameters(config)
+
+  def output_and_gradient(where):
+    def loss(p):
+      y, statistics = apply(config, p, where=where)
+      return jnp.sum(jnp.sin(y)) + 0.1 * jnp.sum(statistics.expert_probability**2), (y, statistics)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5),
+    output_and_gradient(layout()),
+    output_and_gradient(layout(*mesh)),
+  )
+
+
+@pytest.mark.parametrize('router', ['top1', 'top2'])
+def test_drop_free_equals_slots_for_everybody(router):
+  roomy = model_config(router=router, expert_capacity=LENGTH, second_policy_eval='all')
+  params = parameters(roomy)
+  free = model_config(router=router, eval_capacity_factor=None, second_policy_eval='all')
+
+  def loss(config, p):
+    return jnp.sum(jnp.sin(apply(config, p)[0]))
+
+  for a, b in zip(*(jax.value_and_grad(functools.partial(loss, c))(params) for c in (roomy, free)), strict=True):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), a, b)
+  assert apply(free, params)[1].dropped.sum() == 0
+
+
+def test_decoding_computes_at_most_eight_rows_a_token():
+  block = drop_free.block_size(128, 128)
+  assert drop_free.num_rows(128, 128, block) <= 8 * 128
+  expert = jax.random.randint(jax.random.key(0), (128, 1), 0, 128)
+  index, owner = drop_free.block_index(expert, 128, block)
+  assert index.choice_of.size <= 8 * 128
+  row = np.asarray(index.of_choice)[:, 0]
+  np.testing.assert_array_equal(np.asarray(owner)[row // block], np.asarray(expert)[:, 0])  # each row in its block
+  assert len(set(row)) == 128
+
+
+def test_blocks_hold_the_worst_case():
+  for expert in (jnp.zeros((16, 1), jnp.int32), jnp.arange(16)[:, None] % 5, jnp.full((16, 1), 5)):
+    index, owner = drop_free.block_index(expert.astype(jnp.int32), 5, 4)
+    wanted = np.asarray(expert)[:, 0] < 5
+    assert (np.asarray(index.of_choice)[wanted, 0] < index.choice_of.size).all()
+    assert (np.asarray(owner) == 5).sum() == len(owner) - sum(-(-n // 4) for n in np.bincount(expert[wanted, 0]))
+
+
+def test_never_drop_overrides_the_capacity():
+  config = model_config(expert_capacity=1)
+  assert apply(config, parameters(config), never_drop=True)[1].dropped.sum() == 0
+
+
+def test_expert_dropout_drops_only_inside_experts_and_only_in_training():
+  config = model_config(expert_dropout_rate=0.5, train_capacity_factor=4.0, eval_capacity_factor=4.0)
+  params = parameters(config)
+  assert not np.allclose(apply(config, params, deterministic=False)[0], apply(config, params)[0])
+  without = dataclasses.replace(config, moe=dataclasses.replace(config.moe, expert_dropout_rate=0.0))
+  np.testing.assert_array_equal(apply(config, params)[0], apply(without, params)[0])
+
+
+def test_each_expert_has_its_own_fan_in():
+  config = dataclasses.replace(model_config(num_experts=64), init_scale=0.1)
+  kernels = parameters(config)['expert']
+  truncated = 0.8796  # what truncation at two sigma leaves of the standard deviation
+  np.testing.assert_allclose(np.std(kernels['wi']['kernel']), truncated * np.sqrt(0.1 / WIDTH), rtol=0.03)
+  np.testing.assert_allclose(np.std(kernels['wo']['kernel']), truncated * np.sqrt(0.1 / 32), rtol=0.03)
+  assert not np.allclose(kernels['wi']['kernel'][0], kernels['wi']['kernel'][1])
+
+
+def test_bfloat16_layer_routes_as_the_float32_router_does():
+  low, high = model_config(dtype='bfloat16', eval_capacity_factor=4.0), model_config(eval_capacity_factor=4.0)
+  params = parameters(high)
+  x = X.astype(jnp.bfloat16)
+  y, statistics = apply(low, params, x)
+  expected, in_float32 = apply(high, params, x.astype(jnp.float32))
+  assert y.dtype == jnp.bfloat16
+  jax.tree.map(np.testing.assert_array_equal, statistics, in_float32)
+  np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.05)
+
+
+@pytest.mark.parametrize('factor', [1.25, None], ids=['slots', 'drop_free'])
+def test_only_bfloat16_crosses_an_all_to_all(factor):
+  config = model_config(dtype='bfloat16', train_capacity_factor=factor)
+  layer = SwitchLayer(config, layout(2, 2, 2), deterministic=False)
+
+  def loss(params, x):
+    return jnp.sum(layer.apply({'params': params}, x, REAL, rngs=STREAMS)[0].astype(jnp.float32))
+
+  text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(parameters(config), X.astype(jnp.bfloat16)).as_text()
+  exchanges = [line for line in text.splitlines() if 'all_to_all' in line and '->' in line]
+  assert exchanges
+  assert not [line for line in exchanges if 'xbf16>' not in line.split('->')[-1]]
