@@ -150,7 +150,9 @@ def _run(argv: Sequence[str]) -> int:
   if flags.dry_run:
     print(training.describe(run))
     return 0
-  longer = [a for a in argv if not a.startswith('--gin.TRAIN_STEPS')] + [f'--gin.TRAIN_STEPS={2 * run.train_steps}']
+  others, _ = split_gin_bindings(argv)
+  kept = [f'--gin.{binding}' for binding in bindings if not binding.startswith('TRAIN_STEPS=')]
+  longer = [*others, *kept, f'--gin.TRAIN_STEPS={2 * run.train_steps}']
   next_command = shlex.join(['python', '-m', 'switch_jax.main', *longer])
   return training.train(run, config_gin=config_gin, next_command=next_command, profile=flags.profile)
 

@@ -181,8 +181,8 @@ class ModelConfig(Checked):
         last = pattern if isinstance(pattern, int) else max(pattern, default=-1) + 1
         if last > num_layers:
           raise ConfigError(
-              f'MoeConfig.{stack}_{kind} is {pattern!r}, but the {stack} has {num_layers} layers; '
-              f'every k-th layer needs k <= {num_layers}, explicit indices must be below {num_layers}.'
+            f'MoeConfig.{stack}_{kind} is {pattern!r}, but the {stack} has {num_layers} layers; '
+            f'every k-th layer needs k <= {num_layers}, explicit indices must be below {num_layers}.'
           )
 
   def num_layers(self, stack: Literal['encoder', 'decoder']) -> int:

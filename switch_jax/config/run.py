@@ -176,8 +176,8 @@ class RunConfig(Checked):
     self.require_at_least(1, 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     if self.data.batch_size % (rows := (self.model.moe and self.model.moe.sequences_per_group) or 1):
       raise ConfigError(
-          f'MoeConfig.sequences_per_group is {rows}, which does not divide the batch of {self.data.batch_size} rows; '
-          'use a divisor of it.'
+        f'MoeConfig.sequences_per_group is {rows}, which does not divide the batch of {self.data.batch_size} rows; '
+        'use a divisor of it.'
       )
 
   def identity(self) -> dict[str, Any]:

@@ -183,6 +183,7 @@ class Streams:
     Args:
       datasets: for each stream, its endless dataset.
     """
+    self._datasets = dict(datasets)
     self._iterators: dict[int, Iterator] = {stream: iter(dataset) for stream, dataset in datasets.items()}
 
   def next_batch(self) -> dict[int, Batch]:
@@ -211,6 +212,8 @@ class Streams:
 
   def restore(self, directory: pathlib.Path) -> None:
     """Goes to the positions that `save` wrote."""
+    # Into new iterators: TensorFlow can take many seconds to bring one that is running to a stop first.
+    self._iterators = {stream: iter(dataset) for stream, dataset in self._datasets.items()}
     for stream, iterator in self._iterators.items():
       tf.train.Checkpoint(iterator=iterator).read(str(directory / stream_name(stream))).assert_consumed()
 

@@ -18,6 +18,7 @@ from switch_jax.interop import names, stored
 from switch_jax.interop.stored import Checkpoint, StoredArray
 
 MODEL_TYPES = ('switch_transformers', 't5', 'mt5')
+STACKS = ('encoder', 'decoder')
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 # Hugging Face's `gelu` is the exact one; the model here has the tanh approximation that T5 uses.
@@ -31,8 +32,6 @@ ACTIVATIONS = {
   'linear': 'linear',
 }
 _DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
-# Copies of the embedding that some versions write.
-_EMBEDDINGS = ('shared.weight', 'encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 # Written by old versions, never used: there is no position bias between decoder and encoder.
 _UNUSED = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
 
@@ -130,12 +129,18 @@ def _open_file(path: pathlib.Path) -> dict[str, _Tensor]:
 def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[str, StoredArray]:
   """Returns the parameters under T5X's names: matrices transposed, experts stacked, copies of the embedding merged."""
   tensors = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
-  shared = [tensors.pop(name) for name in _EMBEDDINGS if name in tensors]
-  if _is_tied(config) and 'lm_head.weight' in tensors:
-    shared.append(tensors.pop('lm_head.weight'))
   arrays, experts, unknown = {}, {}, []
-  if shared:
-    arrays['token_embedder/embedding'] = StoredArray(shared[0].shape, functools.partial(_read_copies, path, shared))
+  if embeddings := _embeddings(config, tensors):
+    first = next(iter(embeddings.values()))
+    read = functools.partial(_read_copies, path, embeddings)
+    arrays['token_embedder/embedding'] = StoredArray(first.shape, read)
+    if not _is_scaled(config) and 'lm_head.weight' not in tensors:
+      if not config.get('tie_word_embeddings', True):
+        raise ConfigError(
+          f'{path} lacks lm_head.weight, and its config.json does not tie it to the embedding; copy all of its files.'
+        )
+      # A tied table without the scale of T5 1.0 is, here, a table of its own.
+      arrays['decoder/logits_dense/kernel'] = StoredArray(first.shape[::-1], lambda: stored.to_float32(read().T))
   for name, tensor in tensors.items():
     match names.from_huggingface(name):
       case None:
@@ -157,13 +162,25 @@ def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -
   return arrays
 
 
-def _is_tied(config: Mapping[str, Any]) -> bool:
-  """Whether the logits are the scaled product with the embedding.
+def _is_scaled(config: Mapping[str, Any]) -> bool:
+  """Whether the logits are the product with the embedding times d_model ** -0.5, as `logits_via_embedding` here.
 
   From version 5 on Hugging Face writes `tie_word_embeddings: true` for every T5; what `false` used to say, that the
-  logits of T5 v1.1 are not scaled, stands in `scale_decoder_outputs`.
+  logits of T5 1.1 are not scaled, stands in `scale_decoder_outputs`.
   """
   return bool(config.get('scale_decoder_outputs', config.get('tie_word_embeddings', True)))
+
+
+def _embeddings(config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[str, _Tensor]:
+  """Takes out of `tensors` all that must be one and the same embedding, and returns it by name."""
+  shared = tensors.pop('shared.weight', None)
+  copies = {f'{stack}.embed_tokens.weight': tensors.pop(f'{stack}.embed_tokens.weight', None) for stack in STACKS}
+  if _is_scaled(config):
+    copies['lm_head.weight'] = tensors.pop('lm_head.weight', None)
+  # Each stack looks up its own table where there is one; only where nothing is tied may the shared one differ.
+  if config.get('tie_word_embeddings', True) or None in copies.values():
+    copies['shared.weight'] = shared
+  return {name: tensor for name, tensor in copies.items() if tensor is not None}
 
 
 def _read(tensor: _Tensor, transposed: bool) -> np.ndarray:
@@ -171,15 +188,16 @@ def _read(tensor: _Tensor, transposed: bool) -> np.ndarray:
   return stored.to_float32(array.T if transposed else array)
 
 
-def _read_copies(path: str, copies: list[_Tensor]) -> np.ndarray:
-  first = stored.to_float32(copies[0].read())
-  for other in copies[1:]:
-    if other.shape != copies[0].shape or not np.array_equal(first, other.read()):
+def _read_copies(path: str, copies: Mapping[str, _Tensor]) -> np.ndarray:
+  (first, tensor), *others = copies.items()
+  array = stored.to_float32(tensor.read())
+  for name, other in others:
+    if other.shape != tensor.shape or not np.array_equal(array, other.read()):
       raise ConfigError(
-        f'the embedding of {path} is stored more than once, with different values, though config.json ties them; if '
-        'lm_head.weight is meant to differ, set tie_word_embeddings to false there.'
+        f'{name} of {path} differs from {first}; a model here has one embedding, for both stacks and for logits that '
+        'are tied to it. If only lm_head.weight is meant to differ, set tie_word_embeddings to false in config.json.'
       )
-  return first
+  return array
 
 
 def _stacked(path: str, name: str, parts: dict[int, _Tensor]) -> StoredArray:
@@ -207,7 +225,6 @@ def _recorded(config: Mapping[str, Any], gated: bool) -> tuple[dict[str, Any], d
     'layer_norm_epsilon': get('layer_norm_epsilon', 1e-6),
     'relpos_max_distance': get('relative_attention_max_distance', 128),
     'dropout_rate': get('dropout_rate', 0.1),
-    'logits_via_embedding': _is_tied(config),
     'mask_padding_queries': False,
     # One sequence is one group, padding is routed like any token, and the capacity is the same in evaluation.
     'sequences_per_group': 1,

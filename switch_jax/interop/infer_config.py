@@ -18,7 +18,7 @@ _MODEL_FIELDS, _MOE_FIELDS = tuple(field_types(ModelConfig)), tuple(field_types(
 # What the files may record although shapes say it too.
 _SIZES = (
   'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers',
-  'num_experts', 'relpos_num_buckets', 'logits_via_embedding',
+  'num_experts', 'relpos_num_buckets',
 )  # fmt: skip
 # Without effect where `expert_capacity` is set.
 _CAPACITY_FIELDS = ('train_capacity_factor', 'eval_capacity_factor', 'min_expert_capacity', 'capacity_rounding')

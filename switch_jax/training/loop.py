@@ -196,7 +196,7 @@ class _Session:
       expert_tokens=result.expert_tokens,
       files={
         'picture': str(picture),
-        'checkpoint': str(self.store.path(self.run.train_steps)),
+        'checkpoint': str(epath.Path(self.run.model_dir) / 'checkpoints' / str(self.run.train_steps)),
         'metrics': str(self._folder('train') / METRICS_FILE),
         'TensorBoard': f'tensorboard --logdir {self.run.model_dir}',
       },
