@@ -8,6 +8,15 @@ logits = inference.compute_logits(model_config, params, encoder_input_tokens, de
 
 from switch_jax.interop.loading import FORMATS, load, load_config
 from switch_jax.interop.names import parameter_shapes
+from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.t5x import load_optimizer_state
 
-__all__ = ['FORMATS', 'load', 'load_config', 'load_optimizer_state', 'parameter_shapes']
+__all__ = [
+  'FORMATS',
+  'load',
+  'load_config',
+  'load_optimizer_state',
+  'parameter_shapes',
+  'separate_layers',
+  'stack_layers',
+]

@@ -151,9 +151,8 @@ def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -
       case t5x, expert, _:
         experts.setdefault(t5x, {})[expert] = tensor
   if unknown:
-    remedy = (
-      ' A router with bias is not supported.' if any('router.classifier.bias' in name for name in unknown) else ''
-    )
+    biased = any(name.endswith('router.classifier.bias') for name in unknown)
+    remedy = ' Routers with a bias (router_bias) are not supported.' if biased else ''
     raise ConfigError(
       f'{path} has tensors that no {config["model_type"]} model here has: {stored.enumerate_some(unknown)}.{remedy}'
     )
@@ -173,14 +172,14 @@ def _is_scaled(config: Mapping[str, Any]) -> bool:
 
 def _embeddings(config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[str, _Tensor]:
   """Takes out of `tensors` all that must be one and the same embedding, and returns it by name."""
-  shared = tensors.pop('shared.weight', None)
-  copies = {f'{stack}.embed_tokens.weight': tensors.pop(f'{stack}.embed_tokens.weight', None) for stack in STACKS}
+  candidates = ['shared.weight', *(f'{stack}.embed_tokens.weight' for stack in STACKS)]
   if _is_scaled(config):
-    copies['lm_head.weight'] = tensors.pop('lm_head.weight', None)
-  # Each stack looks up its own table where there is one; only where nothing is tied may the shared one differ.
-  if config.get('tie_word_embeddings', True) or None in copies.values():
-    copies['shared.weight'] = shared
-  return {name: tensor for name, tensor in copies.items() if tensor is not None}
+    candidates.append('lm_head.weight')
+  found = {name: tensors.pop(name) for name in candidates if name in tensors}
+  # Each stack looks up its own table where it has one; where nothing is tied, the shared one is then idle.
+  if not config.get('tie_word_embeddings', True) and all(f'{stack}.embed_tokens.weight' in found for stack in STACKS):
+    found.pop('shared.weight', None)
+  return found
 
 
 def _read(tensor: _Tensor, transposed: bool) -> np.ndarray:
