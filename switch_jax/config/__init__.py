@@ -3,12 +3,12 @@
 gin files bind these classes (`from switch_jax import config`); notebooks call them.
 """
 
+from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import LayerPattern, ModelConfig, MoeConfig, layer_indices
 from switch_jax.config.run import (
   CheckpointConfig,
   DataConfig,
   LossConfig,
-  MeshConfig,
   OptimizerConfig,
   RunConfig,
   flatten,

@@ -1,8 +1,9 @@
-"""How it is run: data, mesh, optimizer, checkpoints, and the whole run."""
+"""How it is run: data, optimizer, checkpoints, and the whole run."""
 
 import dataclasses
 from typing import Any, Literal
 
+from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
 from switch_jax.config.validation import Checked, ConfigError
 
@@ -46,28 +47,6 @@ class DataConfig(Checked):
     self.require(min(self.feature_lengths.values()) >= 1, 'feature_lengths', 'lengths must be at least 1.')
     rule = f'the {self.batch_size} rows of the batch must divide into it; use a divisor of {self.batch_size}.'
     self.require(self.batch_size % self.num_data_shards == 0, 'num_data_shards', rule)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig(Checked):
-  """The device mesh `(data, expert, model)`.
-
-  Attributes:
-    data, model: devices along the axis; -1 (for one of them) is whatever the others leave.
-    expert: devices along the expert axis; None is the largest divisor of the devices that divides `num_experts`.
-  """
-
-  data: int = -1
-  expert: int | None = None
-  model: int = 1
-
-  def __post_init__(self):
-    super().__post_init__()
-    sizes = (self.data, self.expert, self.model)
-    for name in ('data', 'expert', 'model'):
-      size = getattr(self, name)
-      self.require(size is None or size == -1 or size >= 1, name, 'an axis has at least 1 device (-1: what is left).')
-    self.require(sizes.count(-1) <= 1, 'data', 'only one axis may be -1 (what is left).')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +140,7 @@ class RunConfig(Checked):
   data: DataConfig
   train_steps: int
   random_seed: int
-  mesh: MeshConfig = MeshConfig()
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   optimizer: OptimizerConfig = OptimizerConfig()
   loss: LossConfig = LossConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()

@@ -175,7 +175,7 @@ class MultiHeadAttention(nn.Module):
     joined = (config.emb_dim, config.num_heads * config.head_dim)
 
     def project(name, source, kind='attention'):
-      y = Dense(joined, ('embed', 'heads'), initializers.kernel(config, kind), name=name)(source)
+      y = Dense(joined, ('embed', 'joined_kv'), initializers.kernel(config, kind), name=name)(source)
       return y.reshape(*y.shape[:-1], config.num_heads, config.head_dim)  # [batch, length, heads, kv]
 
     query, key, value = project('query', x, 'query'), project('key', memory), project('value', memory)
@@ -184,7 +184,7 @@ class MultiHeadAttention(nn.Module):
       deterministic=self.deterministic, causal=self.causal,
     )  # fmt: skip
     y = y.reshape(*y.shape[:-2], joined[1])
-    return Dense(joined[::-1], ('heads', 'embed'), initializers.kernel(config, 'attention'), name='out')(y)
+    return Dense(joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'), name='out')(y)
 
 
 def dispatch_attention(

@@ -126,39 +126,49 @@ def einsum_from_slots(y: jax.Array, combine: jax.Array) -> jax.Array:
   return out.astype(y.dtype)
 
 
-def to_expert_shards(slots: jax.Array, num_shards: int) -> jax.Array:
-  """Sends the slots `[e, n, d]` of all experts to the shards that hold them: `[e / shards, shards * n, d]`."""
+def to_expert_shards(slots: jax.Array, num_shards: int, axes: tuple[str, ...]) -> jax.Array:
+  """Sends the slots `[e, n, d]` of all experts to the shards that hold them: `[e / shards, shards * n, d]`.
+
+  Args:
+    slots: what the local tokens put into the slots of all experts.
+    num_shards: shards that the experts are split into.
+    axes: the mesh axes of those shards.
+  """
   if num_shards == 1:
     return slots
-  return jax.lax.all_to_all(slots, 'expert', split_axis=0, concat_axis=1, tiled=True)
+  return jax.lax.all_to_all(slots, axes, split_axis=0, concat_axis=1, tiled=True)
 
 
-def from_expert_shards(slots: jax.Array, num_shards: int) -> jax.Array:
+def from_expert_shards(slots: jax.Array, num_shards: int, axes: tuple[str, ...]) -> jax.Array:
   """The inverse of `to_expert_shards`."""
   if num_shards == 1:
     return slots
-  return jax.lax.all_to_all(slots, 'expert', split_axis=1, concat_axis=0, tiled=True)
+  return jax.lax.all_to_all(slots, axes, split_axis=1, concat_axis=0, tiled=True)
 
 
-@jax.custom_vjp
-def gather_over_experts(x: jax.Array) -> jax.Array:
-  """Gives every shard of the expert axis the tokens of all of them: `[n, d]` to `[shards * n, d]`."""
-  return jax.lax.all_gather(x, 'expert', axis=0, tiled=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather_over_experts(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Gives every shard along the experts' mesh axes the tokens of all of them: `[n, d]` to `[shards * n, d]`."""
+  return jax.lax.all_gather(x, axes, axis=0, tiled=True)
 
 
-@jax.custom_vjp
-def sum_over_experts(y: jax.Array) -> jax.Array:
-  """Adds up what the shards of the expert axis computed for the gathered tokens: `[shards * n, d]` to `[n, d]`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sum_over_experts(y: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Adds up what the shards of the experts computed for the gathered tokens: `[shards * n, d]` to `[n, d]`.
 
   An all-to-all and a local float32 sum in place of a reduce-scatter: for top-1 at most one contribution is not zero,
   and XLA:CPU cannot reduce bfloat16 in a partly manual region.
   """
-  shards = jax.lax.axis_size('expert')
+  shards = jax.lax.axis_size(axes)
   parts = y.reshape(shards, -1, y.shape[-1])
-  parts = jax.lax.all_to_all(parts, 'expert', split_axis=0, concat_axis=0, tiled=True)
+  parts = jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
   return jnp.sum(parts.astype(jnp.float32), axis=0).astype(y.dtype)
 
 
 # The two are each other's transpose.
-gather_over_experts.defvjp(lambda x: (gather_over_experts(x), None), lambda _, gradient: (sum_over_experts(gradient),))
-sum_over_experts.defvjp(lambda y: (sum_over_experts(y), None), lambda _, gradient: (gather_over_experts(gradient),))
+gather_over_experts.defvjp(
+  lambda x, axes: (gather_over_experts(x, axes), None), lambda axes, _, gradient: (sum_over_experts(gradient, axes),)
+)
+sum_over_experts.defvjp(
+  lambda y, axes: (sum_over_experts(y, axes), None), lambda axes, _, gradient: (gather_over_experts(gradient, axes),)
+)

@@ -70,7 +70,7 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises the last axis of `x` and keeps its dtype."""
-    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',))
+    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (None,))
     scale = self.param('scale', ones, (x.shape[-1],), jnp.float32)
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)

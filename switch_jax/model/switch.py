@@ -71,12 +71,12 @@ class ExpertKernels(nn.Module):
     out_init = initializers.kernel(config, self.out_init)
     if self.kind == 'linear':
       shape = (num_experts, config.emb_dim, self.out_dim)
-      return {'w': Kernel(shape, ('expert', 'embed', None), out_init, name='w')()}
+      return {'w': Kernel(shape, ('expert', 'expert_embed', None), out_init, name='w')()}
     hidden = config.moe.expert_mlp_dim or config.mlp_dim
-    shape, names = (num_experts, config.emb_dim, hidden), ('expert', 'embed', 'expert_mlp')
+    shape, names = (num_experts, config.emb_dim, hidden), ('expert', 'expert_embed', 'expert_mlp')
     init = initializers.kernel(config, 'expert')
     kernels = {name: Kernel(shape, names, init, name=name)() for name in input_kernel_names(config)}
-    shape, names = (num_experts, hidden, self.out_dim), ('expert', 'expert_mlp', 'embed')
+    shape, names = (num_experts, hidden, self.out_dim), ('expert', 'expert_mlp', 'expert_embed')
     return kernels | {'wo': Kernel(shape, names, out_init, name='wo')()}
 
 
@@ -128,7 +128,7 @@ class SwitchLayer(nn.Module):
     local = functools.partial(_switch_shard, self, out_dim)
     return self.layout.per_token_shard(
       local,
-      (per_token, per_token, per_token, jax.tree.map(lambda _: per_token, noise), P('expert'), P()),
+      (per_token, per_token, per_token, jax.tree.map(lambda _: per_token, noise), P(self.layout.expert_axes), P()),
       (per_token, per_token),
     )(x, logits, real, noise, kernels, dropout_key)
 
@@ -155,7 +155,7 @@ def _switch_shard(layer, out_dim, x, logits, real, noise, kernels, dropout_key):
     **{name: by_group(value) for name, value in noise.items()},
   )
   # Float32 until here, so that the gradient is summed over the data replicas in float32 (see `lift`).
-  kernels = {name: lift(kernel, ('data',)).astype(x.dtype) for name, kernel in kernels.items()}
+  kernels = {name: lift(kernel, layout.replica_axes).astype(x.dtype) for name, kernel in kernels.items()}
   if capacity is None:
     y = _without_dropping(layer, out_dim, x.reshape(-1, width), routing, kernels, dropout_key)
   elif capacity == 0:
@@ -177,12 +177,12 @@ def _switch_shard(layer, out_dim, x, logits, real, noise, kernels, dropout_key):
 def _experts_on_slots(layer, slots, groups, kernels, dropout_key):
   """Sends slots `[e, g * c, d]` to their experts' shards, applies the experts and brings the results back."""
   config, layout = layer.config, layer.layout
-  expert_shards, split_width = layout.size('expert'), layout.size('model') > 1
+  expert_shards, split_width = layout.num_expert_shards, layout.size('model') > 1
   if split_width and expert_shards > 1:
     # Each device of the model axis sends its part of the width, as the paper's code does, and gathers it after.
     slots = jax.lax.with_sharding_constraint(slots, P(None, None, 'model'))
   x = checkpoint_name(
-    dispatch.to_expert_shards(slots, expert_shards), 'to_experts'
+    dispatch.to_expert_shards(slots, expert_shards, layout.expert_axes), 'to_experts'
   )  # [local experts, expert shards * g * c, d]
   if layer.kind == 'linear':
     y = jnp.einsum('ecd,edf->ecf', x, kernels['w'])
@@ -194,15 +194,20 @@ def _experts_on_slots(layer, slots, groups, kernels, dropout_key):
     y = jnp.einsum('ecf,efd->ecd', hidden, kernels['wo'])
   if split_width and expert_shards > 1:
     y = jax.lax.with_sharding_constraint(y, P(None, None, 'model'))
-  return checkpoint_name(dispatch.from_expert_shards(y, expert_shards), 'from_experts')
+  return checkpoint_name(dispatch.from_expert_shards(y, expert_shards, layout.expert_axes), 'from_experts')
+
+
+def _index_on(axes):
+  """Returns this shard's number along mesh axes, 0 along none."""
+  return jax.lax.axis_index(axes) if axes else 0
 
 
 def _slot_dropout(layer, hidden, groups, key):
   """Returns dropout factors for `[local experts, groups * c, f]`, drawn for each pair of global expert and group."""
   rate = layer.config.moe.expert_dropout_rate
   experts, slots, width = hidden.shape
-  first_expert = jax.lax.axis_index('expert') * experts
-  first_group = jax.lax.axis_index('data') * groups
+  first_expert = _index_on(layer.layout.expert_axes) * experts
+  first_group = _index_on(layer.layout.replica_axes) * groups
 
   def draw(expert, group):
     pair = jax.random.fold_in(jax.random.fold_in(key, expert), group)
@@ -216,13 +221,14 @@ def _slot_dropout(layer, hidden, groups, key):
 def _without_dropping(layer, out_dim, x, routing, kernels, dropout_key):
   """Applies the experts to all tokens `[n, d]` of a shard; tokens are gathered over the expert axis."""
   config, moe = layer.config, layer.config.moe
-  shards, local_experts = layer.layout.size('expert'), moe.num_experts // layer.layout.size('expert')
+  axes, shards = layer.layout.expert_axes, layer.layout.num_expert_shards
+  local_experts = moe.num_experts // shards
   flat = jax.tree.map(lambda array: array.reshape(1, -1, array.shape[-1]), routing)
   if shards > 1:
-    x = dispatch.gather_over_experts(x)
-    flat = jax.tree.map(lambda array: jax.lax.all_gather(array, 'expert', axis=1, tiled=True), flat)
+    x = dispatch.gather_over_experts(x, axes)
+    flat = jax.tree.map(lambda array: jax.lax.all_gather(array, axes, axis=1, tiled=True), flat)
   num_choices = flat.expert.size
-  first_choice = jax.lax.axis_index('data') * num_choices  # choices are numbered over the global batch
+  first_choice = _index_on(layer.layout.replica_axes) * num_choices  # choices are numbered over the global batch
 
   def expert(e, rows, choice):
     if layer.kind == 'linear':
@@ -238,9 +244,9 @@ def _without_dropping(layer, out_dim, x, routing, kernels, dropout_key):
     x,
     flat,
     expert,
-    first_expert=jax.lax.axis_index('expert') * local_experts,
+    first_expert=_index_on(axes) * local_experts,
     num_experts=local_experts,
     out_dim=out_dim,
     block=moe.drop_free_block_size or drop_free.block_size(num_choices, moe.num_experts),
   )
-  return y if shards == 1 else dispatch.sum_over_experts(y)
+  return y if shards == 1 else dispatch.sum_over_experts(y, axes)

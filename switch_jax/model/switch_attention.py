@@ -57,6 +57,6 @@ class SwitchSelfAttention(nn.Module):
       self, config, self.layout, query, key, key, *segments, bias,
       deterministic=self.deterministic, causal=self.causal,
     )  # fmt: skip
-    out = Dense((joined, config.emb_dim), ('heads', 'embed'), initializers.kernel(config, 'attention'), name='out')
+    out = Dense((joined, config.emb_dim), ('joined_kv', 'embed'), initializers.kernel(config, 'attention'), name='out')
     z = out(z.reshape(*z.shape[:-2], joined)).astype(x.dtype)
     return z, {'attention_query': query_statistics, 'attention_key_value': key_statistics}

@@ -84,7 +84,7 @@ class Layer(nn.Module):
     else:
       y = MlpBlock(config, self.deterministic, name='mlp')(y)
     x = x + drop(y)
-    return self.layout.constrain(x, 'batch', 'length', 'embed'), statistics
+    return self.layout.constrain(x, 'batch', 'length', 'activation_embed'), statistics
 
 
 def block_length(config: ModelConfig, stack: Stack) -> int:
@@ -227,7 +227,7 @@ class Transformer(nn.Module):
     """
     keys = (tokens > 0).astype(jnp.int32) if segments is None else segments
     queries = keys if self.config.mask_padding_queries else jnp.maximum(keys, 1)
-    x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'embed')
+    x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'activation_embed')
     return self.encoder(x, lambda bias: Context(keys > 0, queries, keys, bias))
 
   def decode(
@@ -249,11 +249,11 @@ class Transformer(nn.Module):
       real = (tokens > 0).at[:, 0].set(True)
     else:
       queries, real = segments, segments > 0
-    x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'embed')
+    x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'activation_embed')
     context = lambda bias: Context(real, queries, queries, bias, encoded, queries, memory_keys)  # noqa: E731
     x, statistics = self.decoder(x, context)
     logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
-    return self.layout.constrain(logits, 'batch', 'length', 'vocab'), statistics
+    return self.layout.constrain(logits, 'batch', 'length', 'activation_vocab'), statistics
 
   def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, Statistics]:
     """Returns float32 logits `[batch, targets length, vocab]` and the statistics of all routers by layer.

@@ -5,45 +5,15 @@ logical axes of one array on the same mesh axis, is an error: Flax's own rules w
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from switch_jax.config import ConfigError, suggest
-from switch_jax.parallel.mesh import MESH_AXES, TOKEN_AXES
-
-MeshAxes = str | tuple[str, ...] | None
-
-LOGICAL_AXES = {
-  'batch': 'rows of the batch',
-  'length': 'positions in a row',
-  'embed': 'the residual width, emb_dim',
-  'mlp': 'the hidden width of a dense feed-forward network, mlp_dim',
-  'expert_mlp': 'the hidden width of an expert',
-  'heads': 'attention heads, or heads * head_dim in a kernel',
-  'kv': 'the width of a head, head_dim',
-  'vocab': 'the padded vocabulary',
-  'expert': 'experts, num_experts',
-  'layers': 'blocks of a scanned stack',
-  'relpos_buckets': 'relative-position buckets',
-}
-
-# Expert + model + data parallelism; with a mesh axis of size 1 the other layouts of Figure 9 fall out of it.
-DEFAULT_RULES: Mapping[str, MeshAxes] = {
-  'batch': TOKEN_AXES,
-  'length': None,
-  'embed': None,
-  'mlp': 'model',
-  'expert_mlp': 'model',
-  'heads': 'model',
-  'kv': None,
-  'vocab': 'model',
-  'expert': 'expert',
-  'layers': None,
-  'relpos_buckets': None,
-}
+from switch_jax.config.mesh import DEFAULT_RULES, MESH_AXES, TOKEN_AXES, MeshAxes, as_tuple, check_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +29,7 @@ class Layout:
   rules: tuple[tuple[str, MeshAxes], ...] = ()
 
   def __post_init__(self):
-    for name, axes in self.rules:
-      if name not in LOGICAL_AXES:
-        raise ConfigError(
-          f'layout rules name the logical axis {name!r}; known are {", ".join(LOGICAL_AXES)}.'
-          f'{suggest(name, LOGICAL_AXES)}'
-        )
-      for axis in (axes,) if isinstance(axes, str) else axes or ():
-        if axis not in MESH_AXES:
-          raise ConfigError(f'the layout rule of {name!r} names the mesh axis {axis!r}; use {", ".join(MESH_AXES)}.')
+    check_rules(dict(self.rules))
 
   @classmethod
   def single_device(cls) -> 'Layout':
@@ -83,6 +45,21 @@ class Layout:
   def num_token_shards(self) -> int:
     """The number of shards the rows of a batch are split into."""
     return self.size('data') * self.size('expert')
+
+  @property
+  def expert_axes(self) -> tuple[str, ...]:
+    """The mesh axes over which experts are split; their tokens are exchanged over these."""
+    return as_tuple({**DEFAULT_RULES, **dict(self.rules)}['expert'])
+
+  @property
+  def replica_axes(self) -> tuple[str, ...]:
+    """The other token axes: each position on them has a replica of the experts."""
+    return tuple(axis for axis in TOKEN_AXES if axis not in self.expert_axes)
+
+  @property
+  def num_expert_shards(self) -> int:
+    """The number of shards the experts are split into."""
+    return math.prod(self.size(axis) for axis in self.expert_axes)
 
   @property
   def runs_on_cpu(self) -> bool:
@@ -101,7 +78,7 @@ class Layout:
       if name is not None and name not in table:
         raise ConfigError(f'{name!r} is not a logical axis; known are {", ".join(table)}.{suggest(name, table)}')
       axes = table[name] if name is not None else None
-      for axis in (axes,) if isinstance(axes, str) else axes or ():
+      for axis in as_tuple(axes):
         if axis in owner:
           raise ConfigError(
             f'the axes {names} put both {owner[axis]!r} and {name!r} on the mesh axis {axis!r}; '

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import jax
 
-from switch_jax.config import ConfigError, RunConfig
+from switch_jax.config import ConfigError, ModelConfig, RunConfig
 from switch_jax.model import abstract_parameters, parameter_count
 from switch_jax.model.routing import expert_capacity
 from switch_jax.parallel import Layout, make_mesh
@@ -36,20 +37,43 @@ class StackRouting:
     return None if capacity is None else capacity * self.num_experts / self.group_tokens
 
 
-def make_layout(run: RunConfig) -> Layout:
-  """Returns the layout of a run over all devices, after checking that the batch divides over them.
+def parameter_widths(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Returns the sizes that a model's parameters have along logical axes, experts apart."""
+  widths = {
+    'embed': (model.emb_dim,),
+    'heads': (model.num_heads,),
+    'joined_kv': (model.num_heads * model.head_dim,),
+    'vocab': (model.vocab_size,),
+    'activation_embed': (model.emb_dim,),
+    'activation_vocab': (model.vocab_size,),
+  }
+  switch = {stack: model.switch_layers(stack) for stack in ('encoder', 'decoder')}
+  if any(len(layers) < model.num_layers(stack) for stack, layers in switch.items()):
+    widths['mlp'] = (model.mlp_dim,)
+  if any(switch.values()):
+    widths |= {'expert_embed': (model.emb_dim,), 'expert_mlp': (model.moe.expert_mlp_dim or model.mlp_dim,)}
+  return widths
+
+
+def make_layout(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
+  """Returns the layout of a run after checking that parameters and batch divide over it.
+
+  Args:
+    run: gives mesh and rules, and what has to divide.
+    devices: all devices by default.
 
   Raises:
-    ConfigError: the mesh, the batch or the routing groups do not divide.
+    ConfigError: the mesh, the parameters, the batch or the routing groups do not divide.
   """
   moe = run.model.moe
-  layout = Layout(make_mesh(run.mesh, moe.num_experts if moe else None))
+  mesh = make_mesh(run.mesh, moe.num_experts if moe else None, devices, parameter_widths(run.model))
+  layout = Layout(mesh, tuple(run.mesh.rules.items()))
   check_batch(run, layout)
   return layout
 
 
 def check_batch(run: RunConfig, layout: Layout) -> None:
-  """Raises a `ConfigError` if rows, routing groups or split widths do not divide over the mesh."""
+  """Raises a `ConfigError` if rows, routing groups or the exchanged width do not divide over the mesh."""
   shards, batch, model = layout.num_token_shards, run.data.batch_size, layout.size('model')
   if batch % shards:
     raise ConfigError(
@@ -62,12 +86,12 @@ def check_batch(run: RunConfig, layout: Layout) -> None:
       f'MoeConfig.sequences_per_group is {group}, but each of the {shards} (data, expert) shards holds '
       f'{batch // shards} rows; a group never crosses a shard, so it must divide {batch // shards}.'
     )
-  for name in ('num_heads', 'mlp_dim', 'emb_dim', 'vocab_size'):
-    if getattr(run.model, name) % model:
-      raise ConfigError(
-        f'ModelConfig.{name} is {getattr(run.model, name)}, which the model axis of {model} devices does not divide; '
-        f'use a multiple of {model}, or another MeshConfig.model.'
-      )
+  # What goes through the all-to-alls is split over the model axis too.
+  if run.model.emb_dim % model:
+    raise ConfigError(
+      f'ModelConfig.emb_dim is {run.model.emb_dim}, which the model axis of {model} devices does not divide; use a '
+      f'multiple of {model}, or another MeshConfig.model.'
+    )
 
 
 def stack_routing(run: RunConfig, num_token_shards: int) -> list[StackRouting]:
