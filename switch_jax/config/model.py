@@ -138,6 +138,7 @@ class ModelConfig(Checked):
       the distributions of the released checkpoints' configuration.
     init_scale: the s of section 2.4 (0.1; 1.0 is the usual initialisation of Transformers).
     scan_layers: compile one block of layers and scan over the stack.
+    scan_unroll: blocks in one turn of that scan; the same numbers, a longer compilation.
     remat_policy: what is recomputed in the backward pass: `none`; `full` keeps only the blocks' inputs; `minimal`
       keeps the results of matrix products too.
     mask_padding_queries: a padding token attends to nothing, which averages all keys (T5X); False lets it attend to
@@ -162,6 +163,7 @@ class ModelConfig(Checked):
   relpos_max_distance: int = 128
   layer_norm_epsilon: float = 1e-6
   scan_layers: bool = False
+  scan_unroll: int = 1
   remat_policy: Literal['none', 'minimal', 'full'] = 'none'
   mask_padding_queries: bool = True
   moe: MoeConfig | None = None
@@ -169,7 +171,7 @@ class ModelConfig(Checked):
   def __post_init__(self):
     super().__post_init__()
     self.require_at_least(1, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim')
-    self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'relpos_max_distance')
+    self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'relpos_max_distance', 'scan_unroll')
     self.require_at_least(4, 'relpos_num_buckets')
     self.require_positive('init_scale', 'layer_norm_epsilon')
     self.require_rate('dropout_rate')

@@ -168,7 +168,7 @@ class RunConfig(Checked):
     for name in ('task_module', 'eval_split', 'prefetch', 'text_files'):
       data.pop(name)
     model = self.model.to_json()
-    for name in ('remat_policy',):
+    for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
     parts = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json(), 'data': data}
     parts['random_seed'] = self.random_seed

@@ -180,6 +180,7 @@ class LayerStack(nn.Module):
         split_rngs={'params': True, 'dropout': True, 'jitter': True},
         in_axes=nn.broadcast,
         length=count,
+        unroll=config.scan_unroll,
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
       x, stacked = scanned(config, self.layout, self.deterministic, self.stack, name='blocks')(x, context)
