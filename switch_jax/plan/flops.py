@@ -1,0 +1,99 @@
+"""The products that a model asks for, counted from its configuration and not from a program."""
+
+import dataclasses
+
+from switch_jax.config import RunConfig
+from switch_jax.training.description import StackRouting, stack_routing
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardFlops:
+  """FLOPs of a stack's forward pass over one global batch; a multiplication and an addition are two. Padding counts.
+
+  Attributes:
+    projections: query, key, value and output of all attentions. Keys and values of the cross-attention are those of
+      the encoder's tokens, and belong to the decoder.
+    scores: queries with keys and weights with values, of all pairs in a row, masked ones too.
+    dense: feed-forward networks.
+    experts: the rows that they compute: groups x experts x effective capacity, empty slots too; without dropping the
+      tokens times their choices.
+    router: its logits.
+    logits: the output projection, in the decoder.
+  """
+
+  projections: float
+  scores: float
+  dense: float
+  experts: float
+  router: float
+  logits: float
+
+  @property
+  def useful(self) -> float:
+    """The products of tokens with parameters, the router apart."""
+    return self.projections + self.dense + self.experts + self.logits
+
+  @property
+  def layers(self) -> float:
+    """All products of the layers."""
+    return self.projections + self.scores + self.dense + self.experts + self.router
+
+
+def _expert_rows(routing: StackRouting, choices: int) -> int:
+  """Returns the rows that the experts of one layer compute for the global batch, in training."""
+  if routing.train_capacity is None:
+    return routing.groups * routing.group_tokens * choices
+  return routing.groups * routing.train_capacity * routing.num_experts
+
+
+def forward_flops(run: RunConfig, num_token_shards: int) -> dict[str, ForwardFlops]:
+  """Counts the products of the forward pass over the global batch, by stack.
+
+  Args:
+    run: the model, the batch and the lengths.
+    num_token_shards: how many shards the batch is split into; a routing group is a shard where nothing else is set.
+  """
+  model, moe, lengths = run.model, run.model.moe, run.data.feature_lengths
+  length = {'encoder': lengths['inputs'], 'decoder': lengths['targets']}
+  tokens = {stack: run.data.batch_size * n for stack, n in length.items()}
+  routings = {routing.stack: routing for routing in stack_routing(run, num_token_shards)}
+  choices = 2 if moe and moe.router == 'top2' else 1
+  joined = model.num_heads * model.head_dim
+  projection = 2 * model.emb_dim * joined
+  inner = len(model.mlp_activations)  # kernels before the activation
+  found = {}
+  for stack, count in tokens.items():
+    layers, switch = model.num_layers(stack), len(model.switch_layers(stack))
+    switch_attention = len(model.switch_attention_layers(stack))
+    projections = ((layers - switch_attention) * 4 + switch_attention) * projection * count
+    scores = layers * 2 * 2 * joined * length[stack] * count
+    dense = (layers - switch) * (inner + 1) * 2 * model.emb_dim * model.mlp_dim * count
+    experts = router = logits = 0
+    if stack in routings:
+      slots, hidden = _expert_rows(routings[stack], choices), moe.expert_mlp_dim or model.mlp_dim
+      experts = switch * (inner + 1) * 2 * model.emb_dim * hidden * slots
+      one = projection if moe.attention_expert == 'linear' else 2 * hidden * (inner * model.emb_dim + joined)
+      experts += 2 * switch_attention * one * slots  # the query's experts, and those of the shared key and value
+      router = (switch + 2 * switch_attention) * 2 * model.emb_dim * moe.num_experts * count
+    if stack == 'decoder':
+      projections += layers * 2 * projection * (count + tokens['encoder'])
+      scores += layers * 2 * 2 * joined * length['encoder'] * count
+      logits = 2 * model.emb_dim * model.vocab_size * count
+    found[stack] = ForwardFlops(projections, scores, dense, experts, router, logits)
+  return found
+
+
+def model_flops(run: RunConfig, num_token_shards: int) -> float:
+  """Returns the FLOPs that a training step on the global batch needs: three times the forward pass's `useful` ones.
+
+  Those are the projections of attention, the dense feed-forward networks, the experts at their effective capacity and
+  the logits; the backward pass has two products for each. It is the usual 6 x parameters x tokens, with the parameters
+  that a token meets. Attention's scores (`score_flops`), the router, norms, softmax and the optimizer are left out,
+  so even a perfect program is somewhat above 1.0 times this number.
+  """
+  return 3 * sum(stack.useful for stack in forward_flops(run, num_token_shards).values())
+
+
+def score_flops(run: RunConfig, num_token_shards: int) -> float:
+  """Returns the FLOPs of attention's scores and weighted values in a training step, which `model_flops` leaves out."""
+  return 3 * sum(stack.scores for stack in forward_flops(run, num_token_shards).values())
