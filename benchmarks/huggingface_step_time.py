@@ -38,6 +38,7 @@ def main() -> None:
     # One capacity for both stacks and per sequence; the encoder's, which has most of the tokens.
     expert_capacity=int(INPUTS * arguments.capacity_factor / arguments.experts),
     dropout_rate=0.0,
+    decoder_start_token_id=0,
   )
   model = SwitchTransformersForConditionalGeneration(config).train()
   optimizer = Adafactor(model.parameters(), lr=0.01, relative_step=False, scale_parameter=True, warmup_init=False)

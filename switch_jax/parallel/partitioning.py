@@ -47,14 +47,20 @@ class Layout:
     return self.size('data') * self.size('expert')
 
   @property
+  def token_axes(self) -> tuple[str, ...]:
+    """The mesh axes of more than one device over which tokens are split; without any, nothing runs by shards."""
+    return tuple(axis for axis in TOKEN_AXES if self.size(axis) > 1)
+
+  @property
   def expert_axes(self) -> tuple[str, ...]:
-    """The mesh axes over which experts are split; their tokens are exchanged over these."""
-    return as_tuple({**DEFAULT_RULES, **dict(self.rules)}['expert'])
+    """The token axes over which experts are split; their tokens are exchanged over these."""
+    split = as_tuple({**DEFAULT_RULES, **dict(self.rules)}['expert'])
+    return tuple(axis for axis in split if self.size(axis) > 1)
 
   @property
   def replica_axes(self) -> tuple[str, ...]:
     """The other token axes: each position on them has a replica of the experts."""
-    return tuple(axis for axis in TOKEN_AXES if axis not in self.expert_axes)
+    return tuple(axis for axis in self.token_axes if axis not in self.expert_axes)
 
   @property
   def num_expert_shards(self) -> int:
@@ -101,10 +107,12 @@ class Layout:
 
     Args:
       function: sees the local block of every argument.
-      in_specs, out_specs: partitions over the `data` and `expert` axes only, as for `jax.shard_map`.
+      in_specs, out_specs: partitions over `token_axes` only, as for `jax.shard_map`.
     """
+    if not self.token_axes:
+      return function
     return jax.shard_map(
-      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(TOKEN_AXES)
+      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(self.token_axes)
     )
 
   def batch_sharding(self) -> NamedSharding:

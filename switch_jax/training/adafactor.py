@@ -72,12 +72,16 @@ def _root_mean_square(x: jax.Array, stack_depth: int) -> jax.Array:
   return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(stack_depth, x.ndim)), keepdims=True))
 
 
-def scale_by_adafactor(config: OptimizerConfig, treatment: Any) -> optax.GradientTransformation:
+def scale_by_adafactor(
+  config: OptimizerConfig, treatment: Any, one_by_one: bool = False
+) -> optax.GradientTransformation:
   """Returns the transformation of gradients into Adafactor's updates, before the learning rate.
 
   Args:
     config: decay 1 - t ** -decay_rate, clipping threshold, parameter scaling.
     treatment: tree of `Factoring`, one for each parameter.
+    one_by_one: update the matrices of a stack in turn. On one CPU device this halves the time, since everything about
+      one matrix stays in the cache; over a stack that is split over devices it would gather it.
   """
 
   def init_one(how: Factoring, parameter: jax.Array) -> dict[str, jax.Array]:
@@ -105,6 +109,15 @@ def scale_by_adafactor(config: OptimizerConfig, treatment: Any) -> optax.Gradien
       scale *= jnp.maximum(_root_mean_square(parameter, how.stack_depth), _PARAMETER_EPSILON)
     return update * scale, moments
 
+  def update_stack(how, gradient, moments, parameter, decay):
+    if not (one_by_one and how.stack_depth and how.factored):
+      return update_one(how, gradient, moments, parameter, decay)
+    alone = dataclasses.replace(how, stack_depth=0)
+    stack = gradient.shape[: how.stack_depth]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[how.stack_depth :]), (gradient, moments, parameter))
+    result = jax.lax.map(lambda leaves: update_one(alone, *leaves, decay), flat)
+    return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), result)
+
   is_how = lambda x: isinstance(x, Factoring)  # noqa: E731
 
   def init(parameters):
@@ -112,7 +125,7 @@ def scale_by_adafactor(config: OptimizerConfig, treatment: Any) -> optax.Gradien
 
   def update(gradients, state, parameters):
     decay = 1.0 - (state.count + 1).astype(jnp.float32) ** -config.decay_rate
-    step: Callable = lambda *leaves: update_one(*leaves, decay)  # noqa: E731
+    step: Callable = lambda *leaves: update_stack(*leaves, decay)  # noqa: E731
     both = jax.tree.map(step, treatment, gradients, state.moments, parameters, is_leaf=is_how)
     updates = jax.tree.map(lambda _, pair: pair[0], treatment, both, is_leaf=is_how)
     moments = jax.tree.map(lambda _, pair: pair[1], treatment, both, is_leaf=is_how)

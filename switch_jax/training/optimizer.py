@@ -34,19 +34,23 @@ def _treatment(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> 
   return jax.tree.map(decide, abstract_parameters, axes)
 
 
-def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> optax.GradientTransformation:
+def make_optimizer(
+  config: OptimizerConfig, abstract_parameters: Any, axes: Any, layout: Layout
+) -> optax.GradientTransformation:
   """Returns the optimizer.
 
   Args:
     config: which one, and its settings.
     abstract_parameters: tree of shapes.
     axes: tree of logical axis names, a tuple for each parameter.
+    layout: where the parameters lie.
   """
   steps = []
   if config.max_grad_norm is not None:
     steps.append(optax.clip_by_global_norm(config.max_grad_norm))
   if config.name == 'adafactor':
-    steps.append(scale_by_adafactor(config, _treatment(config, abstract_parameters, axes)))
+    one_by_one = layout.runs_on_cpu and layout.mesh.size == 1
+    steps.append(scale_by_adafactor(config, _treatment(config, abstract_parameters, axes), one_by_one))
   else:
     steps.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
   if config.weight_decay > 0:

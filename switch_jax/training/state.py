@@ -51,7 +51,7 @@ def plan_state(run: RunConfig, layout: Layout) -> StatePlan:
   """Returns the optimizer and the abstract state of a run; allocates nothing."""
   params = abstract_parameters(run.model, layout)
   axes = parameter_axes(run.model, layout)
-  optimizer = make_optimizer(run.optimizer, params, axes)
+  optimizer = make_optimizer(run.optimizer, params, axes, layout)
   shardings = state_shardings(run.optimizer, optimizer, params, axes, layout)
   opt_state = jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
