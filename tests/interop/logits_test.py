@@ -36,3 +36,32 @@ def test_capacity_matters(checkpoints):
   """The tolerance tells dropping from not dropping: otherwise the test above would pass for either."""
   with np.load(checkpoints / 'hf_switch_tiny' / 'outputs.npz') as outputs:
     assert np.abs(outputs['logits_capacity_64'] - outputs['logits_capacity_3']).max() > 1
+
+
+@pytest.mark.parametrize('family', ['xxl', 'c'])
+def test_families_without_a_checkpoint(checkpoints, tmp_path, write_t5x, family):
+  """The capacities that are assumed of XXL and C are those of flaxformer's configuration; nothing is overridden."""
+  with np.load(checkpoints / f'flaxformer_switch_{family}_tiny.npz') as saved:
+    arrays = dict(saved)
+  expected = arrays.pop('logits')
+  tokens = [arrays.pop(f'{stack}_input_tokens') for stack in ('encoder', 'decoder')]
+  config, params = interop.load('t5x', write_t5x(tmp_path / 'c', arrays), sequences_per_group=1)
+  logits = np.asarray(compute_logits(config, params, *tokens))
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+PADDED = (
+  'flaxformer zeroes padding before the router, so all of it goes to expert 0, and masks decoder queries that have no '
+  'target; here padding is routed by its hidden state'
+)
+
+
+@pytest.mark.parametrize('rows', ['full', pytest.param('padded', marks=pytest.mark.xfail(reason=PADDED))])
+def test_groups_of_two_rows(checkpoints, rows):
+  folder = checkpoints / 't5x_switch_base_tiny'
+  config, params = interop.load('t5x', folder, sequences_per_group=2)
+  with np.load(folder / 'outputs_two_rows_a_group.npz') as outputs:
+    expected, targets = outputs[f'{rows}_logits'], outputs[f'{rows}_decoder_target_tokens']
+    tokens = [outputs[f'{rows}_{stack}_input_tokens'] for stack in ('encoder', 'decoder')]
+  logits = np.asarray(compute_logits(config, params, *tokens))[..., : expected.shape[-1]]
+  np.testing.assert_allclose(logits[targets > 0], expected[targets > 0], rtol=0, atol=TOLERANCE)
