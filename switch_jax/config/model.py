@@ -187,6 +187,15 @@ class ModelConfig(Checked):
             f'every k-th layer needs k <= {num_layers}, explicit indices must be below {num_layers}.'
           )
 
+  @property
+  def zeroes_padding(self) -> bool:
+    """Whether padding is zeroed before every part of a layer, as flaxformer does.
+
+    It matters where padding competes for slots and a group has several rows: all of it then goes to the router's
+    first expert, ahead of later rows.
+    """
+    return self.moe is not None and self.moe.padding_takes_slots and self.mask_padding_queries
+
   def num_layers(self, stack: Literal['encoder', 'decoder']) -> int:
     """Returns the number of layers of a stack."""
     return self.num_encoder_layers if stack == 'encoder' else self.num_decoder_layers

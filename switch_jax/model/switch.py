@@ -3,8 +3,13 @@
 The router runs in float32 over global arrays, where its noise is drawn too, so that noise does not depend on the mesh.
 Everything from the choice of experts to the combined output runs shard by shard: decide (`routing`), move (`dispatch`
 or `drop_free`), compute the local experts, move back.
+
+Where a model axis splits the experts' widths, each of its devices moves its part of the tokens' width only, as the
+paper's code does: through the all-to-all in parts, gathered over the model axis for the product with the input kernels,
+summed and split again after the output kernel, and back in parts.
 """
 
+import dataclasses
 import functools
 from typing import Literal
 
@@ -115,6 +120,7 @@ class SwitchLayer(nn.Module):
     logits = Router(config, self.deterministic, name='router')(x)
     kernels = ExpertKernels(config, self.kind, out_dim, self.out_init, name='expert')()
 
+    model = self.layout.model_axes or None
     per_token, noise = P(self.layout.token_axes), {}
     if moe.router == 'top1' and moe.exploration == 'sample' and not self.deterministic:
       noise['gumbel'] = jax.random.gumbel(self.make_rng('jitter'), logits.shape, jnp.float32)
@@ -125,11 +131,15 @@ class SwitchLayer(nn.Module):
     dropout = moe.expert_dropout_rate > 0 and not self.deterministic and self.kind == 'mlp'
     dropout_key = self.make_rng('dropout') if dropout else None
 
-    local = functools.partial(_switch_shard, self, out_dim)
+    part = P(self.layout.token_axes, None, model)  # of the width
+    kernel_parts = {name: P(self.layout.expert_axes, None, model) for name in kernels}
+    if self.kind == 'mlp':
+      kernel_parts['wo'] = P(self.layout.expert_axes, model)
     return self.layout.per_token_shard(
-      local,
-      (per_token, per_token, per_token, jax.tree.map(lambda _: per_token, noise), P(self.layout.expert_axes), P()),
-      (per_token, per_token),
+      functools.partial(_switch_shard, self),
+      (part, per_token, per_token, jax.tree.map(lambda _: per_token, noise), kernel_parts, P()),
+      (part, per_token),
+      by_width=True,
     )(x, logits, real, noise, kernels, dropout_key)
 
 
@@ -151,10 +161,11 @@ def _expert_product_backward(residuals, gradient):
 expert_product.defvjp(lambda x, kernel: (expert_product(x, kernel), (x, kernel)), _expert_product_backward)
 
 
-def _switch_shard(layer, out_dim, x, logits, real, noise, kernels, dropout_key):
+def _switch_shard(layer, x, logits, real, noise, kernels, dropout_key):
   """What one (data, expert) shard computes; see `SwitchLayer.__call__` for the arguments."""
   moe, layout = layer.config.moe, layer.layout
   rows, length, width = x.shape
+  out_dim = (layer.out_dim or layer.config.emb_dim) // layout.size('model')
   group_rows = moe.sequences_per_group or rows
   if rows % group_rows:
     raise ConfigError(
@@ -172,10 +183,12 @@ def _switch_shard(layer, out_dim, x, logits, real, noise, kernels, dropout_key):
     deterministic=layer.deterministic,
     **{name: by_group(value) for name, value in noise.items()},
   )
+  # Each device of the model axis has its part of a gate's gradient.
+  routing = dataclasses.replace(routing, gate=lift(routing.gate, layout.model_axes))
   # Float32 until here, so that the gradient is summed over the data replicas in float32 (see `lift`).
   kernels = {name: lift(kernel, layout.replica_axes).astype(x.dtype) for name, kernel in kernels.items()}
   if capacity is None:
-    y = _without_dropping(layer, out_dim, x.reshape(-1, width), routing, kernels, dropout_key)
+    y = _without_dropping(layer, x.reshape(-1, width), routing, kernels, dropout_key)
   elif capacity == 0:
     y = jnp.zeros((rows * length, out_dim), x.dtype) * x[0, 0, 0]
   elif moe.dispatch == 'einsum':
@@ -194,14 +207,9 @@ def _switch_shard(layer, out_dim, x, logits, real, noise, kernels, dropout_key):
 
 def _experts_on_slots(layer, slots, groups, kernels, dropout_key):
   """Sends slots `[e, g * c, d]` to their experts' shards, applies the experts and brings the results back."""
-  config, layout = layer.config, layer.layout
-  expert_shards, split_width = layout.num_expert_shards, layout.size('model') > 1
-  if split_width and expert_shards > 1:
-    # Each device of the model axis sends its part of the width, as the paper's code does, and gathers it after.
-    slots = jax.lax.with_sharding_constraint(slots, P(None, None, 'model'))
-  x = checkpoint_name(
-    dispatch.to_expert_shards(slots, expert_shards, layout.expert_axes), 'to_experts'
-  )  # [local experts, expert shards * g * c, d]
+  config, layout, expert_shards = layer.config, layer.layout, layer.layout.num_expert_shards
+  x = checkpoint_name(dispatch.to_expert_shards(slots, expert_shards, layout.expert_axes), 'to_experts')
+  x = _whole_width(layout, x)  # [local experts, expert shards * g * c, d]
   if layer.kind == 'linear':
     y = expert_product(x, kernels['w'])
   else:
@@ -209,15 +217,31 @@ def _experts_on_slots(layer, slots, groups, kernels, dropout_key):
     hidden = activate(config, hidden)
     if dropout_key is not None:
       hidden = hidden * _slot_dropout(layer, hidden, groups * expert_shards, dropout_key)
-    y = expert_product(hidden, kernels['wo'])
-  if split_width and expert_shards > 1:
-    y = jax.lax.with_sharding_constraint(y, P(None, None, 'model'))
+    y = _sum_to_parts(layout, expert_product(hidden, kernels['wo']))
   return checkpoint_name(dispatch.from_expert_shards(y, expert_shards, layout.expert_axes), 'from_experts')
 
 
 def _index_on(axes):
   """Returns this shard's number along mesh axes, 0 along none."""
   return jax.lax.axis_index(axes) if axes else 0
+
+
+def _whole_width(layout, x):
+  """Puts the parts of the last axis that the devices of the model axis have together."""
+  return jax.lax.all_gather(x, 'model', axis=x.ndim - 1, tiled=True) if layout.model_axes else x
+
+
+def _sum_to_parts(layout, y):
+  """Adds up what the devices of the model axis have computed and leaves each its part of the last axis."""
+  if not layout.model_axes:
+    return y
+  return jax.lax.psum_scatter(y, 'model', scatter_dimension=y.ndim - 1, tiled=True)
+
+
+def _own_part(layout, x):
+  """Returns the part of the last axis that belongs to this device of the model axis."""
+  part = x.shape[-1] // layout.size('model')
+  return jax.lax.dynamic_slice_in_dim(x, _index_on(layout.model_axes) * part, part, axis=-1)
 
 
 def _slot_dropout(layer, hidden, groups, key):
@@ -229,14 +253,15 @@ def _slot_dropout(layer, hidden, groups, key):
 
   def draw(expert, group):
     pair = jax.random.fold_in(jax.random.fold_in(key, expert), group)
-    return jax.random.bernoulli(pair, 1 - rate, (slots // groups, width))
+    whole = (slots // groups, width * layer.layout.size('model'))
+    return _own_part(layer.layout, jax.random.bernoulli(pair, 1 - rate, whole))
 
   keep = jax.vmap(lambda e: jax.vmap(lambda g: draw(e, g))(first_group + jnp.arange(groups)))
   keep = keep(first_expert + jnp.arange(experts)).reshape(hidden.shape)
   return (keep / (1 - rate)).astype(hidden.dtype)
 
 
-def _without_dropping(layer, out_dim, x, routing, kernels, dropout_key):
+def _without_dropping(layer, x, routing, kernels, dropout_key):
   """Applies the experts to all tokens `[n, d]` of a shard; tokens are gathered over the expert axis."""
   config, moe = layer.config, layer.config.moe
   axes, shards = layer.layout.expert_axes, layer.layout.num_expert_shards
@@ -245,6 +270,7 @@ def _without_dropping(layer, out_dim, x, routing, kernels, dropout_key):
   if shards > 1:
     x = dispatch.gather_over_experts(x, axes)
     flat = jax.tree.map(lambda array: jax.lax.all_gather(array, axes, axis=1, tiled=True), flat)
+  x = _whole_width(layer.layout, x)
   num_choices = flat.expert.size
   first_choice = _index_on(layer.layout.replica_axes) * num_choices  # choices are numbered over the global batch
 
@@ -254,7 +280,10 @@ def _without_dropping(layer, out_dim, x, routing, kernels, dropout_key):
     hidden = activate(config, [rows @ kernels[name][e] for name in input_kernel_names(config)])
     if dropout_key is not None:
       rate = moe.expert_dropout_rate
-      draw = lambda c: jax.random.bernoulli(jax.random.fold_in(dropout_key, c), 1 - rate, hidden.shape[-1:])  # noqa: E731
+      whole = hidden.shape[-1] * layer.layout.size('model')
+      draw = lambda c: _own_part(  # noqa: E731
+        layer.layout, jax.random.bernoulli(jax.random.fold_in(dropout_key, c), 1 - rate, (whole,))
+      )
       hidden = hidden * (jax.vmap(draw)(first_choice + choice) / (1 - rate)).astype(hidden.dtype)
     return hidden @ kernels['wo'][e]
 
@@ -264,7 +293,8 @@ def _without_dropping(layer, out_dim, x, routing, kernels, dropout_key):
     expert,
     first_expert=_index_on(axes) * local_experts,
     num_experts=local_experts,
-    out_dim=out_dim,
+    out_dim=kernels['w' if layer.kind == 'linear' else 'wo'].shape[-1],
     block=moe.drop_free_block_size or drop_free.block_size(num_choices, moe.num_experts),
   )
+  y = y if layer.kind == 'linear' else _sum_to_parts(layer.layout, y)
   return y if shards == 1 else dispatch.sum_over_experts(y, axes)

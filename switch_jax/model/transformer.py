@@ -62,9 +62,10 @@ class Layer(nn.Module):
     norm = lambda name: LayerNorm(config.layer_norm_epsilon, name=name)  # noqa: E731
     common = dict(config=config, layout=self.layout, deterministic=self.deterministic)
     statistics: Statistics = {}
+    clean = lambda y: y * context.real[..., None].astype(y.dtype) if config.zeroes_padding else y  # noqa: E731
 
     name = 'self_attention' if is_decoder else 'attention'
-    y = norm(f'pre_{name}_layer_norm')(x)
+    y = clean(norm(f'pre_{name}_layer_norm')(x))
     segments = (context.query_segments, context.key_segments)
     if self.index in config.switch_attention_layers(self.stack):
       attention = SwitchSelfAttention(**common, causal=is_decoder, name=name)
@@ -74,11 +75,11 @@ class Layer(nn.Module):
     x = x + drop(y)
 
     if is_decoder:
-      y = norm('pre_cross_attention_layer_norm')(x)
+      y = clean(norm('pre_cross_attention_layer_norm')(x))
       attention = MultiHeadAttention(**common, name='encoder_decoder_attention')
       x = x + drop(attention(y, context.encoded, context.memory_query_segments, context.memory_key_segments))
 
-    y = norm('pre_mlp_layer_norm')(x)
+    y = clean(norm('pre_mlp_layer_norm')(x))
     if self.index in config.switch_layers(self.stack):
       y, statistics['mlp'] = SwitchLayer(**common, name='mlp')(y, context.real)
     else:
@@ -229,7 +230,10 @@ class Transformer(nn.Module):
     keys = (tokens > 0).astype(jnp.int32) if segments is None else segments
     queries = keys if self.config.mask_padding_queries else jnp.maximum(keys, 1)
     x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'activation_embed')
-    return self.encoder(x, lambda bias: Context(keys > 0, queries, keys, bias))
+    y, statistics = self.encoder(x, lambda bias: Context(keys > 0, queries, keys, bias))
+    if self.config.zeroes_padding:
+      y = y * (keys > 0)[..., None].astype(y.dtype)
+    return y, statistics
 
   def decode(
     self,
@@ -247,6 +251,8 @@ class Transformer(nn.Module):
     memory_keys = (encoder_tokens > 0).astype(jnp.int32) if encoder_segments is None else encoder_segments
     if segments is None:
       queries = jnp.ones_like(tokens)
+      if self.config.zeroes_padding:  # a target is the next input; the last one is taken to be there
+        queries = jnp.concatenate([tokens[:, 1:] > 0, tokens[:, -1:] > 0], axis=1).astype(jnp.int32)
       real = (tokens > 0).at[:, 0].set(True)
     else:
       queries, real = segments, segments > 0

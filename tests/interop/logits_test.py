@@ -50,13 +50,7 @@ def test_families_without_a_checkpoint(checkpoints, tmp_path, write_t5x, family)
   np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
 
 
-PADDED = (
-  'flaxformer zeroes padding before the router, so all of it goes to expert 0, and masks decoder queries that have no '
-  'target; here padding is routed by its hidden state'
-)
-
-
-@pytest.mark.parametrize('rows', ['full', pytest.param('padded', marks=pytest.mark.xfail(reason=PADDED))])
+@pytest.mark.parametrize('rows', ['full', 'padded'])
 def test_groups_of_two_rows(checkpoints, rows):
   folder = checkpoints / 't5x_switch_base_tiny'
   config, params = interop.load('t5x', folder, sequences_per_group=2)
