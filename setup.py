@@ -22,6 +22,7 @@ INSTALL_REQUIRES = [
   'numpy>=2.0,<3',
   'etils[epath]>=1.15',  # paths that may be gs://
   'clu>=0.0.12',  # seqio imports it
+  'ml_dtypes>=0.4',  # bfloat16 in NumPy, for checkpoints of others
   'tensorstore>=0.1.86',  # reads the arrays of T5X checkpoints; orbax wants it too
   'msgpack>=1.1',  # reads the index of T5X checkpoints
   'safetensors>=0.5',  # Hugging Face checkpoints
