@@ -68,6 +68,11 @@ class Layout:
     return math.prod(self.size(axis) for axis in self.expert_axes)
 
   @property
+  def model_axes(self) -> tuple[str, ...]:
+    """The mesh axis over which widths are split, if it has more than one device."""
+    return ('model',) if self.size('model') > 1 else ()
+
+  @property
   def runs_on_cpu(self) -> bool:
     """Whether the mesh is made of CPU devices, where attention is computed row by row (see `model/attention.py`)."""
     return self.mesh.devices.flat[0].platform == 'cpu'
@@ -102,18 +107,23 @@ class Layout:
     """Tells the compiler how an activation lies on the mesh."""
     return jax.lax.with_sharding_constraint(x, self.sharding(*names))
 
-  def per_token_shard(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Returns `function` run by every (data, expert) shard on its own rows; the model axis stays automatic.
+  def per_token_shard(
+    self, function: Callable[..., Any], in_specs: Any, out_specs: Any, *, by_width: bool = False
+  ) -> Callable[..., Any]:
+    """Returns `function` run by every (data, expert) shard on its own rows.
 
     Args:
       function: sees the local block of every argument.
-      in_specs, out_specs: partitions over `token_axes` only, as for `jax.shard_map`.
+      in_specs, out_specs: partitions, as for `jax.shard_map`, over `token_axes` and, if `by_width`, `model_axes`.
+      by_width: every device of the model axis runs it too, on its part of what the partitions split; otherwise that
+        axis stays automatic.
     """
-    if not self.token_axes:
+    manual = self.token_axes + (self.model_axes if by_width else ())
+    if not manual:
       return function
-    return jax.shard_map(
-      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(self.token_axes)
-    )
+    # All axes: where one is left, even of one device, XLA:CPU aborts on bfloat16 reductions over the others.
+    axes = MESH_AXES if by_width and self.model_axes else manual
+    return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(axes))
 
   def batch_sharding(self) -> NamedSharding:
     """Returns how the rows of a batch `[batch, length]` lie on the mesh."""

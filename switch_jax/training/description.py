@@ -86,12 +86,17 @@ def check_batch(run: RunConfig, layout: Layout) -> None:
       f'MoeConfig.sequences_per_group is {group}, but each of the {shards} (data, expert) shards holds '
       f'{batch // shards} rows; a group never crosses a shard, so it must divide {batch // shards}.'
     )
-  # What goes through the all-to-alls is split over the model axis too.
-  if run.model.emb_dim % model:
-    raise ConfigError(
-      f'ModelConfig.emb_dim is {run.model.emb_dim}, which the model axis of {model} devices does not divide; use a '
-      f'multiple of {model}, or another MeshConfig.model.'
-    )
+  if run.model.moe is None:
+    return
+  # Switch layers split these over the model axis whatever the layout's rules are (model/switch.py).
+  hidden = 'mlp_dim' if run.model.moe.expert_mlp_dim is None else 'expert_mlp_dim'
+  for owner, name in (('ModelConfig', 'emb_dim'), ('ModelConfig' if hidden == 'mlp_dim' else 'MoeConfig', hidden)):
+    width = getattr(run.model if owner == 'ModelConfig' else run.model.moe, name)
+    if width % model:
+      raise ConfigError(
+        f'{owner}.{name} is {width}, which the model axis of {model} devices does not divide; use a multiple of '
+        f'{model}, or another MeshConfig.model.'
+      )
 
 
 def stack_routing(run: RunConfig, num_token_shards: int) -> list[StackRouting]:
