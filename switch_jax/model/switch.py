@@ -4,9 +4,10 @@ The router runs in float32 over global arrays, where its noise is drawn too, so 
 Everything from the choice of experts to the combined output runs shard by shard: decide (`routing`), move (`dispatch`
 or `drop_free`), compute the local experts, move back.
 
-Where a model axis splits the experts' widths, each of its devices moves its part of the tokens' width only, as the
+Where a model axis splits the experts' widths too, each of its devices moves its part of the tokens' width only, as the
 paper's code does: through the all-to-all in parts, gathered over the model axis for the product with the input kernels,
-summed and split again after the output kernel, and back in parts.
+summed and split again after the output kernel, and back in parts. Without an exchange the devices of the model axis
+have the same tokens, and their outputs are summed.
 """
 
 import dataclasses
@@ -131,14 +132,16 @@ class SwitchLayer(nn.Module):
     dropout = moe.expert_dropout_rate > 0 and not self.deterministic and self.kind == 'mlp'
     dropout_key = self.make_rng('dropout') if dropout else None
 
-    part = P(self.layout.token_axes, None, model)  # of the width
+    x_part = y_part = P(self.layout.token_axes, None, self.layout.exchanged_width_axes or None)
+    if self.kind == 'linear':
+      y_part = P(self.layout.token_axes, None, model)
     kernel_parts = {name: P(self.layout.expert_axes, None, model) for name in kernels}
     if self.kind == 'mlp':
       kernel_parts['wo'] = P(self.layout.expert_axes, model)
     return self.layout.per_token_shard(
       functools.partial(_switch_shard, self),
-      (part, per_token, per_token, jax.tree.map(lambda _: per_token, noise), kernel_parts, P()),
-      (part, per_token),
+      (x_part, per_token, per_token, jax.tree.map(lambda _: per_token, noise), kernel_parts, P()),
+      (y_part, per_token),
       by_width=True,
     )(x, logits, real, noise, kernels, dropout_key)
 
@@ -165,7 +168,9 @@ def _switch_shard(layer, x, logits, real, noise, kernels, dropout_key):
   """What one (data, expert) shard computes; see `SwitchLayer.__call__` for the arguments."""
   moe, layout = layer.config.moe, layer.layout
   rows, length, width = x.shape
-  out_dim = (layer.out_dim or layer.config.emb_dim) // layout.size('model')
+  out_dim = layer.out_dim or layer.config.emb_dim
+  if layer.kind == 'linear' or layout.exchanged_width_axes:
+    out_dim //= layout.size('model')
   group_rows = moe.sequences_per_group or rows
   if rows % group_rows:
     raise ConfigError(
@@ -183,8 +188,10 @@ def _switch_shard(layer, x, logits, real, noise, kernels, dropout_key):
     deterministic=layer.deterministic,
     **{name: by_group(value) for name, value in noise.items()},
   )
-  # Each device of the model axis has its part of a gate's gradient.
+  # Each device of the model axis has its part of a gate's gradient, and of a token's if they have the same tokens.
   routing = dataclasses.replace(routing, gate=lift(routing.gate, layout.model_axes))
+  if not layout.exchanged_width_axes:
+    x = lift(x, layout.model_axes)
   # Float32 until here, so that the gradient is summed over the data replicas in float32 (see `lift`).
   kernels = {name: lift(kernel, layout.replica_axes).astype(x.dtype) for name, kernel in kernels.items()}
   if capacity is None:
@@ -202,6 +209,8 @@ def _switch_shard(layer, x, logits, real, noise, kernels, dropout_key):
     y = _experts_on_slots(layer, slots, groups, kernels, dropout_key)
     gate = routing.gate.reshape(rows * length, -1)
     y = dispatch.from_slots(y.reshape(-1, out_dim), gate, index)
+  if layer.kind == 'mlp' and layout.model_axes and not layout.exchanged_width_axes:
+    y = jax.lax.psum(y, 'model')
   return y.reshape(rows, length, out_dim), statistics
 
 
@@ -228,12 +237,15 @@ def _index_on(axes):
 
 def _whole_width(layout, x):
   """Puts the parts of the last axis that the devices of the model axis have together."""
-  return jax.lax.all_gather(x, 'model', axis=x.ndim - 1, tiled=True) if layout.model_axes else x
+  return jax.lax.all_gather(x, 'model', axis=x.ndim - 1, tiled=True) if layout.exchanged_width_axes else x
 
 
 def _sum_to_parts(layout, y):
-  """Adds up what the devices of the model axis have computed and leaves each its part of the last axis."""
-  if not layout.model_axes:
+  """Adds up what the devices of the model axis have computed and leaves each its part of the last axis.
+
+  Where tokens are not exchanged they are summed once they are back in their rows, which are fewer than the slots.
+  """
+  if not layout.exchanged_width_axes:
     return y
   return jax.lax.psum_scatter(y, 'model', scatter_dimension=y.ndim - 1, tiled=True)
 

@@ -73,6 +73,11 @@ class Layout:
     return ('model',) if self.size('model') > 1 else ()
 
   @property
+  def exchanged_width_axes(self) -> tuple[str, ...]:
+    """The mesh axis over which the width of tokens is split while they are exchanged, if there is an exchange."""
+    return self.model_axes if self.num_expert_shards > 1 else ()
+
+  @property
   def runs_on_cpu(self) -> bool:
     """Whether the mesh is made of CPU devices, where attention is computed row by row (see `model/attention.py`)."""
     return self.mesh.devices.flat[0].platform == 'cpu'
