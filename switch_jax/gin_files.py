@@ -6,6 +6,7 @@ then evaluated by gin, which registers the configuration classes by dynamic regi
 
 import dataclasses
 import difflib
+import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -43,7 +44,10 @@ _Effective = Mapping[tuple[str, str, str], Binding]
 
 
 def load_run(
-  gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+  gin_files: Sequence[str],
+  bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+  placeholders: Mapping[str, Any] | None = None,
 ) -> tuple[RunConfig, str]:
   """Builds the run that gin files and bindings describe.
 
@@ -52,6 +56,7 @@ def load_run(
       `search_paths`, then in the files that came with the package.
     bindings: `NAME=VALUE` of each `--gin.NAME=VALUE`, over all files. A value that gin cannot read is a string.
     search_paths: more folders to look for files in.
+    placeholders: values of macros that are asked for and set nowhere, where nothing depends on them.
 
   Returns:
     The run, and the operative configuration as gin text: every value that was used, readable as a gin file again.
@@ -64,6 +69,10 @@ def load_run(
     reader.read_file(name, f'--gin_file={name}')
   for binding in bindings:
     reader.read_flag(binding)
+  wanted = {name for b in reader.bindings for name in _macros_in(b.value)}
+  wanted -= {b.name for b in reader.bindings if not b.owner}
+  for name in wanted & set(placeholders or ()):
+    reader.bindings.append(Binding('', '', name, placeholders[name], 'a placeholder', pathlib.Path()))
   effective = {binding.key: binding for binding in reader.bindings}
   _check_macros(effective, reader.bindings)
   run, text, used = _evaluate(effective)

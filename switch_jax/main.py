@@ -13,15 +13,21 @@ from collections.abc import Sequence
 
 import switch_jax
 from switch_jax import launch
-from switch_jax.config import ConfigError, suggest
+from switch_jax.config import ConfigError, RunConfig, suggest
 
 RUN_MODES = ('train', 'eval', 'infer', 'plan')
+_BUILT = ('train', 'plan')
+
+# What a plan does not depend on, so that no task and no folder need be named for it.
+_NOT_PLANNED = {'MODEL_DIR': 'none', 'MIXTURE_OR_TASK_NAME': 'none', 'TRAIN_STEPS': 1}
 
 _EPILOG = """\
 --gin.NAME=VALUE sets a macro (--gin.TRAIN_STEPS=1000) or a field (--gin.config.ModelConfig.emb_dim=256) over all
 gin files. Text needs no quotes of its own: --gin.MODEL_DIR=/some/dir.
 
   python -m switch_jax.main --gin_file=gin/examples/quickstart.gin --gin.TRAIN_STEPS=1000
+  python -m switch_jax.main --run_mode=plan --topology=v3:4x4 --gin_file=gin/models/switch_base.gin \
+      --gin_file=gin/runs/pretrain.gin
 """
 
 
@@ -68,6 +74,9 @@ def _make_parser() -> argparse.ArgumentParser:
   add('--coordinator_address', metavar='HOST:PORT', help='process 0, on several hosts that are not Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='number of processes, on several hosts')
   add('--process_id', type=int, metavar='I', help='which of them this is, from 0')
+  add('--topology', metavar='NAME', help='the TPU that --run_mode=plan compiles for, as v3:32x32')
+  add('--json', metavar='FILE', help='where --run_mode=plan writes its numbers')
+  add('--serialize', metavar='FILE', help='where --run_mode=plan keeps the compiled step')
   add('--version', action=_Version, nargs=0, help='print versions and stop')
   return parser
 
@@ -123,16 +132,35 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     raise ConfigError(
       f'--run_mode is {flags.run_mode!r}; it must be one of {", ".join(RUN_MODES)}.{suggest(flags.run_mode, RUN_MODES)}'
     )
-  if flags.run_mode != 'train':
+  if flags.run_mode not in _BUILT:
     raise ConfigError(
-      f'--run_mode={flags.run_mode} is not in this version ({switch_jax.__version__}); --run_mode=train is.'
+      f'--run_mode={flags.run_mode} is not in this version ({switch_jax.__version__}); {" and ".join(_BUILT)} are.'
     )
   if unknown:
     _refuse(unknown[0], list(parser._option_string_actions))
+  for name in ('topology', 'json', 'serialize'):
+    if getattr(flags, name) is not None and flags.run_mode != 'plan':
+      raise ConfigError(f'--{name} is for --run_mode=plan, and the run mode is {flags.run_mode}.')
+  if flags.run_mode == 'plan' and flags.topology is None:
+    raise ConfigError('--run_mode=plan needs the TPU to compile for: --topology=v3:32x32 for example.')
   if not flags.gin_file:
     raise ConfigError('no gin file was given; start with --gin_file=gin/examples/quickstart.gin.')
   launch.check_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
   return flags, bindings
+
+
+def _plan(flags: argparse.Namespace, run: RunConfig) -> int:
+  """Plans a run for a TPU that need not exist; what does not fit is an answer and no failure."""
+  launch.quiet_logging(flags.debug)
+  launch.compile_for_absent_tpus()
+  from switch_jax import plan
+
+  plan.check_outputs(flags.json, flags.serialize)
+  result = plan.make_plan(run, flags.topology, flags.serialize, note=lambda text: print(f'{text} ...', flush=True))
+  print(plan.describe(result, run))
+  if flags.json:
+    plan.write_json(result, flags.json)
+  return 0
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -140,6 +168,8 @@ def _run(argv: Sequence[str]) -> int:
   from switch_jax import gin_files
 
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
+  if flags.run_mode == 'plan':
+    return _plan(flags, gin_files.load_run(flags.gin_file, bindings, search_paths, _NOT_PLANNED)[0])
   run, config_gin = gin_files.load_run(flags.gin_file, bindings, search_paths)
 
   launch.quiet_logging(flags.debug)

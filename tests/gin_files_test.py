@@ -77,7 +77,7 @@ class TestShippedFiles:
     assert run.model_dir == 'runs/quickstart'
     assert run.model.activation_dtype == 'float32'
     assert run.data.task_module == 'tasks.docstrings'
-    assert run.data.feature_lengths == {'inputs': 512, 'targets': 114}
+    assert run.data.feature_lengths == {'inputs': 64, 'targets': 14}
     assert run.optimizer.schedule == 'rsqrt'
 
   @pytest.mark.parametrize(

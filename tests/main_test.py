@@ -59,7 +59,9 @@ class TestMistakes:
       ([QUICKSTART, '--run_mode=trian'], "must be one of train, eval, infer, plan. Did you mean 'train'?"),
       ([QUICKSTART, '--run_mode=eval'], 'is not in this version'),
       ([QUICKSTART, '--run_mode=infer'], 'is not in this version'),
-      ([QUICKSTART, '--run_mode=plan', '--topology=v3:4x4'], '--run_mode=plan is not in this version'),
+      ([QUICKSTART, '--run_mode=plan'], '--run_mode=plan needs the TPU to compile for: --topology=v3:32x32'),
+      ([QUICKSTART, '--topology=v3:4x4'], '--topology is for --run_mode=plan, and the run mode is train'),
+      ([QUICKSTART, '--json=a.json'], '--json is for --run_mode=plan'),
       ([QUICKSTART, '--num_processes=two'], "invalid int value: 'two'"),
       ([QUICKSTART, '--process_id=0'], '--coordinator_address and --num_processes must be given too'),
       (
