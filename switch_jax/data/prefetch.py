@@ -30,8 +30,9 @@ class Prefetcher(Generic[T]):
   def start(self) -> None:
     """Starts the thread if it does not run yet."""
     if self._thread is None and not self._closed:
-      self._thread = threading.Thread(target=self._run, name='switch_jax data', daemon=True)
-      self._thread.start()
+      thread = threading.Thread(target=self._run, name='switch_jax data', daemon=True)
+      thread.start()
+      self._thread = thread  # only once it runs, since `close` may come from another thread and joins it
 
   def _run(self) -> None:
     failed = False
