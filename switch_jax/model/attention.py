@@ -212,9 +212,9 @@ class MultiHeadAttention(nn.Module):
     """Maps `[batch, length, embed]` by each kernel to `[batch, length, heads, kv]`.
 
     One product by the kernels side by side is faster than one by each, and its gradient reads the source once; where
-    the model axis splits their columns they stay apart.
+    their columns are split over devices they stay apart.
     """
-    if self.layout.size('model') == 1:
+    if not self.layout.splits('joined_kv'):
       together = source @ jnp.concatenate(kernels, axis=1).astype(source.dtype)
       parts = jnp.split(together, len(kernels), axis=-1)
     else:

@@ -104,6 +104,10 @@ class Layout:
       entries.append(axes)
     return PartitionSpec(*entries)
 
+  def splits(self, name: str) -> bool:
+    """Whether a logical axis is split over more than one device."""
+    return any(self.size(axis) > 1 for axis in as_tuple(self.spec(name)[0]))
+
   def sharding(self, *names: str | None) -> NamedSharding:
     """Returns the sharding of an array whose axes have these logical names."""
     return NamedSharding(self.mesh, self.spec(*names))
