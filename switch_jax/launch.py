@@ -110,15 +110,8 @@ def use_compilation_cache(directory: str | None) -> None:
 
 
 def compile_for_absent_tpus() -> None:
-  """Prepares the process for ahead-of-time compilation: it leaves a TPU alone that may be attached, and is quiet."""
+  """Prepares the process for ahead-of-time compilation: it leaves a TPU alone that may be attached."""
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  # Without these libtpu asks the metadata server of Google Cloud what it runs on, and complains that there is none.
-  for name, value in {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v3-8',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-  }.items():
-    os.environ.setdefault(name, value)
   use_compilation_cache('off')  # or the seconds of a compilation would be those of reading it
 
 

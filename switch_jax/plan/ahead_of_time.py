@@ -31,6 +31,15 @@ TOPOLOGIES = (
   'along each side, multiples of the 2 x 2 (x 1) of a host'
 )
 
+# Read by libtpu when it is loaded: do not ask the metadata server of Google Cloud what this machine is, do not complain
+# that there is none, and do not claim the machine's TPU for this process alone.
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v3-8',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40, 'P': 2**50}
 _SIZE = r'([\d.]+)([KMGTP]?)i?B?'
 # Two sentences of the compiler: of the whole program at once, and of the memory that its allocation came to.
@@ -104,7 +113,8 @@ def topology_devices(name: str, num_slices: int = 1) -> Sequence[Any]:
     raise ConfigError(
       "libtpu, which has the TPU compiler, is not installed; --run_mode=plan needs it: pip install -e '.[tpu]'."
     )
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # it would wait for the metadata server of Google Cloud
+  for variable, value in _ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
   more = {'num_slices': num_slices} if num_slices > 1 else {}
   try:
     return topologies.get_topology_desc(platform='tpu', topology_name=name, **more).devices

@@ -1,0 +1,273 @@
+"""Plans: counting from text and from the configuration, and the training step compiled for TPUs that are not there."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from switch_jax import gin_files, main, plan
+from switch_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig, MoeConfig, RunConfig
+from switch_jax.parallel import make_mesh
+from switch_jax.plan import ahead_of_time, flops
+from switch_jax.plan.collectives import collectives, shape_bytes, summary
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NEEDS_LIBTPU = pytest.mark.skipif(
+  not importlib.util.find_spec('libtpu'), reason="libtpu is not installed: pip install -e '.[tpu]'"
+)
+KEYS = {
+  'topology', 'cores', 'parameters', 'active_parameters', 'parameter_bytes_per_core', 'optimizer_bytes_per_core',
+  'temporary_bytes_per_core', 'hbm_bytes_per_core', 'hbm_bytes_available', 'fits', 'flops_per_core',
+  'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'predicted_step_seconds',
+}  # fmt: skip
+
+TEXT = """\
+HloModule step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%condition (state: (s32[], bf16[8,4])) -> pred[] {
+  %state = (s32[], bf16[8,4]) parameter(0)
+  %turn = s32[] get-tuple-element(%state), index=0
+  %turns = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[] compare(%turn, %turns), direction=LT
+}
+
+%body (state: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %state = (s32[], bf16[8,4]) parameter(0)
+  %x = bf16[8,4]{1,0} get-tuple-element(%state), index=1
+  %y = bf16[8,4]{1,0} all-to-all(bf16[8,4]{1,0} %x), metadata={op_name="jit(step)/mlp/all_to_all"}
+  ROOT %out = (s32[], bf16[8,4]) tuple(%turn, %y)
+}
+
+ENTRY %main (p: bf16[8,4], q: f32[3]) -> f32[3] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  %q = f32[3]{0} parameter(1)
+  %loop = (s32[], bf16[8,4]) while(%start), condition=%condition, body=%body
+  %begin = (bf16[8,4], bf16[16,4]) all-gather-start(bf16[8,4]{1,0} %p), dimensions={0}
+  %gathered = bf16[16,4]{1,0} all-gather-done(%begin)
+  %all-reduce-scatter.1 = f32[2]{0} fusion(f32[4]{0} %q), kind=kCustom, calls=%sum
+  ROOT %total = f32[3]{0} all-reduce(f32[3]{0} %q), to_apply=%sum
+}
+"""
+
+
+class TestCollectives:
+  def test_every_kind_is_counted_as_often_as_it_runs(self):
+    assert summary(collectives(TEXT)) == {
+      'all-to-all': {'count': 6, 'bytes': 6 * 64},
+      'all-gather': {'count': 1, 'bytes': 128},
+      'reduce-scatter': {'count': 1, 'bytes': 16},
+      'all-reduce': {'count': 1, 'bytes': 12},
+    }
+
+  def test_names_are_those_of_the_program(self):
+    assert [c.name for c in collectives(TEXT) if c.kind == 'all-to-all'] == ['jit(step)/mlp/all_to_all']
+
+  @pytest.mark.parametrize(('turns', 'count'), [(None, 1), (5, 5)])
+  def test_loop_that_does_not_tell_its_turns(self, turns, count):
+    text = TEXT.replace('constant(6)', 'get-tuple-element(%state), index=2')
+    assert summary(collectives(text, turns))['all-to-all']['count'] == count
+
+  def test_turns_that_xla_has_noted(self):
+    text = TEXT.replace('body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"9"}}')
+    assert summary(collectives(text))['all-to-all']['count'] == 9
+
+  @pytest.mark.parametrize(
+    ('text', 'size'), [('bf16[128,40,768]{2,1,0}', 7864320), ('(f32[3], s32[])', 16), ('pred[7]', 7), ('token[]', 0)]
+  )
+  def test_bytes_of_a_shape(self, text, size):
+    assert shape_bytes(text) == size
+
+  def test_on_a_program_of_this_machine(self):
+    mesh = make_mesh(MeshConfig(), None)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+
+    def turn(x, _):
+      return jax.lax.psum(x, 'data') * 0.1, None
+
+    local = lambda x: jax.lax.scan(turn, jax.lax.psum(x, 'data'), None, length=5)[0]  # noqa: E731
+    spec = jax.sharding.PartitionSpec
+    step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spec('data'), out_specs=spec(), check_vma=False))
+    text = step.lower(jax.ShapeDtypeStruct((8, 16), np.float32, sharding=sharding)).compile().as_text()
+    assert summary(collectives(text)) == {'all-reduce': {'count': 6, 'bytes': 6 * 64}}
+
+
+def paper_run(model='switch_base', batch=256, *bindings):
+  files = [f'gin/models/{model}.gin', 'gin/runs/pretrain.gin']
+  values = ['MODEL_DIR=none', 'MIXTURE_OR_TASK_NAME=none', 'TRAIN_STEPS=1', f'BATCH_SIZE={batch}', *bindings]
+  return gin_files.load_run(files, values)[0]
+
+
+class TestCountedFlops:
+  def test_switch_base_on_32_cores(self):
+    """3.35e12 is the house's count of the useful FLOPs a core."""
+    assert flops.model_flops(paper_run(), 32) / 32 == pytest.approx(3.35e12, rel=0.02)
+
+  def test_dense_model_is_six_times_parameters_times_tokens(self):
+    run = paper_run('t5_base', 256)
+    layer = 4 * 768 * 768 + 2 * 768 * 3072
+    encoder, decoder = 256 * 512, 256 * 114
+    expected = 12 * layer * (encoder + decoder) + 12 * 2 * 768 * 768 * (encoder + decoder) + 768 * 32128 * decoder
+    assert flops.model_flops(run, 32) == 6 * expected
+
+  def test_scores(self):
+    run = paper_run('t5_base', 2)
+    pairs = 512 * 512 + 114 * 114 + 114 * 512
+    assert flops.score_flops(run, 1) == 3 * 2 * 12 * 4 * 768 * pairs
+
+  def test_experts_are_counted_at_their_effective_capacity(self):
+    one, two = (paper_run('switch_base', 256, f'config.MoeConfig.expert_capacity={c}') for c in (10, 20))
+    forward = [flops.forward_flops(run, 32)['encoder'].experts for run in (one, two)]
+    assert forward[0] == 6 * 2 * 2 * 768 * 3072 * 32 * 128 * 10
+    assert forward[1] == 2 * forward[0]
+
+  def test_without_dropping_every_token_has_its_choices(self):
+    free = paper_run('moe_base', 256, 'config.MoeConfig.train_capacity_factor=None')
+    tokens = 256 * 512
+    assert flops.forward_flops(free, 32)['encoder'].experts == 6 * 2 * 2 * 768 * 3072 * tokens * 2
+
+
+TINY = ModelConfig(
+  vocab_size=128, emb_dim=128, num_heads=2, head_dim=64, mlp_dim=512, num_encoder_layers=4, num_decoder_layers=4,
+  activation_dtype='bfloat16', scan_layers=True,
+  moe=MoeConfig(num_experts=8, encoder_layers=1, decoder_layers=1, train_capacity_factor=1.0),
+)  # fmt: skip
+
+
+def tiny_run(model=TINY, batch=16, **mesh):
+  data = DataConfig(mixture_or_task_name='none', feature_lengths={'inputs': 64, 'targets': 32}, batch_size=batch)
+  return RunConfig(model_dir='none', model=model, data=data, train_steps=1, random_seed=0, mesh=MeshConfig(**mesh))
+
+
+@pytest.fixture(scope='module')
+def scanned(tmp_path_factory):
+  """Returns the plan of the tiny model on four chips, and where its executable was kept."""
+  file = tmp_path_factory.mktemp('plan') / 'step.bin'
+  return plan.make_plan(tiny_run(), 'v3:2x2', str(file)), file
+
+
+@NEEDS_LIBTPU
+class TestAheadOfTime:
+  def test_plan(self, scanned):
+    result, _ = scanned
+    assert (result.cores, result.device_kind) == (8, 'TPU v3')
+    assert result.mesh == {'data': 1, 'expert': 8, 'model': 1}
+    assert result.fits
+    assert result.hbm_bytes_per_core >= result.parameter_bytes_per_core + result.temporary_bytes_per_core
+    assert result.hbm_bytes_available == pytest.approx(15.48 * 2**30, rel=1e-3)
+    assert result.slots_per_token == {'encoder': 1.0, 'decoder': 1.0}
+    assert result.loops == {'encoder': 4, 'decoder': 4}
+    assert result.collectives['all-to-all']['count'] == 4 * 8, 'two forward, two backward in each of eight layers'
+    assert 'all-gather' not in result.collectives
+    # One expert of each layer is local; its matrices are the bulk of what lies on a core.
+    assert result.parameter_bytes_per_core < 4 * result.parameters / 2
+
+  def test_flops_of_scanned_layers_are_those_of_layers_one_by_one(self, scanned):
+    one_by_one = plan.make_plan(tiny_run(dataclasses.replace(TINY, scan_layers=False)), 'v3:2x2')
+    assert scanned[0].flops_per_core == pytest.approx(one_by_one.flops_per_core, rel=0.02)
+    assert scanned[0].collectives['all-to-all'] == one_by_one.collectives['all-to-all']
+    assert scanned[0].flops_per_core >= scanned[0].model_flops_per_core
+
+  def test_executable_is_kept(self, scanned):
+    payload, in_tree, out_tree = pickle.loads(scanned[1].read_bytes())
+    assert len(payload) > 1000
+    assert min(in_tree.num_leaves, out_tree.num_leaves) > 1
+
+  def test_report(self, scanned):
+    text = plan.describe(scanned[0], tiny_run())
+    assert 'v3:2x2: 8 TPU v3 cores, mesh data=1, expert=8, model=1' in text
+    assert 'of the 15.48 GiB' in text
+    assert 'fits' in text
+    assert '32 all-to-all' in text
+
+  @pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+      ('v3:3x5', r"--topology is 'v3:3x5', which libtpu refuses: .*not divisible.* Valid are v2:4x4, v3:4x4"),
+      ('v9:4x4', 'which libtpu refuses: Invalid TPU'),
+      ('a pod', 'v5e:4x4, v5p:4x4x4, v6e:4x4: the generation and the chips along each side'),
+    ],
+  )
+  def test_unknown_topology(self, name, message):
+    with pytest.raises(ConfigError, match=message):
+      plan.topology_devices(name)
+
+  def test_what_does_not_divide_over_the_topology(self):
+    with pytest.raises(ConfigError, match=r'batch_size is 12, which the 8 .* shards of the mesh do not divide'):
+      plan.make_plan(tiny_run(batch=12), 'v3:2x2')
+
+  def test_two_slices_are_joined_by_the_data_axis(self):
+    devices = plan.topology_devices('v5e:4x4', num_slices=2)
+    mesh = make_mesh(MeshConfig(num_slices=2, data=4, expert=4, model=2), 4, devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices[:2] == 0).all()
+    assert (slices[2:] == 1).all()
+    with pytest.raises(ConfigError, match='the 32 devices are in 2 slices'):
+      make_mesh(MeshConfig(expert=4), 4, devices)
+
+  def test_command(self, tmp_path):
+    """One process: what does not fit is an answer; nothing but the answer is printed, and MODEL_DIR is not touched."""
+    command = [
+      *(sys.executable, '-m', 'switch_jax.main', '--run_mode=plan', '--topology=v3:2x2', '--json=plan.json'),
+      *('--gin_file=gin/models/switch_tiny.gin', '--gin_file=gin/runs/pretrain.gin'),
+      *('--gin.BATCH_SIZE=65536', f'--gin.MODEL_DIR={tmp_path / "model"}'),
+    ]
+    variables = {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': ''}
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | variables
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert 'does not fit' in result.stdout
+    for knob in ('remat_policy', 'BATCH_SIZE', 'MeshConfig.model'):
+      assert knob in result.stdout
+    numbers = json.loads((tmp_path / 'plan.json').read_text())
+    assert set(numbers) >= KEYS
+    assert numbers['fits'] is False
+    assert numbers['hbm_bytes_per_core'] > numbers['hbm_bytes_available'] > 15 * 2**30
+    assert numbers['flops_per_core'] is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['plan.json']
+
+
+class TestMistakes:
+  def test_no_libtpu(self, monkeypatch):
+    monkeypatch.setattr(ahead_of_time.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ConfigError, match=r"libtpu, .* is not installed; .*pip install -e '\.\[tpu\]'"):
+      plan.topology_devices('v3:4x4')
+
+  @pytest.mark.parametrize('flag', ['json', 'serialize'])
+  def test_files_that_cannot_be_written_are_refused_first(self, flag, capsys):
+    command = ['--run_mode=plan', '--topology=v3:2x2', '--gin_file=gin/examples/quickstart.gin']
+    assert main.main([*command, f'--{flag}=/nowhere/at/all']) == 1
+    assert '/nowhere/at/all cannot be written: /nowhere/at is no folder' in capsys.readouterr().err
+
+  @pytest.mark.parametrize(
+    ('message', 'sizes'),
+    [
+      (
+        'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (2.00T) exceeds '
+        'available HBM (15.48G).',
+        (2.0 * 2**40, 15.48 * 2**30),
+      ),
+      (
+        'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.50G of 15.48G hbm. Exceeded hbm capacity '
+        'by 1.02G.',
+        (16.5 * 2**30, 15.48 * 2**30),
+      ),
+      ('INTERNAL: something else', None),
+    ],
+  )
+  def test_memory_in_the_compilers_messages(self, message, sizes):
+    found = ahead_of_time._out_of_memory(RuntimeError(message))
+    assert found == (sizes and pytest.approx(sizes))
