@@ -7,7 +7,8 @@ are kept as `plans/<row>.json`, and rows that are there already are not compiled
 hour and 10 GiB of memory on two cores.
 
 Beside switch_base on 32 cores stands what T5X and flaxformer's step compiles to, same sizes, same compiler: 4.59e12
-FLOPs a core, 3.7 GiB of temporaries, 48 all-to-alls, 36 all-gathers, 78 all-reduces, 0.186 s predicted, 134 s to compile.
+FLOPs a core, 3.7 GiB of temporaries, 48 all-to-alls, 36 all-gathers, 78 all-reduces, 0.186 s predicted, 134 s to
+compile.
 """
 
 import argparse
