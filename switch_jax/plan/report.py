@@ -51,16 +51,16 @@ def _memory_lines(plan: Plan) -> list[str]:
 
 def _work_lines(plan: Plan) -> list[str]:
   counted = f"{plan.model_flops_per_core:.3g} counted in the model's products with parameters"
+  seconds = f'compiled    in {plan.compile_seconds:.0f} s'
   if plan.flops_per_core is None:
-    return [f'FLOPs       {counted}']
+    return [f'FLOPs       {counted}', seconds]
   ratio = plan.flops_per_core / plan.model_flops_per_core
-  seconds = ''
   if plan.predicted_step_seconds is not None:
-    seconds = f'; predicted step {plan.predicted_step_seconds:.3g} s'
+    seconds += f'; predicted step {plan.predicted_step_seconds:.3g} s (the compiler estimates it; do not choose by it)'
   return [
     f'FLOPs       {plan.flops_per_core:.3g} a core and step, {ratio:.2f} times the {counted} '
     f"(attention's scores would add {plan.score_flops_per_core / plan.model_flops_per_core:.2f})",
-    f'compiled    in {plan.compile_seconds:.0f} s{seconds} (the compiler estimates it; do not choose by it)',
+    seconds,
   ]
 
 
