@@ -26,7 +26,9 @@ ROWS, INPUTS, TARGETS, WIDTH, EXPERTS = 8, 6, 4, 16, 8
 MODEL = ModelConfig(
   vocab_size=32, emb_dim=WIDTH, num_heads=8, head_dim=2, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=1,
   logits_via_embedding=False, init_scale=1.0,
-  moe=MoeConfig(num_experts=EXPERTS, sequences_per_group=1, exploration='argmax', train_capacity_factor=2.0, decoder_layers=1),
+  moe=MoeConfig(
+    num_experts=EXPERTS, sequences_per_group=1, exploration='argmax', train_capacity_factor=2.0, decoder_layers=1,
+  ),
 )  # fmt: skip
 
 
