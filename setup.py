@@ -18,6 +18,7 @@ INSTALL_REQUIRES = [
   'tensorflow>=2.21,<2.22',  # tf.data's saved iterators are only read back by the same minor release
   'tensorflow-text>=2.21.1,<2.22',  # native code built for exactly that tensorflow; there is no 2.21.0
   'tensorflow-datasets>=4.9.10,<4.10',  # seqio imports it
+  'sentencepiece>=0.2.1',  # seqio wants it too; tasks.train_vocabulary trains with it
   'gin-config==0.5.0',  # its parser and one private name are used (switch_jax/gin_files.py)
   'numpy>=2.0,<3',
   'etils[epath]>=1.15',  # paths that may be gs://

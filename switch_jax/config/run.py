@@ -20,6 +20,8 @@ class DataConfig(Checked):
     batch_size: rows of the global batch.
     num_data_shards: logical streams that are shuffled and packed alone; a multiple of the number of hosts. It is
       part of the data's identity, the number of hosts is not.
+    vocabulary: 'bytes', or the path of a SentencePiece model in T5's layout (`gs://` too), for the task modules that
+      can use any; None is the task's own choice.
     text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
     shuffle_buffer_size: examples held for shuffling in each stream.
     prefetch: batches prepared ahead of the step.
@@ -32,6 +34,7 @@ class DataConfig(Checked):
   train_split: str = 'train'
   eval_split: str = 'validation'
   num_data_shards: int = 1
+  vocabulary: str | None = None
   text_files: str | None = None
   use_cached_tasks: bool = False
   pack: bool = True
@@ -41,6 +44,8 @@ class DataConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
+    rule = "it must be 'bytes' or the path of a SentencePiece model; leave it None for the task's own."
+    self.require(self.vocabulary != '', 'vocabulary', rule)
     self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
     rule = "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}."
     self.require(set(self.feature_lengths) == {'inputs', 'targets'}, 'feature_lengths', rule)
@@ -165,7 +170,8 @@ class RunConfig(Checked):
     Another mesh, more steps, other periods, or logging continue a run; a difference in any of these does not.
     """
     data = self.data.to_json()
-    for name in ('task_module', 'eval_split', 'prefetch', 'text_files'):
+    # What the text and the vocabulary are is compared by their digests, wherever they lie.
+    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'vocabulary'):
       data.pop(name)
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):

@@ -12,15 +12,19 @@ from switch_jax.data.yardsticks import TargetEntropies, target_entropies
 if TYPE_CHECKING:
   from switch_jax.data.evaluation import EvaluationBatches, host_batches, open_evaluation
   from switch_jax.data.pipeline import TrainingSource, open_training
-  from switch_jax.data.providers import vocabulary_digest, vocabulary_of
+  from switch_jax.data.providers import vocabulary_of
+  from switch_jax.data.vocabularies import describe_vocabulary, keep_vocabulary, load_vocabulary, make_vocabulary
 
 _HOMES = {
   'EvaluationBatches': 'evaluation',
   'TrainingSource': 'pipeline',
+  'describe_vocabulary': 'vocabularies',
   'host_batches': 'evaluation',
+  'keep_vocabulary': 'vocabularies',
+  'load_vocabulary': 'vocabularies',
+  'make_vocabulary': 'vocabularies',
   'open_evaluation': 'evaluation',
   'open_training': 'pipeline',
-  'vocabulary_digest': 'providers',
   'vocabulary_of': 'providers',
 }
 
@@ -28,11 +32,14 @@ __all__ = [
   'EvaluationBatches',
   'TargetEntropies',
   'TrainingSource',
+  'describe_vocabulary',
   'host_batches',
+  'keep_vocabulary',
+  'load_vocabulary',
+  'make_vocabulary',
   'open_evaluation',
   'open_training',
   'target_entropies',
-  'vocabulary_digest',
   'vocabulary_of',
 ]
 

@@ -7,6 +7,7 @@ import types
 
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.data.vocabularies import check_vocabulary, vocabulary_digest
 
 # Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
 PIPELINE_VERSION = 1
@@ -42,8 +43,8 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
     split: the split that will be read.
 
   Raises:
-    ConfigError: no such name, no such split, or features other than token sequences `inputs` and `targets` of one
-      vocabulary.
+    ConfigError: no such name, no such split, features other than token sequences `inputs` and `targets` of one
+      vocabulary, or a vocabulary that cannot be read.
   """
   name = config.mixture_or_task_name
   known = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
@@ -68,6 +69,7 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
     )
   if features['inputs'].vocabulary != features['targets'].vocabulary:
     raise ConfigError(f'{name} has different vocabularies for inputs and targets; the model has one; use another task.')
+  check_vocabulary(features['targets'].vocabulary)
   return provider
 
 
@@ -79,14 +81,6 @@ def vocabulary_of(config: DataConfig) -> seqio.Vocabulary:
   """
   import_task_module(config)
   return find_provider(config, config.train_split).output_features['targets'].vocabulary
-
-
-def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
-  """Returns what identifies a vocabulary: its class, its special ids, and the SentencePiece model if it has one."""
-  facts = [type(vocabulary).__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
-  model = getattr(vocabulary, 'sp_model', None)
-  model = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else None
-  return hashlib.sha256(json.dumps([*facts, model]).encode()).hexdigest()
 
 
 def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture) -> str:

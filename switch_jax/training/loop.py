@@ -79,6 +79,8 @@ class _Session:
     special_tokens = (*self.sentinels, vocabulary.eos_id)
     if first_step:
       store.restore_position(first_step, self.source.restore_position)
+    if self.is_first_host:
+      data.keep_vocabulary(vocabulary, run.model_dir)
     self.source.start()
     self.held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
     self.state: TrainState = store.restore(first_step, plan.abstract) if first_step else init_state(run, layout, plan)
@@ -137,12 +139,11 @@ class _Session:
 
   def _config_json(self) -> dict[str, Any]:
     """Returns what a checkpoint records of its run: enough to load the model without gin."""
-    vocabulary = {'size': self.source.vocabulary_size, 'digest': data.vocabulary_digest(self.source.vocabulary)}
     return {
       'version': switch_jax.__version__,
       'target_tokens': self.reporter.target_tokens,
       'model': self.run.model.to_json(),
-      'vocabulary': vocabulary,
+      'vocabulary': data.describe_vocabulary(self.source.vocabulary),
       'identity': self.run.identity(),
       'run': self.run.to_json(),
     }

@@ -1,0 +1,132 @@
+"""Vocabularies by name: bytes, or a SentencePiece model in T5's layout; and what a checkpoint records of one.
+
+T5's layout is padding 0, EOS 1, unknown 2, then the pieces, then 100 extra ids that stand for masked spans, the first
+of which has the highest id. A SentencePiece file holds everything but the extra ids, which are added here.
+
+A run writes its SentencePiece model into its MODEL_DIR, so that a checkpoint can be read where the file it was trained
+with is not, and every checkpoint's `config.json` says which vocabulary it needs and the digest it must have.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from switch_jax.config import ConfigError
+from switch_jax.data.quiet_tensorflow import seqio, tf
+
+BYTES = 'bytes'
+# T5's own: 32,000 English, French, German and Romanian pieces. The model's name says "100extra"; they are not in it.
+T5_VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
+EXTRA_IDS = 100
+# The name of a run's copy of its SentencePiece model, in its MODEL_DIR.
+MODEL_FILE = 'vocabulary.model'
+
+
+def make_vocabulary(name: str, extra_ids: int = EXTRA_IDS) -> seqio.Vocabulary:
+  """Returns the vocabulary of a name. A file is not read before it is needed; see `check_vocabulary`.
+
+  Args:
+    name: 'bytes' (256 bytes and 3 special ids), or the path of a SentencePiece model, which may be `gs://`.
+    extra_ids: ids on top, which stand for masked spans.
+  """
+  if name == BYTES:
+    return seqio.ByteVocabulary(extra_ids=extra_ids)
+  return seqio.SentencePieceVocabulary(os.path.expanduser(name), extra_ids)
+
+
+def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
+  """Reads the file of a vocabulary, if it has one, and checks that it has T5's layout.
+
+  Raises:
+    ConfigError: the file is not there, cannot be read, is no SentencePiece model, or has other special ids.
+  """
+  if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    return
+  path = vocabulary.sentencepiece_model_file
+  try:
+    tokenizer = vocabulary.tokenizer
+  except tf.errors.OpError as error:
+    raise ConfigError(
+      f'The SentencePiece model {path} cannot be read ({_first_line(error)}). Give another one, '
+      "--gin.VOCABULARY=/some/dir/sentencepiece.model (or 'bytes'): copy T5's from "
+      f'{T5_VOCABULARY} where there is a network, or train one with python -m tasks.train_vocabulary.'
+    ) from error
+  except Exception as error:  # whatever protobuf and SentencePiece say of bytes that are not theirs
+    raise ConfigError(f'{path} is not a SentencePiece model ({_first_line(error)}); name its .model file.') from error
+  ids = (tokenizer.pad_id(), tokenizer.eos_id(), tokenizer.unk_id())
+  if ids != (0, 1, 2):
+    raise ConfigError(
+      f'The SentencePiece model {path} has the ids {ids} for padding, EOS and unknown; they must be (0, 1, 2). '
+      'Train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1, as python -m tasks.train_vocabulary does.'
+    )
+
+
+def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
+  """Returns what identifies a vocabulary: its class, its special ids, and the SentencePiece model if it has one."""
+  facts = [type(vocabulary).__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
+  model = getattr(vocabulary, 'sp_model', None)
+  model = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else None
+  return hashlib.sha256(json.dumps([*facts, model]).encode()).hexdigest()
+
+
+def describe_vocabulary(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
+  """Returns what a checkpoint's `config.json` records of a vocabulary, plain values that `load_vocabulary` reads.
+
+  `name` is 'bytes', the path of a SentencePiece model, or None for a vocabulary of the user's own class.
+  """
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    name = vocabulary.sentencepiece_model_file
+  else:
+    name = BYTES if isinstance(vocabulary, seqio.ByteVocabulary) else None
+  return {
+    'name': name,
+    'extra_ids': vocabulary.extra_ids,
+    'size': vocabulary.vocab_size,
+    'digest': vocabulary_digest(vocabulary),
+  }
+
+
+def keep_vocabulary(vocabulary: seqio.Vocabulary, model_dir: str | os.PathLike[str]) -> None:
+  """Copies the SentencePiece model of a vocabulary, if it has one, into a MODEL_DIR."""
+  if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    return
+  target, model = epath.Path(model_dir) / MODEL_FILE, epath.Path(vocabulary.sentencepiece_model_file).read_bytes()
+  if not (target.exists() and target.read_bytes() == model):
+    target.write_bytes(model)
+
+
+def load_vocabulary(record: Mapping[str, Any], model_dir: str | os.PathLike[str] | None = None) -> seqio.Vocabulary:
+  """Returns the vocabulary that a checkpoint was made with.
+
+  Args:
+    record: the `vocabulary` of its `config.json`.
+    model_dir: the MODEL_DIR of the checkpoint; its own copy of a SentencePiece model comes before the recorded path.
+
+  Raises:
+    ConfigError: the vocabulary is of the user's own class, or cannot be found, or is another one than recorded.
+  """
+  name = record.get('name')
+  if name is None:
+    raise ConfigError(
+      "The checkpoint's config.json does not name its vocabulary (a task's own class, or an older version); only "
+      'bytes and SentencePiece models can be loaded without the task.'
+    )
+  if name != BYTES and model_dir is not None and (copied := epath.Path(model_dir) / MODEL_FILE).exists():
+    name = os.fspath(copied)
+  vocabulary = make_vocabulary(name, record['extra_ids'])
+  check_vocabulary(vocabulary)
+  if (digest := vocabulary_digest(vocabulary)) != record['digest']:
+    raise ConfigError(
+      f'The vocabulary {name} is not the one that the checkpoint was made with (its digest is {digest[:16]} and should '
+      f'be {record["digest"][:16]}); put the original in its place.'
+    )
+  return vocabulary
+
+
+def _first_line(error: Exception) -> str:
+  """Returns the first line of an error's message, without what is beyond 200 characters."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
