@@ -256,8 +256,8 @@ class CheckpointStore:
 
     Args:
       step: one of `steps()`.
-      abstract_params: a nested dict of `jax.ShapeDtypeStruct` with shardings; None reads numpy arrays in the dtype of
-        the checkpoint.
+      abstract_params: a nested dict of `jax.ShapeDtypeStruct`; those without a sharding are read as numpy arrays. None
+        reads all as numpy arrays in the dtype of the checkpoint.
 
     Returns:
       The nested dict of parameters.
@@ -270,6 +270,8 @@ class CheckpointStore:
       abstract_params = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), self._metadata(step)['params'])
     else:
       self._check_shapes(step, {'params': abstract_params}, below='params/')
+      on_host = lambda leaf: np.empty((), leaf.dtype) if leaf.sharding is None else leaf  # noqa: E731
+      abstract_params = jax.tree.map(on_host, abstract_params)
     return self._read(step, {'params': abstract_params})['params']
 
   def restore_position(self, step: int, read: Callable[[epath.Path], None]) -> None:
@@ -391,6 +393,9 @@ class CheckpointStore:
     return CheckpointError(f'the checkpoint of step {step} is damaged: {_first_line(error)}. {self._remedy(step)}')
 
   def _remedy(self, step: int) -> str:
+    if self._config is None:
+      others = ', '.join(str(s) for s in self.steps() if s != step)
+      return f'Other steps of that run: {others}.' if others else 'That run has no other step.'
     older = [s for s in self.steps() if s < step]
     after = (
       f'the run then continues from step {older[-1]}' if older else 'it is the only one, so the run then starts anew'

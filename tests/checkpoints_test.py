@@ -199,7 +199,9 @@ def test_damaged_arrays(store, harm, capfd):
   save(store, 1)
   state = save(store, 2)
   harm(array_files(store, 2)[0])
-  store = CheckpointStore(store.model_dir)
+  with pytest.raises(CheckpointError, match=r'step 2 is damaged: .* Other steps of that run: 1\.'):
+    CheckpointStore(store.model_dir).restore_params(2)
+  store = CheckpointStore(store.model_dir, CONFIG)
   with pytest.raises(
     CheckpointError,
     match=r'step 2 is damaged: state/\S+ (is missing|has \d+ bytes).*Delete the folder .*checkpoints/2; .*from step 1',

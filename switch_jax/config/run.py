@@ -134,6 +134,8 @@ class RunConfig(Checked):
   Attributes:
     model_dir: where the run lives; it belongs to one model, optimizer, task, batch size, seed and corpus.
     train_steps: this run's own steps, from step 0.
+    initial_checkpoint_path: a checkpoint whose parameters step 0 begins with: a MODEL_DIR (its newest step), or
+      `MODEL_DIR/checkpoints/<step>`. Read once; as soon as the run has a checkpoint of its own it continues that.
     random_seed: the seed of parameters, noise and data order.
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
@@ -149,6 +151,7 @@ class RunConfig(Checked):
   optimizer: OptimizerConfig = OptimizerConfig()
   loss: LossConfig = LossConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
+  initial_checkpoint_path: str | None = None
   eval_period: int | None = 1000
   eval_steps: int = 20
   log_period: int = 100
@@ -156,6 +159,8 @@ class RunConfig(Checked):
   def __post_init__(self):
     super().__post_init__()
     self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
+    rule = 'it must name a checkpoint; None begins with new parameters.'
+    self.require(self.initial_checkpoint_path != '', 'initial_checkpoint_path', rule)
     self.require_at_least(0, 'random_seed')
     self.require_at_least(1, 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     if self.data.batch_size % (rows := (self.model.moe and self.model.moe.sequences_per_group) or 1):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from switch_jax.config import ModelConfig
@@ -13,7 +14,7 @@ def stack_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
   """Returns the parameters as a model with `scan_layers` has them.
 
   Args:
-    params: nested dict of numpy arrays with `encoder/layers_0`, `encoder/layers_1`, ...
+    params: nested dict of numpy arrays (or JAX's, also traced) with `encoder/layers_0`, `encoder/layers_1`, ...
     config: the model.
 
   Returns:
@@ -26,7 +27,8 @@ def stack_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     result[stack] = {name: value for name, value in params[stack].items() if not name.startswith('layers_')}
     result[stack]['blocks'] = {
       f'layers_{i}': jax.tree.map(
-        lambda *arrays: np.stack(arrays), *(params[stack][f'layers_{j}'] for j in range(i, count, period))
+        lambda *arrays: (np if isinstance(arrays[0], np.ndarray) else jnp).stack(arrays),
+        *(params[stack][f'layers_{j}'] for j in range(i, count, period)),
       )
       for i in range(period)
     }

@@ -10,6 +10,7 @@ import switch_jax
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig
+from switch_jax.interop import initial_parameters
 from switch_jax.training.description import make_layout
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.interruption import EXIT_CODES, Interruption
@@ -67,6 +68,10 @@ class _Session:
     axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
     self.progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
     plan = plan_state(run, layout)
+    params = None
+    if run.initial_checkpoint_path and not first_step:
+      self.progress.note(f'parameters to begin with: {run.initial_checkpoint_path}')
+      params = initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params)
     self.progress.note(f'data: {run.data.mixture_or_task_name}')
     self.source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
     vocabulary = self.source.vocabulary
@@ -83,7 +88,10 @@ class _Session:
       data.keep_vocabulary(vocabulary, run.model_dir)
     self.source.start()
     self.held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
-    self.state: TrainState = store.restore(first_step, plan.abstract) if first_step else init_state(run, layout, plan)
+    if first_step:
+      self.state: TrainState = store.restore(first_step, plan.abstract)
+    else:
+      self.state = init_state(run, layout, plan, params)
     self.train_step = make_train_step(run, layout, plan, special_tokens)
     self.eval_step = make_eval_step(run.model, layout, plan, special_tokens)
     self.train_files = MetricFiles(self._folder('train'), active=self.is_first_host)

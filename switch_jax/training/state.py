@@ -62,8 +62,9 @@ def plan_state(run: RunConfig, layout: Layout) -> StatePlan:
   return StatePlan(optimizer, TrainState(step, params, opt_state))
 
 
-def init_state(run: RunConfig, layout: Layout, plan: StatePlan) -> TrainState:
-  """Returns the state at step 0; the same numbers on every mesh."""
-  params = init_parameters(run.model, layout, jax.random.key(run.random_seed))
+def init_state(run: RunConfig, layout: Layout, plan: StatePlan, params: Any = None) -> TrainState:
+  """Returns the state at step 0, with these parameters or else new ones; the same numbers on every mesh."""
+  if params is None:
+    params = init_parameters(run.model, layout, jax.random.key(run.random_seed))
   opt_state = jax.jit(plan.optimizer.init, out_shardings=plan.shardings.opt_state)(params)
   return TrainState(jax.device_put(jnp.zeros((), jnp.int32), layout.replicated()), params, opt_state)
