@@ -13,6 +13,7 @@ from switch_jax.config.run import (
   RunConfig,
   flatten,
 )
+from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError, suggest
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
   'MoeConfig',
   'OptimizerConfig',
   'RunConfig',
+  'UpcycleConfig',
   'flatten',
   'layer_indices',
   'suggest',

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
+from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError
 
 
@@ -135,7 +136,9 @@ class RunConfig(Checked):
     model_dir: where the run lives; it belongs to one model, optimizer, task, batch size, seed and corpus.
     train_steps: this run's own steps, from step 0.
     initial_checkpoint_path: a checkpoint whose parameters step 0 begins with: a MODEL_DIR (its newest step), or
-      `MODEL_DIR/checkpoints/<step>`. Read once; as soon as the run has a checkpoint of its own it continues that.
+      `MODEL_DIR/checkpoints/<step>`, a T5X checkpoint or a Hugging Face folder. Read once; as soon as the run has a
+      checkpoint of its own it continues that.
+    upcycle: make this model's experts of the checkpoint's feed-forward networks or of its other number of experts.
     random_seed: the seed of parameters, noise and data order.
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
@@ -152,6 +155,7 @@ class RunConfig(Checked):
   loss: LossConfig = LossConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   initial_checkpoint_path: str | None = None
+  upcycle: UpcycleConfig | None = None
   eval_period: int | None = 1000
   eval_steps: int = 20
   log_period: int = 100
@@ -161,6 +165,9 @@ class RunConfig(Checked):
     self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
     rule = 'it must name a checkpoint; None begins with new parameters.'
     self.require(self.initial_checkpoint_path != '', 'initial_checkpoint_path', rule)
+    rule = 'it makes experts of a checkpoint: set INITIAL_CHECKPOINT_PATH, and a model with experts.'
+    idle = self.upcycle is not None and (self.initial_checkpoint_path is None or self.model.moe is None)
+    self.require(not idle, 'upcycle', rule)
     self.require_at_least(0, 'random_seed')
     self.require_at_least(1, 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     if self.data.batch_size % (rows := (self.model.moe and self.model.moe.sequences_per_group) or 1):

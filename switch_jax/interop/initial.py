@@ -7,36 +7,108 @@ import numpy as np
 from etils import epath
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
-from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
+from switch_jax.interop import loading, upcycling
+from switch_jax.interop.names import parameter_shapes
+from switch_jax.interop.own import together
 from switch_jax.interop.scanned import separate_layers, stack_layers
-from switch_jax.interop.stored import describe_folder
+from switch_jax.interop.stored import Checkpoint, StoredArray, describe_folder, nest
+
+_FORMATS = ('switch_jax', 't5x', 'huggingface')
+# What changes the function that parameters compute, and is recorded by some formats.
+_RECORDED = ('mlp_activations', 'layer_norm_epsilon', 'relpos_max_distance', 'logits_via_embedding')
 
 
-def initial_parameters(path: str, model_config: ModelConfig, abstract_params: Any) -> Any:
+def initial_parameters(
+  path: str, model_config: ModelConfig, abstract_params: Any, upcycle: UpcycleConfig | None = None
+) -> Any:
   """Reads the parameters of a checkpoint, and nothing else of it.
 
   Args:
-    path: a MODEL_DIR of switch_jax (its newest step is read), or one of its steps, `MODEL_DIR/checkpoints/<step>`;
-      local or `gs://`. Layers that lie scanned in the checkpoint and separate in the model, or the other way round, are
-      converted.
+    path: a MODEL_DIR of switch_jax (its newest step is read), or one of its steps, `MODEL_DIR/checkpoints/<step>`; a
+      T5X checkpoint; or a Hugging Face folder; local or (not Hugging Face) `gs://`. What it is is seen from its files,
+      or said before the path, as `t5x:/some/checkpoint_500100`. Layers that lie scanned in the checkpoint and separate
+      in the model, or the other way round, are converted.
     model_config: the model that is to have them.
     abstract_params: its nested dict of `jax.ShapeDtypeStruct` with shardings.
+    upcycle: make the experts that the checkpoint lacks.
 
   Returns:
-    The nested dict of arrays, laid out by those shardings.
+    The nested dict of arrays, laid out by those shardings. Each host reads what its devices hold.
 
   Raises:
     ConfigError: nothing that can be read is there, or parameters have other names or shapes (the first are named).
     CheckpointError: the checkpoint is damaged.
   """
-  if own := _own_step(path):
-    return _read_own(*own, model_config, abstract_params)
+  named, _, rest = path.partition(':')
+  format, path = (named, rest) if named in _FORMATS and rest else (None, path)
+  if format in (None, 'switch_jax') and upcycle is None and (found := _own_step(path)):
+    return _read_own(*found, model_config, abstract_params)
+  checkpoint = loading.open_checkpoint(format or _detect(path), path)
+  if upcycle is not None:
+    checkpoint = upcycling.upcycle(checkpoint, model_config, upcycle)
+  _check(checkpoint, model_config)
+  arrays = dict(checkpoint.arrays)
+  if model_config.scan_layers:
+    arrays = together(arrays, model_config)
+  return jax.tree.map(_read_onto_mesh, nest(arrays), abstract_params)
+
+
+def _detect(path: str) -> str:
+  """Returns the format of what lies at a path. Raises a `ConfigError` that says what is there if it is none."""
   folder = epath.Path(path)
+  there = lambda name: (folder / name).exists()  # noqa: E731
+  if there('checkpoints'):
+    return 'switch_jax'
+  steps_below = folder.is_dir() and any(folder.glob('checkpoint_*'))
+  if folder.is_file() or there('checkpoint') or there('state') or steps_below:
+    return 't5x'
+  if there('config.json') and not there('files.json'):
+    return 'huggingface'
   what = describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
   raise ConfigError(
     f'RunConfig.initial_checkpoint_path is {path!r}, and {what}; it must be a MODEL_DIR of switch_jax that has a '
-    'complete checkpoint, or MODEL_DIR/checkpoints/<step>.'
+    'complete checkpoint, MODEL_DIR/checkpoints/<step>, a T5X checkpoint or a Hugging Face folder.'
   )
+
+
+def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
+  """Raises a `ConfigError` unless a checkpoint has exactly a model's parameters, and computes the same with them."""
+  found, wanted = checkpoint.shapes(), parameter_shapes(config)
+  differ = [
+    f'{name}: {found.get(name, "not")} in the checkpoint, {wanted.get(name, "not")} in this configuration'
+    for name in sorted({*found, *wanted})
+    if found.get(name) != wanted.get(name)
+  ]
+  if differ:
+    dense = config.moe is not None and not any('/mlp/expert/' in name for name in found)
+    hint = (
+      'The checkpoint is a dense T5: set config.RunConfig.upcycle = @config.UpcycleConfig() to make experts of it.'
+      if dense
+      else 'Use the configuration that the checkpoint was made with, or another checkpoint.'
+    )
+    more = f' and {len(differ) - 3} more' if len(differ) > 3 else ''
+    raise ConfigError(f'{checkpoint.path} does not fit this model: {"; ".join(differ[:3])}{more}. {hint}')
+  recorded = dict(checkpoint.recorded) if checkpoint.config is None else vars(checkpoint.config)
+  for name in _RECORDED:
+    if name in recorded and recorded[name] != getattr(config, name):
+      raise ConfigError(
+        f'ModelConfig.{name} is {getattr(config, name)!r}, and {checkpoint.path} was trained with {recorded[name]!r}; '
+        f'its parameters are of no use otherwise. Set --gin.config.ModelConfig.{name}="{recorded[name]!r}".'
+      )
+
+
+def _read_onto_mesh(array: StoredArray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  """Reads of a stored array what the devices of this host hold; each part once, however many devices hold it."""
+  parts: dict[Any, np.ndarray] = {}
+
+  def read(index):
+    key = tuple(part.indices(size) for part, size in zip(index, leaf.shape, strict=True))
+    if key not in parts:
+      parts[key] = array.read(index).astype(leaf.dtype, copy=False)
+    return parts[key]
+
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
 
 
 def place(params: Any, abstract_params: Any) -> Any:

@@ -71,7 +71,7 @@ class _Session:
     params = None
     if run.initial_checkpoint_path and not first_step:
       self.progress.note(f'parameters to begin with: {run.initial_checkpoint_path}')
-      params = initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params)
+      params = initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params, run.upcycle)
     self.progress.note(f'data: {run.data.mixture_or_task_name}')
     self.source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
     vocabulary = self.source.vocabulary
