@@ -247,7 +247,7 @@ class CheckpointStore:
       ConfigError: parameters of the checkpoint have other shapes, or there are others.
       CheckpointError: there is no such step, or its files are damaged.
     """
-    self._check_files(step)
+    self.check_files(step)
     self._check_shapes(step, abstract_state)
     return self._read(step, abstract_state)
 
@@ -265,7 +265,7 @@ class CheckpointStore:
     Raises:
       ConfigError, CheckpointError: as `restore`.
     """
-    self._check_files(step)
+    self.check_files(step)
     if abstract_params is None:
       abstract_params = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), self._metadata(step)['params'])
     else:
@@ -280,7 +280,7 @@ class CheckpointStore:
     Raises:
       CheckpointError: the step holds no position, or `read` failed on it.
     """
-    self._check_files(step)
+    self.check_files(step)
     path = self.path(step) / _DATA
     if not (path.is_dir() and any(path.iterdir())):
       raise CheckpointError(f'{path} is empty: this checkpoint holds no position in the data. {self._remedy(step)}')
@@ -334,7 +334,7 @@ class CheckpointStore:
         'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew.'
       )
 
-  def _check_files(self, step: int) -> None:
+  def check_files(self, step: int) -> None:
     """Raises a `CheckpointError` if a file of the step is missing or has another size than it was written with."""
     self._require_step(step)
     try:

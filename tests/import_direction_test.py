@@ -17,8 +17,8 @@ LEVELS = (
   ('interop',),
   ('inference',),
   ('training',),
-  ('plan', 'report', 'sweep', 'convert'),
-  ('gin_statements', 'gin_files', 'launch', 'main'),
+  ('plan', 'report', 'sweep'),
+  ('gin_statements', 'gin_files', 'launch', 'main', 'convert'),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # The entry points and what they are made of may use each other.

@@ -5,17 +5,20 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
 from switch_jax.config import ConfigError, suggest
 from switch_jax.interop import names, stored
-from switch_jax.interop.stored import Checkpoint, StoredArray
+from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 
 MODEL_TYPES = ('switch_transformers', 't5', 'mt5')
 STACKS = ('encoder', 'decoder')
@@ -81,14 +84,29 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 class _Tensor:
-  """A tensor of a safetensors file, as it lies there."""
+  """A tensor of a safetensors file, as it lies there.
 
-  def __init__(self, file: Any, name: str, path: pathlib.Path):
-    view = file.get_slice(name)
-    self.shape = tuple(view.get_shape())
-    self.dtype = _DTYPES.get(view.get_dtype(), view.get_dtype())
+  The file is read and not mapped into memory, as the safetensors package does, so that what has been read does not
+  count as this process's memory.
+  """
+
+  def __init__(self, path: pathlib.Path, name: str, entry: Mapping[str, Any], data_start: int):
+    self.shape = tuple(entry['shape'])
+    self.dtype = _DTYPES.get(entry['dtype'], entry['dtype'])
     stored.check_dtype(self.dtype, name, str(path))
-    self.read: Callable[[], np.ndarray] = functools.partial(file.get_tensor, name)
+    self._path, self._start = path, data_start + entry['data_offsets'][0]
+
+  def read(self, box: Index = ()) -> np.ndarray:
+    """Returns the values, or those in a box."""
+    dtype = np.dtype(ml_dtypes.bfloat16 if self.dtype == 'bfloat16' else self.dtype)
+    rows = box[0] if box else slice(0, self.shape[0]) if self.shape else slice(0, 1)
+    row_size = math.prod(self.shape[1:])
+    count, offset = (rows.stop - rows.start) * row_size, self._start + rows.start * row_size * dtype.itemsize
+    array = np.fromfile(self._path, dtype, count, offset=offset)
+    shape = (rows.stop - rows.start, *self.shape[1:]) if self.shape else ()
+    if array.size != count:
+      raise ConfigError(f'{self._path} ends before its tensors do; the copy is incomplete. Copy it again.')
+    return array.reshape(shape)[(slice(None), *box[1:])] if box else array.reshape(shape)
 
 
 def _open_tensors(folder: pathlib.Path) -> dict[str, _Tensor]:
@@ -117,13 +135,17 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, _Tensor]:
 
 def _open_file(path: pathlib.Path) -> dict[str, _Tensor]:
   try:
-    file = safetensors.safe_open(path, 'numpy')
+    safetensors.safe_open(path, 'numpy')  # checks header and size
   except safetensors.SafetensorError as error:
     raise ConfigError(
       f'{path} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}); the copy is incomplete. Copy '
       'it again.'
     ) from error
-  return {name: _Tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+  with path.open('rb') as file:
+    (size,) = struct.unpack('<Q', file.read(8))
+    header = json.loads(file.read(size))
+  header.pop('__metadata__', None)
+  return {name: _Tensor(path, name, entry, 8 + size) for name, entry in header.items()}
 
 
 def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[str, StoredArray]:
@@ -140,7 +162,7 @@ def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -
           f'{path} lacks lm_head.weight, and its config.json does not tie it to the embedding; copy all of its files.'
         )
       # A tied table without the scale of T5 1.0 is, here, a table of its own.
-      arrays['decoder/logits_dense/kernel'] = StoredArray(first.shape[::-1], lambda: stored.to_float32(read().T))
+      arrays['decoder/logits_dense/kernel'] = StoredArray(first.shape[::-1], lambda box: read(box[::-1]).T)
   for name, tensor in tensors.items():
     match names.from_huggingface(name):
       case None:
@@ -182,16 +204,15 @@ def _embeddings(config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[
   return found
 
 
-def _read(tensor: _Tensor, transposed: bool) -> np.ndarray:
-  array = tensor.read()
-  return stored.to_float32(array.T if transposed else array)
+def _read(tensor: _Tensor, transposed: bool, box: Index) -> np.ndarray:
+  return tensor.read(box[::-1]).T if transposed else tensor.read(box)
 
 
-def _read_copies(path: str, copies: Mapping[str, _Tensor]) -> np.ndarray:
+def _read_copies(path: str, copies: Mapping[str, _Tensor], box: Index) -> np.ndarray:
   (first, tensor), *others = copies.items()
-  array = stored.to_float32(tensor.read())
+  array = tensor.read(box)
   for name, other in others:
-    if other.shape != tensor.shape or not np.array_equal(array, other.read()):
+    if other.shape != tensor.shape or not np.array_equal(array, other.read(box)):
       raise ConfigError(
         f'{name} of {path} differs from {first}; a model here has one embedding, for both stacks and for logits that '
         'are tied to it. If only lm_head.weight is meant to differ, set tie_word_embeddings to false in config.json.'
@@ -208,10 +229,11 @@ def _stacked(path: str, name: str, parts: dict[int, _Tensor]) -> StoredArray:
     raise ConfigError(f'{name} in {path} {what}; all experts of a layer must be there and alike. Copy all its files.')
   shape = (len(parts), *parts[0].shape[::-1])
 
-  def read() -> np.ndarray:
-    array = np.empty(shape, np.float32)
-    for expert, part in parts.items():
-      array[expert] = part.read().T
+  def read(box: Index) -> np.ndarray:
+    experts, *matrix = box
+    array = np.empty([axis.stop - axis.start for axis in box], np.float32)
+    for row, expert in enumerate(range(experts.start, experts.stop)):
+      array[row] = parts[expert].read(tuple(matrix[::-1])).T
     return array
 
   return StoredArray(shape, read)

@@ -37,9 +37,12 @@ def model_config(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ModelC
   """
   _check_names(overrides)
   path, shapes = checkpoint.path, checkpoint.shapes()
-  config = _from_shapes(path, shapes)
-  _check_parameters(path, shapes, parameter_shapes(config))
-  config = _with_recorded(checkpoint, config)
+  if checkpoint.config is not None:
+    config = checkpoint.config
+  else:
+    config = _from_shapes(path, shapes)
+    _check_parameters(path, shapes, parameter_shapes(config))
+    config = _with_recorded(checkpoint, config)
   if config.moe is None and (given := sorted(set(overrides) & set(_MOE_FIELDS))):
     raise ConfigError(
       f'{path} is a dense T5, without experts; {", ".join(given)} can only be given for a model with Switch layers. '
@@ -130,12 +133,6 @@ def _check_parameters(path: str, found: Shapes, expected: Shapes) -> None:
 
 def _from_shapes(path: str, shapes: Shapes) -> ModelConfig:
   """Returns what shapes say, completed by the released models' settings."""
-  scanned = [name for name in shapes if re.match(r'(encoder/encoder|decoder/decoder)/|(encoder|decoder)/layers/', name)]
-  if scanned:
-    raise ConfigError(
-      f'{path} was trained with scanned layers ({stored.enumerate_some(scanned, 2)}); only checkpoints with separate '
-      'layers (layers_0, layers_1, ...), as the released ones, are read.'
-    )
 
   def shape(name: str, rank: int) -> tuple[int, ...]:
     if name not in shapes:
@@ -219,3 +216,23 @@ def _released_settings(gated: bool, tied: bool, all_sparse: bool) -> dict[str, A
   elif all_sparse and not tied:  # C
     settings |= {'train_capacity_factor': 1.0, 'min_expert_capacity': 2}
   return settings
+
+
+def assumptions(checkpoint: Checkpoint, config: ModelConfig, overrides: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a configuration that neither the checkpoint nor the caller said, with their values.
+
+  Fields of `MoeConfig` that concern other routers than the model's are left out, as is what only training uses.
+  """
+  if checkpoint.config is not None:
+    return {}
+  of_shapes = {*_SIZES, 'logits_via_embedding', 'encoder_layers', 'decoder_layers', 'expert_mlp_dim', 'moe'}
+  told = {*checkpoint.recorded, *overrides, *of_shapes}
+  values = {name: getattr(config, name) for name in ('mlp_activations', 'relpos_max_distance', 'layer_norm_epsilon')}
+  if config.moe:
+    names = ('train_capacity_factor', 'eval_capacity_factor', 'min_expert_capacity', 'capacity_rounding')
+    if config.moe.expert_capacity is not None:
+      names = ()
+    names += ('sequences_per_group', 'padding_takes_slots', 'jitter_noise', 'aux_loss_factor', 'router')
+    values |= {name: getattr(config.moe, name) for name in names}
+  values['mask_padding_queries'] = config.mask_padding_queries
+  return {name: value for name, value in values.items() if name not in told}

@@ -1,17 +1,22 @@
-"""`load`: a checkpoint of other software as this package's configuration and parameters."""
+"""`load`: a checkpoint as this package's configuration and parameters."""
 
+import os
 from typing import Any
 
 from switch_jax.config import ConfigError, ModelConfig, suggest
-from switch_jax.interop import huggingface, infer_config, stored, t5x
+from switch_jax.interop import huggingface, infer_config, own, stored, t5x
 from switch_jax.interop.scanned import stack_layers
 from switch_jax.interop.stored import Checkpoint
 
-FORMATS = {'t5x': t5x.open_checkpoint, 'huggingface': huggingface.open_checkpoint}
+FORMATS = {
+  'switch_jax': own.open_checkpoint,
+  't5x': t5x.open_checkpoint,
+  'huggingface': huggingface.open_checkpoint,
+}
 
 
 def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[str, Any]]:
-  """Loads a checkpoint of other software.
+  """Loads a checkpoint, whole, into memory.
 
   Checkpoints record little beside arrays. Layers, widths, heads, experts, gated or not and tied or not follow from
   their shapes. T5X checkpoints say nothing else; what shapes do not tell takes the values of the released
@@ -21,8 +26,9 @@ def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[st
   fixed `expert_capacity`, in evaluation too.
 
   Args:
-    format: `t5x` (native checkpoints, not Orbax) or `huggingface` (safetensors).
-    path: the folder; for `t5x` also the index file in it, and `gs://...`.
+    format: `t5x` (native or Orbax), `huggingface` (safetensors), or `switch_jax`, our own.
+    path: the folder; for `t5x` also the index file in it, and `gs://...`; our own is a MODEL_DIR, of which the newest
+      step is read, or `MODEL_DIR/checkpoints/<step>`.
     **overrides: fields of `ModelConfig` and `MoeConfig` that win over the above, except where shapes contradict them.
 
   Returns:
@@ -33,7 +39,7 @@ def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[st
     ConfigError: an unknown format or override; no such folder, another format, a damaged or incomplete file; missing,
       unknown or contradictory parameters; values that are not float32, bfloat16 or float16.
   """
-  checkpoint = _open(format, path)
+  checkpoint = open_checkpoint(format, path)
   config = infer_config.model_config(checkpoint, overrides)
   params = stored.nest({name: array.read() for name, array in checkpoint.arrays.items()})
   return config, stack_layers(params, config) if config.scan_layers else params
@@ -41,10 +47,11 @@ def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[st
 
 def load_config(format: str, path: str, **overrides: Any) -> ModelConfig:
   """Returns the configuration that `load` would; reads no array, so it is quick for a checkpoint of any size."""
-  return infer_config.model_config(_open(format, path), overrides)
+  return infer_config.model_config(open_checkpoint(format, path), overrides)
 
 
-def _open(format: str, path: str) -> Checkpoint:
+def open_checkpoint(format: str, path: str) -> Checkpoint:
+  """Opens a checkpoint: shapes are known, values are read on demand. Raises a `ConfigError` as `load` does."""
   if format not in FORMATS:
     raise ConfigError(f'the format {format!r} is unknown; known are {", ".join(FORMATS)}.{suggest(format, FORMATS)}')
-  return FORMATS[format](path)
+  return FORMATS[format](os.fspath(path))

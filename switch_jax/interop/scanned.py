@@ -1,5 +1,6 @@
 """Parameters of separate layers (`layers_0`, `layers_1`, ...) and of scanned blocks, one from the other."""
 
+import re
 from typing import Any
 
 import jax
@@ -45,3 +46,26 @@ def separate_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, An
       block = params[stack]['blocks'][f'layers_{i % period}']
       result[stack][f'layers_{i}'] = jax.tree.map(lambda array, b=i // period: array[b], block)
   return result
+
+
+_LAYER = re.compile(r'(encoder|decoder)/layers_(\d+)/(.*)')
+_BLOCK = re.compile(r'(encoder|decoder)/blocks/layers_(\d+)/(.*)')
+
+
+def scanned_name(name: str, config: ModelConfig) -> tuple[str, int]:
+  """Returns the name of a parameter in a model with `scan_layers`, and its row there; -1 if it is no layer's."""
+  match = _LAYER.fullmatch(name)
+  if not match:
+    return name, -1
+  block, place = divmod(int(match[2]), block_length(config, match[1]))
+  return f'{match[1]}/blocks/layers_{place}/{match[3]}', block
+
+
+def scanned_rows(name: str, config: ModelConfig) -> list[str] | None:
+  """Returns the names of the layers whose parameters are the rows of a scanned one; None if it is no block's."""
+  match = _BLOCK.fullmatch(name)
+  if not match:
+    return None
+  period = block_length(config, match[1])
+  layers = range(int(match[2]), config.num_layers(match[1]), period)
+  return [f'{match[1]}/layers_{layer}/{match[3]}' for layer in layers]

@@ -1,10 +1,14 @@
-"""T5X's native checkpoints: a msgpack index named `checkpoint`, and a zarr folder beside it for every large array.
+"""T5X's checkpoints: a msgpack index named `checkpoint`, and a zarr folder beside it for every large array.
 
 The index is a tree. A leaf is an array, stored right there, or a TensorStore spec that says where the array lies and
-what shape it has, so shapes are known without opening a single folder. T5X's other format, Orbax, is not read.
+what shape it has, so shapes are known without opening a single folder. T5X's other format is Orbax's, in the folder
+`state` of a checkpoint.
 """
 
 import functools
+import itertools
+import json
+import math
 import os
 import pathlib
 import re
@@ -17,8 +21,8 @@ import numpy as np
 import tensorstore
 
 from switch_jax.config import ConfigError
-from switch_jax.interop import stored
-from switch_jax.interop.stored import Checkpoint, StoredArray
+from switch_jax.interop import orbax_arrays, stored, t5x_scanned
+from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 
 # How Flax marks arrays and numpy scalars in msgpack; both are packed as (shape, dtype, bytes).
 _ARRAY_CODES = (1, 3)
@@ -26,22 +30,86 @@ _DTYPES = {'<f4': 'float32', '<f2': 'float16', '<f8': 'float64', '<u2': 'uint16'
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-  """Opens the parameters of a T5X checkpoint; reads its index only.
+  """Opens a T5X checkpoint; reads its index only, and of one with scanned layers the relative-position tables.
 
   Args:
-    path: the folder `checkpoint_<step>`, or the index file in it; local, or `gs://bucket/...`.
+    path: the folder `checkpoint_<step>`, or the index file in it, or a folder that holds one of them; local, or
+      `gs://bucket/...`.
 
   Raises:
     ConfigError: there is no such folder, or it is no T5X checkpoint, or its index is damaged.
   """
-  folder, index = _read_index(path)
-  target = index['optimizer'].get('target')
-  if not isinstance(target, dict) or not target:
+  return _open(path)[0]
+
+
+def _open(path: str) -> tuple[Checkpoint, dict[str, StoredArray]]:
+  """Opens a T5X checkpoint; returns also the arrays of its optimizer, as they are named in the files."""
+  path = _single_checkpoint(os.fspath(path).rstrip('/'))
+  is_orbax = orbax_arrays.is_folder(f'{path}/state')
+  arrays, slots, step = _from_orbax(path) if is_orbax else _from_index(path)
+  verify = (lambda: None) if is_orbax else functools.partial(_verify, path)
+  if not arrays:
     raise ConfigError(f'{path} records no parameters (optimizer/target); take a checkpoint of a whole training state.')
-  arrays = {}
-  for name, leaf in _leaves(target):
-    arrays[name] = _stored_array(folder, name, leaf)
-  return Checkpoint(path, arrays)
+  left_out = ()
+  if t5x_scanned.is_scanned(arrays):
+    arrays = t5x_scanned.separate_layers(path, arrays)
+    if slots:
+      left_out = ('the optimizer state, which T5X keeps otherwise for scanned layers',)
+    return Checkpoint(path, arrays, step=step, left_out=left_out, verify=verify), slots
+  moments, other = moments_of(slots)
+  if other:
+    left_out = (f'optimizer state that is no second moment of Adafactor: {stored.enumerate_some(other, 3)}',)
+  return Checkpoint(path, arrays, step=step, moments=moments or None, left_out=left_out, verify=verify), slots
+
+
+def moments_of(slots: Mapping[str, StoredArray]) -> tuple[dict[str, dict[str, StoredArray]], list[str]]:
+  """Returns Adafactor's second moments by parameter and slot, and the names of whatever else there is.
+
+  Slots that T5X does not use have the shape (1,).
+  """
+  moments: dict[str, dict[str, StoredArray]] = {}
+  other = []
+  for name, array in slots.items():
+    parameter, _, slot = name.rpartition('/')
+    if slot in ('v', 'v_row', 'v_col') and parameter:
+      if array.shape != (1,):
+        moments.setdefault(parameter, {})[slot] = array
+    elif not (slot == 'm' and array.shape == (1,)):
+      other.append(name)
+  return moments, other
+
+
+def _single_checkpoint(path: str) -> str:
+  """Returns the one checkpoint in a local folder that is none itself, or the path as it is."""
+  folder = pathlib.Path(path)
+  if path.startswith('gs://') or not folder.is_dir() or (folder / 'checkpoint').exists():
+    return path
+  found = [entry for entry in folder.glob('checkpoint_*') if re.fullmatch(r'checkpoint_\d+', entry.name)]
+  return str(found[0]) if len(found) == 1 else path
+
+
+def _from_orbax(path: str) -> tuple[dict[str, StoredArray], dict[str, StoredArray], int | None]:
+  """Returns parameters, optimizer slots and step of a checkpoint that T5X wrote through Orbax."""
+  found = orbax_arrays.open_arrays(f'{path}/state')
+  below = lambda prefix: {  # noqa: E731
+    name.removeprefix(prefix).replace('.', '/'): array for name, array in found.items() if name.startswith(prefix)
+  }
+  step = int(found['state.step'].read()) if 'state.step' in found else None
+  return below('target.'), below('state.param_states.'), step
+
+
+def _from_index(path: str) -> tuple[dict[str, StoredArray], dict[str, StoredArray], int | None]:
+  """Returns parameters, optimizer slots and step of a native checkpoint."""
+  folder, index = _read_index(path)
+  target, state = index['optimizer'].get('target'), index['optimizer'].get('state')
+  stored_arrays = lambda tree: {  # noqa: E731
+    name: _stored_array(folder, name, leaf) for name, leaf in _leaves(tree if isinstance(tree, dict) else {})
+  }
+  state = state if isinstance(state, dict) else {}
+  step = state.get('step')
+  if isinstance(step, dict):
+    step = _read_tensorstore(folder, 'step', step, ())
+  return stored_arrays(target), stored_arrays(state.get('param_states')), None if step is None else int(step)
 
 
 def load_optimizer_state(path: str) -> dict[str, Any]:
@@ -57,15 +125,10 @@ def load_optimizer_state(path: str) -> dict[str, Any]:
   Raises:
     ConfigError: as `switch_jax.interop.load`, or the checkpoint holds no optimizer state.
   """
-  folder, index = _read_index(path)
-  state = index['optimizer'].get('state')
-  if not isinstance(state, dict) or not isinstance(state.get('param_states'), dict) or 'step' not in state:
+  checkpoint, slots = _open(path)
+  if not slots or checkpoint.step is None:
     raise ConfigError(f'{path} records no optimizer state (optimizer/state); it holds parameters only.')
-  step = state['step']
-  if isinstance(step, dict):
-    step = _read_tensorstore(folder, 'step', step)
-  arrays = {name: _stored_array(folder, name, leaf).read() for name, leaf in _leaves(state['param_states'])}
-  return {'step': int(step), 'param_states': stored.nest(arrays)}
+  return {'step': checkpoint.step, 'param_states': stored.nest({name: slot.read() for name, slot in slots.items()})}
 
 
 def _read_index(path: str) -> tuple[str, dict[str, Any]]:
@@ -147,20 +210,70 @@ def _leaves(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, An
 
 def _stored_array(folder: str, name: str, leaf: Any) -> StoredArray:
   """Returns a leaf of the index as an array to be read on demand."""
+  chunk_rows = 1
   if isinstance(leaf, dict):
-    shape = leaf.get('metadata', {}).get('shape')
-    dtype = leaf.get('dtype') or leaf.get('metadata', {}).get('dtype')
+    metadata = leaf.get('metadata', {})
+    shape, dtype = metadata.get('shape'), leaf.get('dtype') or metadata.get('dtype')
     if shape is None or dtype is None or leaf['driver'] != 'zarr':
       raise ConfigError(f'{name} in {folder} is stored as {leaf}; only zarr arrays with shape and dtype are read.')
+    chunk_rows = (metadata.get('chunks') or [1])[0]
     read = functools.partial(_read_tensorstore, folder, name, leaf)
   elif isinstance(leaf, np.ndarray):
-    shape, dtype, read = leaf.shape, leaf.dtype.name, lambda: leaf
+    shape, dtype, read = leaf.shape, leaf.dtype.name, lambda box: leaf[box]
   else:
     raise ConfigError(f'{name} in {folder} is {leaf!r}; the leaves of a T5X checkpoint are arrays or zarr folders.')
   dtype = _DTYPES.get(dtype, dtype)
   if dtype != 'uint16':
     stored.check_dtype(dtype, name, folder)
-  return StoredArray(tuple(shape), lambda: stored.to_float32(read()))
+  return StoredArray(tuple(shape), read, chunk_rows)
+
+
+def _verify(path: str) -> None:
+  """Raises a `ConfigError` unless every chunk of every array is there and whole, as far as its last bytes tell."""
+  folder, index = _read_index(path)
+  if folder.startswith('gs://'):
+    return  # A request for each of up to 100,000 chunks; what is missing is found when it is read.
+  for name, leaf in _leaves(index['optimizer']):
+    if isinstance(leaf, dict):
+      place = pathlib.Path(folder) / _relative_path(folder, name, leaf)
+      try:
+        problem = _chunk_problem(json.loads((place / '.zarray').read_text()), place)
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f'.zarray: {error}'
+      if problem:
+        raise ConfigError(f'{name} in {folder} is incomplete ({problem}); copy the folder again.')
+
+
+def _chunk_problem(metadata: Mapping[str, Any], place: pathlib.Path) -> str:
+  """Returns what is wrong with the chunks of a zarr array, or the empty string."""
+  shape, chunks = metadata['shape'], metadata['chunks']
+  itemsize = 2 if metadata['dtype'] == 'bfloat16' else np.dtype(metadata['dtype']).itemsize
+  size = itemsize * math.prod(chunks)
+  is_gzip = (metadata.get('compressor') or {}).get('id') == 'gzip'
+  counts = [range(-(-length // chunk)) for length, chunk in zip(shape, chunks, strict=True)]
+  for numbers in itertools.product(*counts):
+    chunk = place / (metadata.get('dimension_separator', '.').join(map(str, numbers)) or '0')
+    if not chunk.is_file():
+      return f'{chunk.name} is missing'
+    with chunk.open('rb') as file:
+      length = file.seek(0, os.SEEK_END)
+      if is_gzip:
+        file.seek(max(0, length - 4))  # gzip ends with the number of bytes before compression
+        if int.from_bytes(file.read(4), 'little') != size % 2**32:
+          return f'{chunk.name} is cut off after {length} bytes'
+      elif metadata.get('compressor') is None and length != size:
+        return f'{chunk.name} has {length} bytes, not {size}'
+  return ''
+
+
+def _relative_path(folder: str, name: str, spec: Mapping[str, Any]) -> str:
+  """Returns where the array of a TensorStore spec of the index lies, from the folder of the checkpoint."""
+  kvstore = spec['kvstore']
+  # Before version 0.1.14 TensorStore had the path beside the kvstore and not in it.
+  relative = (kvstore.get('path') if isinstance(kvstore, dict) else None) or spec.get('path')
+  if not relative or os.path.isabs(relative) or '..' in relative.split('/'):
+    raise ConfigError(f'{name} in {folder} lies at {relative!r}; the paths of a T5X checkpoint are relative to it.')
+  return relative
 
 
 def _kvstore(folder: str, relative: str) -> dict[str, str]:
@@ -171,20 +284,16 @@ def _kvstore(folder: str, relative: str) -> dict[str, str]:
   return {'driver': 'file', 'path': os.path.join(folder, relative).rstrip('/') + '/'}
 
 
-def _read_tensorstore(folder: str, name: str, spec: Mapping[str, Any]) -> np.ndarray:
-  """Reads the array of a TensorStore spec of the index."""
-  kvstore = spec['kvstore']
-  # Before version 0.1.14 TensorStore had the path beside the kvstore and not in it.
-  relative = (kvstore.get('path') if isinstance(kvstore, dict) else None) or spec.get('path')
-  if not relative or os.path.isabs(relative) or '..' in relative.split('/'):
-    raise ConfigError(f'{name} in {folder} lies at {relative!r}; the paths of a T5X checkpoint are relative to it.')
+def _read_tensorstore(folder: str, name: str, spec: Mapping[str, Any], box: Index) -> np.ndarray:
+  """Reads a box of the array of a TensorStore spec of the index."""
+  relative = _relative_path(folder, name, spec)
   # Chunks and compressor are what the folder itself says. A chunk that is not there must not be read as zeros.
   place = {'driver': 'zarr', 'kvstore': _kvstore(folder, relative), 'fill_missing_data_reads': False}
   try:
     array = tensorstore.open(place, open=True, read=True).result()
     if 'shape' in spec.get('metadata', {}) and array.shape != tuple(spec['metadata']['shape']):
       raise ValueError(f'it has the shape {array.shape}, the index says {tuple(spec["metadata"]["shape"])}')
-    return array.read().result()
+    return array[box].read().result() if box else array.read().result()
   except ValueError as error:
     cause = str(error).split(' [')[0]  # without TensorStore's dump of the spec and its own source lines
     raise ConfigError(

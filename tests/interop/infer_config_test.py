@@ -14,7 +14,7 @@ from switch_jax.interop.stored import Checkpoint, StoredArray
 
 def infer(shapes, **overrides):
   """Returns the configuration of a checkpoint with parameters of these shapes."""
-  arrays = {name: StoredArray(shape, read=lambda: np.zeros(0)) for name, shape in shapes.items()}
+  arrays = {name: StoredArray(shape, lambda box: np.zeros(0)) for name, shape in shapes.items()}
   return infer_config.model_config(Checkpoint('/c', arrays), overrides)
 
 
@@ -172,9 +172,10 @@ def test_shapes_that_contradict_each_other(shapes, name, shape, match):
 
 
 def test_scanned_checkpoints(shapes):
-  fails('scanned layers', shapes | {'encoder/encoder/subblock_0/mlp/wi/kernel': (10, 2, 7)})
+  fails('has the unknown parameters', shapes | {'encoder/encoder/subblock_0/mlp/wi/kernel': (10, 2, 7)})
 
 
 def test_unknown_formats():
-  with pytest.raises(ConfigError, match=r"format 't5-x' is unknown; known are t5x, huggingface. Did you mean 't5x'"):
+  message = r"format 't5-x' is unknown; known are switch_jax, t5x, huggingface. Did you mean 't5x'"
+  with pytest.raises(ConfigError, match=message):
     interop.load('t5-x', '/c')

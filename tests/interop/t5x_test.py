@@ -195,7 +195,7 @@ def test_no_such_folder(tmp_path):
   [
     ((), 'it is empty'),
     (('checkpoint_90/', 'checkpoint_100/', 'config.gin'), 'holds the checkpoints checkpoint_90, checkpoint_100;'),
-    (('state/', '_METADATA'), 'Orbax format.*use_orbax = False'),
+    (('d/', '_METADATA'), 'Orbax format; of a T5X checkpoint give the folder above it'),
     (('config.json', 'model.safetensors'), 'format huggingface'),
     (('pytorch_model.bin',), 'PyTorch pickles'),
     (('checkpoints/', 'train/'), 'a MODEL_DIR of switch_jax itself'),

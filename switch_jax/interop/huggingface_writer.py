@@ -1,0 +1,212 @@
+"""Writes a Hugging Face checkpoint: config.json, generation_config.json and safetensors, in shards when it is large.
+
+A safetensors file is a table of contents and the bytes in its order, so tensors are written straight to their places.
+"""
+
+import json
+import math
+import os
+import pathlib
+import struct
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.interop import huggingface, names
+from switch_jax.interop.stored import Checkpoint, StoredArray
+
+# Capacity in tokens where none may be dropped; the router compares counts with it and nothing else.
+_UNLIMITED = 2**31 - 1
+MAX_SHARD_BYTES = 5 * 10**9
+_CODES = {'float32': 'F32', 'bfloat16': 'BF16'}
+
+
+class HuggingFaceWriter:
+  """One checkpoint that is being written.
+
+  Args:
+    folder: where; it exists.
+    checkpoint: what to write; the optimizer's state has no place there.
+    config: its model.
+    dtype: `float32` or `bfloat16`.
+    max_shard_bytes: a larger model is written in several files.
+
+  Raises:
+    ConfigError: Hugging Face's classes cannot represent the model.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, checkpoint: Checkpoint, config: ModelConfig, dtype: str, max_shard_bytes: int
+  ):
+    self._folder, self._dtype, self._config = folder, dtype, to_config(config, dtype)
+    self.outputs: dict[str, StoredArray] = dict(checkpoint.arrays)
+    self._numpy = np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
+    # Every tensor in the order of the outputs: its shape and the number of its shard.
+    self._tensors: dict[str, tuple[tuple[int, ...], int]] = {}
+    sizes = [0]
+    for name, array in self.outputs.items():
+      for part in range(array.shape[0]) if '/mlp/expert/' in name else (None,):
+        key, transposed = self._name(name, part)
+        shape = array.shape if part is None else array.shape[1:]
+        size = math.prod(shape) * self._numpy.itemsize
+        if sizes[-1] and sizes[-1] + size > max_shard_bytes:
+          sizes.append(0)
+        sizes[-1] += size
+        self._tensors[key] = (shape[::-1] if transposed else shape), len(sizes) - 1
+    count = len(sizes)
+    file = lambda i: f'model-{i + 1:05d}-of-{count:05d}.safetensors' if count > 1 else huggingface.WEIGHTS  # noqa: E731
+    self._files = [file(i) for i in range(count)]
+    self._places: dict[str, tuple[str, int]] = {}
+    self._headers = [self._header(shard) for shard in range(count)]
+
+  def _name(self, name: str, expert: int | None) -> tuple[str, bool]:
+    key, transposed = names.to_huggingface(name, expert)
+    if self._config['model_type'] == 't5':
+      key = key.replace('.mlp.', '.DenseReluDense.')
+    return key, transposed
+
+  def _header(self, shard: int) -> bytes:
+    """Returns the table of contents of a shard, and notes the place of each of its tensors."""
+    entries: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    end = 0
+    mine = {key: shape for key, (shape, of) in self._tensors.items() if of == shard}
+    for key, shape in mine.items():
+      begin, end = end, end + math.prod(shape) * self._numpy.itemsize
+      entries[key] = {'dtype': _CODES[self._dtype], 'shape': list(shape), 'data_offsets': [begin, end]}
+    text = json.dumps(entries, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    for key in mine:
+      self._places[key] = self._files[shard], 8 + len(text) + entries[key]['data_offsets'][0]
+    return struct.pack('<Q', len(text)) + text
+
+  def row_multiple(self, name: str) -> int:
+    """Returns how many rows of an output must be written together: all of a matrix that is transposed."""
+    array = self.outputs[name]
+    if '/mlp/expert/' in name or not names.to_huggingface(name)[1]:
+      return max(1, 2**23 // max(1, math.prod(array.shape[1:])))
+    return array.shape[0]
+
+  def write(self, name: str, start: int, block: np.ndarray) -> None:
+    """Writes rows of an output."""
+    if '/mlp/expert/' in name:
+      for row, matrix in enumerate(block):
+        self._put(self._name(name, start + row)[0], 0, matrix.T)
+    else:
+      key, transposed = self._name(name, None)
+      self._put(key, 0 if transposed else start * math.prod(block.shape[1:]), block.T if transposed else block)
+
+  def _put(self, key: str, first: int, values: np.ndarray) -> None:
+    file, place = self._places[key]
+    data = np.ascontiguousarray(values, self._numpy)
+    with open(self._folder / file, 'r+b' if (self._folder / file).exists() else 'w+b') as stream:
+      stream.seek(place + first * self._numpy.itemsize)
+      stream.write(data.view(np.uint8).data)
+
+  def end(self, name: str) -> None:
+    """Everything of an output has been written."""
+
+  def finish(self) -> None:
+    """Writes the tables of contents, the index and the configuration."""
+    for file, header in zip(self._files, self._headers, strict=True):
+      with open(self._folder / file, 'r+b') as stream:
+        stream.write(header)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if len(self._files) > 1:
+      total = sum(math.prod(shape) for shape, _ in self._tensors.values()) * self._numpy.itemsize
+      weight_map = {key: self._files[shard] for key, (_, shard) in self._tensors.items()}
+      _write_json(self._folder / huggingface.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+    _write_json(self._folder / 'config.json', self._config)
+    _write_json(
+      self._folder / 'generation_config.json',
+      {'_from_model_config': True, 'decoder_start_token_id': 0, 'eos_token_id': 1, 'pad_token_id': 0},
+    )
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + '\n')
+
+
+def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
+  """Returns what config.json says of a model.
+
+  Raises:
+    ConfigError: no class of transformers 5.23 computes this model; says why.
+  """
+  moe, gated = config.moe, len(config.mlp_activations) == 2
+  activation = {'relu': 'relu', 'gelu': 'gelu_new', 'silu': 'silu', 'linear': 'linear'}[config.mlp_activations[0]]
+  if gated and config.mlp_activations[1] != 'linear':
+    _refuse(f'ModelConfig.mlp_activations is {config.mlp_activations!r}: the second one must be linear there')
+  if gated and moe:
+    _refuse(
+      f'ModelConfig.mlp_activations is {config.mlp_activations!r}: its SwitchTransformers classes have one input '
+      'kernel (wi), and a gated layer has two (wi_0, wi_1)'
+    )
+  if gated and config.mlp_activations[0] != 'gelu':
+    _refuse(f'ModelConfig.mlp_activations is {config.mlp_activations!r}: its gated layer is gated-gelu')
+  result = {
+    'architectures': ['SwitchTransformersForConditionalGeneration' if moe else 'T5ForConditionalGeneration'],
+    'model_type': 'switch_transformers' if moe else 't5',
+    'vocab_size': config.vocab_size,
+    'd_model': config.emb_dim,
+    'd_kv': config.head_dim,
+    'd_ff': config.mlp_dim,
+    'num_layers': config.num_encoder_layers,
+    'num_decoder_layers': config.num_decoder_layers,
+    'num_heads': config.num_heads,
+    'relative_attention_num_buckets': config.relpos_num_buckets,
+    'relative_attention_max_distance': config.relpos_max_distance,
+    'dropout_rate': config.dropout_rate,
+    'layer_norm_epsilon': config.layer_norm_epsilon,
+    'tie_word_embeddings': config.logits_via_embedding,
+    'is_encoder_decoder': True,
+    'use_cache': True,
+    'pad_token_id': 0,
+    'eos_token_id': 1,
+    'decoder_start_token_id': 0,
+    'dtype': dtype,
+  }
+  if moe is None:
+    # What transformers understands as the tanh approximation is called gated-gelu in the gated layer only.
+    result['feed_forward_proj'] = 'gated-gelu' if gated else activation
+    return result
+  if moe.router != 'top1':
+    _refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")
+  sparse = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
+  has_dense = any(len(sparse[stack]) < config.num_layers(stack) for stack in sparse)
+  expert_dim = moe.expert_mlp_dim or config.mlp_dim
+  if has_dense and expert_dim != config.mlp_dim:
+    _refuse(f'MoeConfig.expert_mlp_dim is {expert_dim} and ModelConfig.mlp_dim {config.mlp_dim}: there is one d_ff')
+  for stack, layers in sparse.items():
+    result[f'num_sparse_{stack}_layers'] = _num_sparse(stack, layers, config.num_layers(stack))
+  explores = moe.exploration == 'input_jitter'
+  return result | {
+    'd_ff': expert_dim,
+    'dense_act_fn': activation,
+    'num_experts': moe.num_experts,
+    'expert_capacity': _UNLIMITED if moe.expert_capacity is None else moe.expert_capacity,
+    'router_bias': False,
+    'router_dtype': moe.router_dtype,
+    'router_ignore_padding_tokens': not moe.padding_takes_slots,
+    'router_jitter_noise': moe.jitter_noise if explores else 0.0,
+    'router_aux_loss_coef': moe.aux_loss_factor,
+    'router_z_loss_coef': moe.router_z_loss_factor,
+  }
+
+
+def _num_sparse(stack: str, layers: tuple[int, ...], count: int) -> int:
+  """Returns the setting that makes Hugging Face put experts into these layers: i % (count // number) == 1."""
+  for number in range(count + 1):
+    step = count // number if number else count
+    if tuple(i for i in range(count) if i % step == 1 or step == 1) == layers:
+      return number
+  _refuse(
+    f'MoeConfig.{stack}_layers selects {layers} of {count}: it can place experts in layers 1, 1 + k, 1 + 2 k, ... or '
+    'in all only'
+  )
+
+
+def _refuse(reason: str) -> None:
+  raise ConfigError(f'Hugging Face cannot represent this model. {reason}. Convert it to t5x or switch_jax.')

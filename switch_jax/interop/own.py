@@ -1,0 +1,132 @@
+"""Our own checkpoints, read array by array: what converts them never has the whole model in memory."""
+
+import re
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from switch_jax.checkpoints import CheckpointError, CheckpointStore
+from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.interop import moments, orbax_arrays, stored
+from switch_jax.interop.names import parameter_shapes
+from switch_jax.interop.scanned import scanned_name, scanned_rows
+from switch_jax.interop.stored import Checkpoint, StoredArray
+
+_MOMENTS = re.compile(r'opt_state\.\d+\.moments\.(.*)\.(v|v_row|v_col)')
+
+
+def find_step(path: str) -> tuple[CheckpointStore, int] | None:
+  """Returns the checkpoints of a MODEL_DIR and the step that a path means, or None for what is none of ours.
+
+  Args:
+    path: a MODEL_DIR, whose newest step is meant, or `MODEL_DIR/checkpoints/<step>`.
+
+  Raises:
+    CheckpointError: that step is not complete.
+  """
+  folder = epath.Path(path)
+  if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
+    store = CheckpointStore(folder.parent.parent)
+    if folder.is_dir() and int(folder.name) not in (steps := store.steps()):
+      raise CheckpointError(
+        f'{path} is no complete checkpoint; complete steps beside it: {", ".join(map(str, steps)) or "none"}.'
+      )
+    return (store, int(folder.name)) if folder.is_dir() else None
+  store = CheckpointStore(folder)
+  step = store.latest_step()
+  return None if step is None else (store, step)
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+  """Opens a checkpoint of our own; reads descriptions only.
+
+  Args:
+    path: a MODEL_DIR, whose newest step is read, or `MODEL_DIR/checkpoints/<step>`; local or `gs://`.
+
+  Raises:
+    ConfigError: there is no complete checkpoint, or its parameters do not fit its config.json.
+    CheckpointError: files are missing or damaged.
+  """
+  found = find_step(path)
+  if found is None:
+    folder = epath.Path(path)
+    what = stored.describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
+    raise ConfigError(
+      f'{path} is no checkpoint of switch_jax ({what}); give a MODEL_DIR, or MODEL_DIR/checkpoints/<step>.'
+    )
+  store, step = found
+  store.check_files(step)
+  record = store.read_config(step)
+  if not isinstance(record.get('model'), dict):
+    raise CheckpointError(f'{store.path(step)}/config.json records no model, so nothing says what the arrays are.')
+  config = ModelConfig.from_json(record['model'])
+  arrays, slots = {}, {}
+  for name, array in orbax_arrays.open_arrays(str(store.path(step) / 'state')).items():
+    if name.startswith('params.'):
+      arrays[name.removeprefix('params.').replace('.', '/')] = array
+    elif match := _MOMENTS.fullmatch(name):
+      slots[f'{match[1].replace(".", "/")}/{match[2]}'] = array
+  left_out = []
+  if config.scan_layers:
+    arrays, slots = (separate(tree, config) for tree in (arrays, slots))
+  shapes = {name: array.shape for name, array in arrays.items()}
+  if shapes != parameter_shapes(config):
+    differ = {n for n in {*shapes, *parameter_shapes(config)} if shapes.get(n) != parameter_shapes(config).get(n)}
+    raise ConfigError(
+      f'{store.path(step)}: {stored.enumerate_some(differ, 3)} do not fit the model of its config.json.'
+    )
+  second: dict[str, dict[str, StoredArray]] = {}
+  for name, array in slots.items():
+    parameter, _, slot = name.rpartition('/')
+    second.setdefault(parameter, {})[slot] = array
+  if second and set(second) != set(shapes):
+    left_out.append('an optimizer state that is not that of all parameters')
+    second = {}
+  if not second and record.get('run', {}).get('optimizer', {}).get('name') == 'adamw':
+    left_out.append('the state of AdamW, for which only our own format has a place')
+  in_t5x = moments.exchange(second, shapes) if second else None
+  return Checkpoint(path, arrays, config=config, step=step, moments=in_t5x, left_out=tuple(left_out))
+
+
+def record(path: str) -> dict[str, Any]:
+  """Returns what config.json of a checkpoint of our own holds."""
+  store, step = find_step(path)
+  return store.read_config(step)
+
+
+def separate(arrays: dict[str, StoredArray], config: ModelConfig) -> dict[str, StoredArray]:
+  """Returns arrays of scanned blocks, `encoder/blocks/layers_0/...`, as those of separate layers."""
+  result = {}
+  for name, array in arrays.items():
+    rows = scanned_rows(name, config)
+    if rows is None:
+      result[name] = array
+      continue
+    for block, layer in enumerate(rows):
+      result[layer] = _row(array, block)
+  return result
+
+
+def together(arrays: dict[str, StoredArray], config: ModelConfig) -> dict[str, StoredArray]:
+  """Returns arrays of separate layers as those of scanned blocks, the reverse of `separate`."""
+  blocks: dict[str, dict[int, StoredArray]] = {}
+  for name, array in arrays.items():
+    block_name, block = scanned_name(name, config)
+    blocks.setdefault(block_name, {})[block] = array
+  return {
+    name: layers[-1] if -1 in layers else _stacked([layers[block] for block in sorted(layers)])
+    for name, layers in blocks.items()
+  }
+
+
+def _row(array: StoredArray, block: int) -> StoredArray:
+  shape = array.shape[1:]
+  fetch = lambda box: array.read((slice(block, block + 1), *box))[0]  # noqa: E731
+  # The file may keep all of a block together, so one reading of it is the cheapest.
+  return StoredArray(shape, fetch, shape[0] if shape else 1)
+
+
+def _stacked(layers: list[StoredArray]) -> StoredArray:
+  fetch = lambda box: np.stack([layer.read(box[1:]) for layer in layers[box[0]]])  # noqa: E731
+  return StoredArray((len(layers), *layers[0].shape), fetch)
