@@ -51,10 +51,11 @@ class HuggingFaceWriter:
         key, transposed = self._name(name, part)
         shape = array.shape if part is None else array.shape[1:]
         size = math.prod(shape) * self._numpy.itemsize
-        if sizes[-1] and sizes[-1] + size > max_shard_bytes:
-          sizes.append(0)
-        sizes[-1] += size
-        self._tensors[key] = (shape[::-1] if transposed else shape), len(sizes) - 1
+        for copy in (key, *self._copies(key)):
+          if sizes[-1] and sizes[-1] + size > max_shard_bytes:
+            sizes.append(0)
+          sizes[-1] += size
+          self._tensors[copy] = (shape[::-1] if transposed else shape), len(sizes) - 1
     count = len(sizes)
     file = lambda i: f'model-{i + 1:05d}-of-{count:05d}.safetensors' if count > 1 else huggingface.WEIGHTS  # noqa: E731
     self._files = [file(i) for i in range(count)]
@@ -66,6 +67,14 @@ class HuggingFaceWriter:
     if self._config['model_type'] == 't5':
       key = key.replace('.mlp.', '.DenseReluDense.')
     return key, transposed
+
+  def _copies(self, key: str) -> tuple[str, ...]:
+    """Returns the other names under which a tensor is wanted.
+
+    Where `tie_word_embeddings` is false the Switch classes tie nothing: each stack has a table of its own.
+    """
+    apart = self._config['model_type'] == 'switch_transformers' and not self._config['tie_word_embeddings']
+    return ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight') if apart and key == 'shared.weight' else ()
 
   def _header(self, shard: int) -> bytes:
     """Returns the table of contents of a shard, and notes the place of each of its tensors."""
@@ -98,11 +107,12 @@ class HuggingFaceWriter:
       self._put(key, 0 if transposed else start * math.prod(block.shape[1:]), block.T if transposed else block)
 
   def _put(self, key: str, first: int, values: np.ndarray) -> None:
-    file, place = self._places[key]
     data = np.ascontiguousarray(values, self._numpy)
-    with open(self._folder / file, 'r+b' if (self._folder / file).exists() else 'w+b') as stream:
-      stream.seek(place + first * self._numpy.itemsize)
-      stream.write(data.view(np.uint8).data)
+    for copy in (key, *self._copies(key)):
+      file, place = self._places[copy]
+      with open(self._folder / file, 'r+b' if (self._folder / file).exists() else 'w+b') as stream:
+        stream.seek(place + first * self._numpy.itemsize)
+        stream.write(data.view(np.uint8).data)
 
   def end(self, name: str) -> None:
     """Everything of an output has been written."""

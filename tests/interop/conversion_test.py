@@ -423,6 +423,16 @@ def refused_by_huggingface(match, config, **of_moe):
     huggingface_writer.to_config(dataclasses.replace(config, moe=moe))
 
 
+def test_untied_switch_models_have_a_table_for_each_stack(tmp_path):
+  """transformers 5.23 ties neither of them to the shared one then, and begins with random numbers where they lack."""
+  save_own(tmp_path / 'ours', MODELS['c'], with_optimizer=False)
+  assert run(f'switch_jax:{tmp_path}/ours', f'huggingface:{tmp_path}/theirs') == 0
+  tensors = load_file(tmp_path / 'theirs' / 'model.safetensors')
+  for stack in ('encoder', 'decoder'):
+    np.testing.assert_array_equal(tensors[f'{stack}.embed_tokens.weight'], tensors['shared.weight'])
+  assert not np.array_equal(tensors['lm_head.weight'], tensors['shared.weight'])
+
+
 def test_what_huggingface_cannot_represent(tmp_path, capsys):
   refused_by_huggingface('one input kernel', MODELS['xxl'])
   refused_by_huggingface('only router', MODELS['base'], router='top2')
