@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
   'msgpack>=1.1',  # reads the index of T5X checkpoints
   'safetensors>=0.5',  # Hugging Face checkpoints
   'tensorboard>=2.20',  # shows what a run writes; tensorflow no longer brings it
+  'rouge-score>=0.1.2',  # the metric of summaries, tasks/metrics.py
   'matplotlib>=3.9',  # reports
   'tqdm>=4.66',
 ]

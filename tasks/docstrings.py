@@ -5,7 +5,7 @@ do not compare. It is collected once (a few seconds) into a cache folder whose n
 paragraph never stands twice, and 1.5 % of the paragraphs, chosen by their hash, are held out; a paragraph that differs
 from a held-out one by a word may well be in training.
 
-Registers `docstrings_span_corruption`: bytes, 359 ids.
+Registers `docstrings_span_corruption`: bytes, 359 ids, unless `VOCABULARY` names a SentencePiece model.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, text_task
+from switch_jax.data.vocabularies import BYTES, make_vocabulary
 
 NAME = 'docstrings_span_corruption'
 # Raise this when the rules below change: caches of older rules are then left alone.
@@ -132,6 +133,11 @@ def corpus_digest(data: DataConfig) -> str:
   """Returns the sha256 of the text and its split."""
   del data  # the same for every configuration
   return get_corpus().digest
+
+
+def register(data: DataConfig) -> None:
+  """Registers the task with the vocabulary of the configuration; bytes if it names none."""
+  text_task.add_span_corruption_task(NAME, get_corpus, make_vocabulary(data.vocabulary or BYTES))
 
 
 text_task.add_span_corruption_task(NAME, get_corpus)

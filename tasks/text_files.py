@@ -11,7 +11,8 @@ The files are read once, checked from end to end, and copied into the cache fold
 line. Later runs compare the contents, or, when the files are more than 64 MB in all, only the paths, sizes, and
 modification times.
 
-Registers `text_files_span_corruption` (bytes, 359 ids) when `register` is called with a configuration.
+Registers `text_files_span_corruption` when `register` is called with a configuration: bytes, 359 ids,
+unless `VOCABULARY` names a SentencePiece model.
 """
 
 import codecs
@@ -25,6 +26,7 @@ from collections.abc import Iterator
 
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, span_corruption, text_task
+from switch_jax.data.vocabularies import BYTES, make_vocabulary
 
 NAME = 'text_files_span_corruption'
 BUILDER_VERSION = 1
@@ -206,13 +208,15 @@ def _check_size(made: corpus.Corpus, data: DataConfig) -> None:
   """Raises unless there is a full held-out batch, and a row to train on."""
   raw_length = span_corruption.find_raw_length(data.feature_lengths)
   train, held_out = (made.num_bytes(split) for split in (corpus.TRAIN, corpus.VALIDATION))
-  rows = held_out // raw_length
-  if rows >= data.batch_size and train >= raw_length:
+  # A piece of a SentencePiece model is three to five bytes, near enough for saying that there is far too little.
+  bytes_per_row = raw_length if data.vocabulary in (None, BYTES) else 4 * raw_length
+  rows = held_out // bytes_per_row
+  if rows >= data.batch_size and train >= bytes_per_row:
     return
   raise ConfigError(
     f'DataConfig.text_files is {data.text_files!r}, with {train + held_out} bytes of text; its held-out '
-    f'{held_out} bytes make {rows} rows of {raw_length} bytes, less than a batch of {data.batch_size}; use more '
-    f'text (about {max(data.batch_size, 1) * raw_length * 12} bytes do), a smaller BATCH_SIZE, or shorter '
+    f'{held_out} bytes make {rows} rows of {bytes_per_row} bytes, less than a batch of {data.batch_size}; use more '
+    f'text (about {max(data.batch_size, 1) * bytes_per_row * 12} bytes do), a smaller BATCH_SIZE, or shorter '
     'TASK_FEATURE_LENGTHS.'
   )
 
@@ -225,7 +229,7 @@ def register(data: DataConfig) -> None:
   """
   made = get_corpus(data.text_files)
   _check_size(made, data)
-  text_task.add_span_corruption_task(NAME, lambda: made)
+  text_task.add_span_corruption_task(NAME, lambda: made, make_vocabulary(data.vocabulary or BYTES))
 
 
 def corpus_digest(data: DataConfig) -> str:

@@ -7,7 +7,7 @@ import types
 
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from switch_jax.data.vocabularies import check_vocabulary, vocabulary_digest
+from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, vocabulary_digest
 
 # Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
 PIPELINE_VERSION = 1
@@ -69,7 +69,13 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
     )
   if features['inputs'].vocabulary != features['targets'].vocabulary:
     raise ConfigError(f'{name} has different vocabularies for inputs and targets; the model has one; use another task.')
-  check_vocabulary(features['targets'].vocabulary)
+  vocabulary = features['targets'].vocabulary
+  if config.vocabulary is not None and vocabulary != make_vocabulary(config.vocabulary):
+    raise ConfigError(
+      f'DataConfig.vocabulary is {config.vocabulary!r}, but {name} has a vocabulary of its own; leave VOCABULARY at '
+      'None, or let the function register(data) of the task module use data.vocabulary.'
+    )
+  check_vocabulary(vocabulary)
   return provider
 
 

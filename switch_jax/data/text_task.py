@@ -1,4 +1,4 @@
-"""A SeqIO task of span corruption over the bytes of a corpus."""
+"""A SeqIO task of span corruption over a corpus."""
 
 from collections.abc import Callable, Mapping
 
@@ -44,12 +44,15 @@ def append_eos(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Fea
   return seqio.preprocessors.append_eos(dataset, output_features)
 
 
-def add_span_corruption_task(name: str, get_corpus: Callable[[], Corpus]) -> None:
-  """Registers span corruption over the bytes of a corpus, in place of an older task of that name.
+def add_span_corruption_task(
+  name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY
+) -> None:
+  """Registers span corruption over a corpus, in place of an older task of that name.
 
   Args:
     name: the task's name in SeqIO's registry.
     get_corpus: finds or makes the corpus; called when the data is first read.
+    vocabulary: bytes unless another one is given.
   """
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
@@ -63,6 +66,6 @@ def add_span_corruption_task(name: str, get_corpus: Callable[[], Corpus]) -> Non
       span_corruption,
       append_eos,
     ],
-    output_features={name: seqio.Feature(VOCABULARY, add_eos=True) for name in ('inputs', 'targets')},
+    output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in ('inputs', 'targets')},
     metric_fns=[],
   )

@@ -1,0 +1,45 @@
+"""T5's prefix language modelling: the beginning of a stretch of text is the input, the rest the target.
+
+A stretch has one token less than the inputs' length and is cut at a place of which each is as likely. As T5's, a target
+that is longer than its length loses its end when EOS is appended; with targets as long as the inputs none is.
+"""
+
+from collections.abc import Mapping
+
+from switch_jax.config import ConfigError
+from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.data.span_corruption import choose_random_chunk, split_tokens
+
+
+def prefix_lm(
+  dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+  """Makes inputs and targets of documents; `seqio.preprocessors.append_eos_after_trim` comes after it.
+
+  Args:
+    dataset: examples with `targets`, int32 [tokens].
+    sequence_length: tokens of `inputs` and `targets` in a row, with the EOS that is still to come.
+    output_features: not used; SeqIO passes them.
+
+  Returns:
+    Examples with `inputs` and `targets`, int32 vectors of at least one token that together are a stretch of a document.
+
+  Raises:
+    ConfigError: the inputs are too short.
+  """
+  del output_features
+  length = sequence_length['inputs'] - 1
+  if length < 2:
+    raise ConfigError(
+      f'feature_lengths is {dict(sequence_length)}; a prefix language model needs a token on either side and EOS; use '
+      "at least 3 inputs, such as {'inputs': 512, 'targets': 512}."
+    )
+
+  @seqio.map_over_dataset(num_seeds=1)
+  def cut(example, seed):
+    tokens = example['targets']
+    place = tf.random.stateless_uniform([], seed, minval=1, maxval=tf.size(tokens), dtype=tf.int32)
+    return {'inputs': tokens[:place], 'targets': tokens[place:]}
+
+  dataset = dataset.map(lambda example: {'targets': tf.cast(example['targets'], tf.int32)})
+  return cut(split_tokens(choose_random_chunk(dataset), length))

@@ -1,0 +1,176 @@
+"""Translation from English, from the catalogs of Django's own messages: 96 languages, short sentences (extra demo).
+
+Registers, when `register` is called with a configuration,
+
+    django_translation           all languages: "translate English to German: Enter a number." and the German for it
+    django_translation_LOCALE    one of them, by the name of its folder: de, pt_BR, zh_Hans
+
+Metrics: chrF and how many are translated exactly. The vocabulary is bytes unless `VOCABULARY` names another. Django has
+only about a thousand different English messages, and each occurs in up to 96 languages: the hash of its letters decides
+what is held out, so a held-out message is trained on in no language, with other case or punctuation neither. Messages
+with placeholders, and those that stay as they are, are left out.
+"""
+
+import collections
+import functools
+import json
+import pathlib
+import re
+import struct
+from collections.abc import Iterator
+
+from switch_jax.config import ConfigError, DataConfig, suggest
+from switch_jax.data import corpus
+from switch_jax.data.vocabularies import BYTES, make_vocabulary
+from tasks import installed_text, metrics, text_to_text
+
+NAME = 'django_translation'
+BUILDER_VERSION = 1
+HELD_OUT_FRACTION = 0.1
+MIN_CHARACTERS = 4
+_MAGIC = 0x950412DE
+
+
+def read_catalog(contents: bytes) -> dict[str, str]:
+  """Returns the messages of a compiled catalog (`.mo`) and their translations; of plurals the singular.
+
+  Args:
+    contents: the bytes of the file, in UTF-8.
+
+  Raises:
+    ValueError: it is no catalog.
+  """
+  try:
+    order = next(order for order in '<>' if struct.unpack_from(f'{order}I', contents)[0] == _MAGIC)
+    count, originals, translations = struct.unpack_from(f'{order}3I', contents, 8)
+
+    def read(table: int, index: int) -> str:
+      length, start = struct.unpack_from(f'{order}2I', contents, table + 8 * index)
+      return contents[start : start + length].decode('utf-8').split('\0')[0]
+
+    found = {read(originals, index): read(translations, index) for index in range(count)}
+  except (StopIteration, struct.error, UnicodeDecodeError) as error:
+    raise ValueError(f'no message catalog ({type(error).__name__})') from error
+  # A message that means several things is told apart by a context before it.
+  return {message.split('\x04')[-1]: text for message, text in found.items()}
+
+
+def language_name(locale: str, names: dict[str, str]) -> str:
+  """Returns a locale in English words: `pt_BR` is "Portuguese (BR)".
+
+  Args:
+    locale: the name of its folder.
+    names: languages by their codes of two and of three letters.
+  """
+  language, _, region = locale.partition('_')
+  name = names.get(language, language).split(';')[0].split(' (')[0]
+  return f'{name} ({region})' if region else name
+
+
+@functools.cache
+def _language_names() -> dict[str, str]:
+  folder = installed_text.package_folder('pycountry', 'pycountry')
+  records = json.loads(installed_text.read_bytes(folder / 'databases' / 'iso639-3.json', 'pycountry'))['639-3']
+  return {code: record['name'] for record in records for code in (record.get('alpha_2'), record['alpha_3']) if code}
+
+
+def _find_catalogs() -> dict[str, list[pathlib.Path]]:
+  """Returns the catalogs of each locale."""
+  folder = installed_text.package_folder('django', 'django')
+  catalogs = collections.defaultdict(list)
+  for path in sorted(folder.glob('**/LC_MESSAGES/django.mo')):
+    locale = path.parent.parent.name
+    if not locale.startswith('en'):  # English for Australia and Britain
+      catalogs[locale].append(path)
+  return dict(sorted(catalogs.items()))
+
+
+@functools.cache
+def read_pairs() -> dict[str, dict[str, str]]:
+  """Returns, by locale, the English messages with their translations, sorted; locales without any are left out.
+
+  Raises:
+    ConfigError: Django is not installed, or its catalogs are not what this was written for.
+  """
+  pairs = {}
+  for locale, paths in _find_catalogs().items():
+    found = {}
+    for path in paths:
+      try:
+        found |= read_catalog(installed_text.read_bytes(path, 'django'))
+      except ValueError as error:
+        raise ConfigError(f'{path} is {error}; reinstall Django: {installed_text.INSTALL}.') from error
+    texts = {' '.join(message.split()): ' '.join(text.split()) for message, text in found.items()}
+    kept = {
+      message: text
+      for message, text in sorted(texts.items())
+      if len(message) >= MIN_CHARACTERS and text and text != message and '%' not in message and '{' not in message
+    }
+    if kept:
+      pairs[locale] = kept
+  return pairs
+
+
+def choose_split(message: str) -> str:
+  """Returns the split of an English message, by the hash of its letters and digits."""
+  letters = re.sub(r'\W+', ' ', message.lower()).strip()
+  return corpus.VALIDATION if corpus.is_held_out(letters, HELD_OUT_FRACTION) else corpus.TRAIN
+
+
+def _lines(locales: list[str]) -> Iterator[tuple[str, str]]:
+  """Yields the pairs of some locales as paragraphs, each with its split."""
+  for locale in locales:
+    name = language_name(locale, _language_names())
+    for message, text in read_pairs()[locale].items():
+      yield text_to_text.pair_line(f'translate English to {name}: {message}', text), choose_split(message)
+
+
+def get_corpus(locale: str | None = None) -> corpus.Corpus:
+  """Returns the corpus of one locale, or of all.
+
+  Raises:
+    ConfigError: a package is not installed, or the cache folder cannot be written.
+  """
+  locales = [locale] if locale else list(read_pairs())
+
+  def write(writer: corpus.CorpusWriter) -> None:
+    for line, split in _lines(locales):
+      writer.add(line, split)
+
+  versions = {name: installed_text.version(name) for name in ('django', 'pycountry')}
+  made_of = {'builder': BUILDER_VERSION, 'locales': locales, **versions}
+  return corpus.get_corpus('django_translation', made_of, write, held_out_fraction=HELD_OUT_FRACTION)
+
+
+def _locale_of(data: DataConfig) -> str | None:
+  """Returns the locale of the configuration's task; None for the task of all.
+
+  Raises:
+    ConfigError: there is no such locale.
+  """
+  _, _, locale = data.mixture_or_task_name.partition(f'{NAME}_')
+  if locale and locale not in read_pairs():
+    raise ConfigError(
+      f'DataConfig.mixture_or_task_name is {data.mixture_or_task_name!r}, but Django has no messages in '
+      f'{locale!r}.{suggest(locale, read_pairs())} It has them in {", ".join(read_pairs())}.'
+    )
+  return locale or None
+
+
+def register(data: DataConfig) -> None:
+  """Registers the task of all languages, and that of the one that the configuration names.
+
+  Raises:
+    ConfigError: Django or pycountry are not installed, or there is no such language.
+  """
+  read_pairs()
+  vocabulary = make_vocabulary(data.vocabulary or BYTES)
+  for locale in dict.fromkeys([None, _locale_of(data)]):
+    name = f'{NAME}_{locale}' if locale else NAME
+    source = functools.cache(functools.partial(get_corpus, locale))
+    text_to_text.add_pair_task(name, source, vocabulary, [metrics.chrf, metrics.accuracy])
+
+
+def corpus_digest(data: DataConfig) -> str:
+  """Returns the sha256 of the text and its split."""
+  return get_corpus(_locale_of(data)).digest

@@ -1,0 +1,102 @@
+"""Translation from message catalogs that the test writes."""
+
+import json
+import struct
+
+import pytest
+
+from switch_jax.config import ConfigError, DataConfig
+from switch_jax.data import corpus
+from tasks import installed_text, translation
+
+
+def catalog(messages, order='<'):
+  """Returns a compiled catalog."""
+  texts = [*messages, *messages.values()]
+  start = 28 + 16 * len(messages)
+  table, data = [], b''
+  for text in (text.encode() for text in texts):
+    table.append(struct.pack(f'{order}2I', len(text), start + len(data)))
+    data += text + b'\0'
+  header = struct.pack(f'{order}7I', 0x950412DE, 0, len(messages), 28, 28 + 8 * len(messages), 0, 0)
+  return header + b''.join(table) + data
+
+
+PORTUGUESE = {'alpha_3': 'por', 'alpha_2': 'pt', 'name': 'Portuguese'}
+MESSAGES = {f'Message of kind {i}': f'Nachricht {i}' for i in range(300)}
+
+
+@pytest.fixture(autouse=True)
+def packages(tmp_path, monkeypatch):
+  """Django with two languages, pycountry, and a cache, all of this test's own."""
+  for locale, extra in (
+    ('de', {'Yes, please': 'Ja, bitte', 'Same': 'Same', '%d items': '%d Dinge', '': 'head'}),
+    ('pt_BR', {}),
+  ):
+    folder = tmp_path / 'conf' / 'locale' / locale / 'LC_MESSAGES'
+    folder.mkdir(parents=True)
+    (folder / 'django.mo').write_bytes(catalog(MESSAGES | extra))
+  (tmp_path / 'databases').mkdir()
+  (tmp_path / 'databases' / 'iso639-3.json').write_text(
+    json.dumps({'639-3': [{'alpha_3': 'deu', 'alpha_2': 'de', 'name': 'German'}, PORTUGUESE]})
+  )
+  monkeypatch.setenv('SWITCH_JAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.setattr(installed_text, 'package_folder', lambda module, distribution: tmp_path)
+  for function in (translation.read_pairs, translation._language_names):
+    function.cache_clear()
+  yield tmp_path
+  for function in (translation.read_pairs, translation._language_names):
+    function.cache_clear()
+
+
+def test_catalogs_of_both_byte_orders():
+  messages = {'month\x04May': 'Mai', 'one item\0%d items': 'ein Ding\0%d Dinge', 'Grüße': 'é'}
+  for order in '<>':
+    assert translation.read_catalog(catalog(messages, order)) == {'May': 'Mai', 'one item': 'ein Ding', 'Grüße': 'é'}
+  with pytest.raises(ValueError, match='no message catalog'):
+    translation.read_catalog(b'something else')
+  with pytest.raises(ValueError, match='no message catalog'):
+    translation.read_catalog(catalog(messages)[:60])
+
+
+def test_what_is_left_out():
+  assert 'Yes, please' in translation.read_pairs()['de']
+  assert not {'Same', '%d items', ''} & set(translation.read_pairs()['de'])
+
+
+def test_a_message_is_held_out_in_every_language():
+  made = translation.get_corpus()
+  sides = {
+    split: {line.split('\t')[0].split(': ', 1)[1] for line in made.paragraphs(split)}
+    for split in ('train', 'validation')
+  }
+  assert sides['train'].isdisjoint(sides['validation'])
+  assert 10 < len(sides['validation']) < 60
+  lines = list(made.paragraphs(corpus.VALIDATION))
+  assert len(lines) >= 2 * len(sides['validation']) - 1
+  assert any(line.startswith('translate English to Portuguese (BR): ') for line in lines)
+  assert translation.choose_split('Yes, please') == translation.choose_split('yes please!')
+
+
+def test_languages_by_name():
+  def register(task):
+    translation.register(
+      DataConfig(mixture_or_task_name=task, feature_lengths={'inputs': 32, 'targets': 32}, batch_size=2)
+    )
+
+  register('django_translation_de')
+  from switch_jax.data.quiet_tensorflow import seqio
+
+  examples = seqio.TaskRegistry.get('django_translation_de').get_dataset(
+    {'inputs': 64, 'targets': 32}, split='train', shuffle=False
+  )
+  example = next(examples.as_numpy_iterator())
+  assert example['inputs_pretokenized'].startswith(b'translate English to German: ')
+  with pytest.raises(ConfigError, match=r"no messages in 'pt'.*de, pt_BR"):
+    register('django_translation_pt')
+
+
+def test_damaged_catalogs(packages):
+  (packages / 'conf' / 'locale' / 'de' / 'LC_MESSAGES' / 'django.mo').write_bytes(b'nothing')
+  with pytest.raises(ConfigError, match=r'django.mo is no message catalog.*reinstall Django'):
+    translation.read_pairs()
