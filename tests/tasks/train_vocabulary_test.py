@@ -18,15 +18,15 @@ def text_file(tmp_path):
 
 def test_trains_t5s_layout_and_the_same_model_again(text_file, tmp_path, capsys):
   for name in ('one.model', 'two.model'):
-    arguments = [f'--text_files={text_file}', '--size=310', f'--out={tmp_path / name}']
+    arguments = [f'--text_files={text_file}', '--size=300', f'--out={tmp_path / name}']
     assert train_vocabulary.main(arguments) == 0
-  assert '310 pieces, 410 ids with the 100 extra ones' in capsys.readouterr().out
+  assert '300 pieces, 400 ids with the 100 extra ones' in capsys.readouterr().out
   assert (tmp_path / 'one.model').read_bytes() == (tmp_path / 'two.model').read_bytes()
   vocabulary = make_vocabulary(str(tmp_path / 'one.model'))
   check_vocabulary(vocabulary)
-  assert vocabulary.vocab_size == 410
+  assert vocabulary.vocab_size == 400
   assert vocabulary.decode(vocabulary.encode('Any token, also 象 <extra_id_3>')) == 'Any token, also 象 <extra_id_3>'
-  assert len(vocabulary.encode('unusual3 experts')) < 8  # words of the long line were seen
+  assert len(vocabulary.encode('unusual3 experts')) < 12  # words of the long line were seen
 
 
 def test_long_lines_are_cut_and_nothing_is_lost():
