@@ -75,7 +75,11 @@ def test_every_pin_has_a_reason_or_a_range(setup_arguments):
 def test_every_import_is_declared(setup_arguments):
   """A library imported by our code comes from a requirement of ours, not by luck through another's."""
   names = {'etils': 'etils', 'gin': 'gin-config', 'orbax': 'orbax-checkpoint'}
-  names |= {'tensorflow_text': 'tensorflow-text', 'tensorflow_datasets': 'tensorflow-datasets'}
+  names |= {
+    'rouge_score': 'rouge-score',
+    'tensorflow_text': 'tensorflow-text',
+    'tensorflow_datasets': 'tensorflow-datasets',
+  }
   declared = {re.match(r'[\w-]+', requirement)[0] for requirement in setup_arguments['install_requires']}
   import sys
 
