@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 
-from switch_jax import config
+from switch_jax import config, launch
 from switch_jax.parallel import Layout, make_mesh
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step
@@ -95,9 +95,14 @@ def main() -> None:
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--json')
   parser.add_argument(
+    '--keep_freed_memory', action=argparse.BooleanOptionalAction, default=True, help='malloc as switch_jax.main sets it'
+  )
+  parser.add_argument(
     '--serve', action='store_true', help='make a step for each line on standard input, print its seconds'
   )
   arguments = parser.parse_args()
+  if arguments.keep_freed_memory:
+    launch.keep_freed_memory()  # as `main` does
 
   trainers = {num_experts: Trainer(num_experts, arguments) for num_experts in arguments.experts}
   for i in range(arguments.warmup + (0 if arguments.serve else arguments.steps)):

@@ -212,4 +212,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == '__main__':
   launch.restart_with_huge_pages()
+  launch.keep_freed_memory()
   sys.exit(main())

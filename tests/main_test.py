@@ -189,6 +189,37 @@ class TestRestartWithHugePages:
     assert not restarts
 
 
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='malloc of glibc')
+class TestKeepFreedMemory:
+  """In processes of their own, since malloc's settings cannot be read back or undone."""
+
+  CODE = """
+import ctypes, resource
+from switch_jax import launch
+kept = launch.keep_freed_memory()
+def large():
+  block = ctypes.create_string_buffer(1 << 28)
+  ctypes.memset(block, 1, 1 << 28)
+large()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+large()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000)
+"""
+
+  @pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [({}, 'True True'), ({'MALLOC_ARENA_MAX': '4'}, 'False')],
+    ids=['kept', 'not asked'],
+  )
+  def test_a_freed_block_is_used_again(self, variables, expected):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu', **variables}
+    environment.pop('GLIBC_TUNABLES', None)
+    result = subprocess.run(
+      [sys.executable, '-c', self.CODE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith(expected)
+
+
 class TestProcess:
   """What `untouched` keeps out of the tests above, in processes of its own."""
 
