@@ -49,7 +49,7 @@ EXTRAS_REQUIRE = {
     'pycountry>=24',  # names of languages
   ],
   # What T5X and flaxformer import, from PyPI, for comparing with them. They themselves are not on PyPI.
-  't5x': ['fiddle>=0.3', 'cached_property', 'jaxtyping', 'tensorboard', 'sentencepiece'],
+  't5x': ['fiddle>=0.3', 'cached_property', 'grain', 'jaxtyping', 'portpicker', 'tensorboard', 'sentencepiece'],
 }
 
 setup(

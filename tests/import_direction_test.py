@@ -17,7 +17,7 @@ LEVELS = (
   ('interop',),
   ('inference',),
   ('training',),
-  ('plan', 'report', 'sweep'),
+  ('plan', 'report', 'sweep', 't5x_adapter'),
   ('gin_statements', 'gin_files', 'launch', 'main', 'convert'),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -31,7 +31,7 @@ FENCES = {
   'tensorflow_text': ('switch_jax/data/', 'switch_jax/inference/evaluat', 'tasks/'),
   'tensorflow_datasets': ('switch_jax/data/', 'switch_jax/inference/evaluat', 'tasks/'),
   'seqio': ('switch_jax/data/', 'switch_jax/inference/evaluat', 'tasks/'),
-  'flax': ('switch_jax/model/',),
+  'flax': ('switch_jax/model/', 'switch_jax/t5x_adapter.py'),
   'orbax': ('switch_jax/checkpoints',),
 }
 DEVICES = ('switch_jax/main.py', 'switch_jax/launch.py', 'switch_jax/plan', 'switch_jax/parallel/')
