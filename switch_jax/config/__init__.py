@@ -3,6 +3,7 @@
 gin files bind these classes (`from switch_jax import config`); notebooks call them.
 """
 
+from switch_jax.config.inference import DecodingConfig, EvaluationConfig, PredictionConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import LayerPattern, ModelConfig, MoeConfig, layer_indices
 from switch_jax.config.run import (
@@ -21,12 +22,15 @@ __all__ = [
   'CheckpointConfig',
   'ConfigError',
   'DataConfig',
+  'DecodingConfig',
+  'EvaluationConfig',
   'LayerPattern',
   'LossConfig',
   'MeshConfig',
   'ModelConfig',
   'MoeConfig',
   'OptimizerConfig',
+  'PredictionConfig',
   'RunConfig',
   'UpcycleConfig',
   'flatten',

@@ -67,14 +67,14 @@ class RelativePositionBias(nn.Module):
   bidirectional: bool
 
   @nn.compact
-  def __call__(self, query_length: int, key_length: int) -> jax.Array:
-    """Returns the float32 bias `[heads, query_length, key_length]`."""
+  def __call__(self, query_length: int, key_length: int, first_query: jax.Array | int = 0) -> jax.Array:
+    """Returns the float32 bias `[heads, query_length, key_length]` of queries that begin at the key `first_query`."""
     config = self.config
     init = nn.with_logical_partitioning(initializers.relative_position_bias(config), ('heads', 'relpos_buckets'))
     shape = (config.num_heads, config.relpos_num_buckets)
     table = self.param('rel_embedding', init, shape, jnp.float32)
     buckets = relative_position_bucket(
-      jnp.arange(1 - query_length, key_length),
+      jnp.arange(1 - query_length, key_length) - first_query,
       bidirectional=self.bidirectional,
       num_buckets=config.relpos_num_buckets,
       max_distance=config.relpos_max_distance,

@@ -1,0 +1,134 @@
+"""How a trained model is used: decoding, evaluation by metrics, and predictions for a file."""
+
+import dataclasses
+from typing import Literal
+
+from switch_jax.config.mesh import MeshConfig
+from switch_jax.config.validation import Checked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingConfig(Checked):
+  """How targets are made from inputs.
+
+  Attributes:
+    method: `greedy` takes the likeliest token, `sample` draws one, `beam` keeps the best hypotheses.
+    num_beams: hypotheses of an example kept by `beam`.
+    length_penalty: the alpha of `beam`: hypotheses compete by log probability / ((5 + length) / 6) ** alpha.
+    temperature: of `sample`: logits are divided by it.
+    top_k: `sample` draws from the k likeliest tokens only; None from all.
+    top_p: `sample` draws from the likeliest tokens that together have this probability (nucleus); None from all.
+    seed: of `sample`.
+  """
+
+  method: Literal['greedy', 'sample', 'beam'] = 'greedy'
+  num_beams: int = 4
+  length_penalty: float = 0.6
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float | None = None
+  seed: int = 0
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require_at_least(1, 'num_beams', 'top_k')
+    self.require_at_least(0, 'length_penalty', 'seed')
+    self.require_positive('temperature')
+    self.require(self.top_p is None or 0 < self.top_p <= 1, 'top_p', 'it must be greater than 0 and at most 1.')
+    if self.method != 'sample':
+      rule = f"it is for method 'sample', and the method is {self.method!r}; leave it out or set the method."
+      self.require(self.top_k is None, 'top_k', rule)
+      self.require(self.top_p is None, 'top_p', rule)
+      self.require(self.temperature == 1.0, 'temperature', rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(Checked):
+  """Metrics of a SeqIO task, or of every task of a mixture, over checkpoints of a run.
+
+  The model is what the checkpoint's `config.json` says.
+
+  Attributes:
+    model_dir: of the run that is evaluated.
+    mixture_or_task_name: a name in SeqIO's registry once `task_module` is imported.
+    feature_lengths: tokens of `inputs` and `targets`; longer examples are cut. Targets bound what is decoded.
+    batch_size: examples decoded at once.
+    checkpoints: `latest` is one checkpoint, the newest or `step`; `all` are those that are there; `new` goes on with
+      those that come until that of the run's last step.
+    step: which checkpoint `latest` means; None is the newest.
+    capacity_factors: each is one evaluation: None without dropping tokens, a number with that capacity factor where
+      many tokens are routed at once (in the encoder, and in both stacks where targets are scored).
+    num_examples: the first so many of each task; None is all.
+    poll_seconds: how often `new` looks for a checkpoint.
+    task_module, text_files, use_cached_tasks, split: as in `DataConfig`.
+  """
+
+  model_dir: str
+  mixture_or_task_name: str
+  feature_lengths: dict[str, int]
+  batch_size: int
+  task_module: str | None = None
+  text_files: str | None = None
+  split: str = 'validation'
+  use_cached_tasks: bool = False
+  checkpoints: Literal['latest', 'all', 'new'] = 'latest'
+  step: int | None = None
+  capacity_factors: tuple[float | None, ...] = (None,)
+  num_examples: int | None = None
+  poll_seconds: float = 10.0
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  decoding: DecodingConfig = DecodingConfig()
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
+    self.require_at_least(1, 'batch_size', 'num_examples')
+    self.require_at_least(0, 'step')
+    self.require_positive('poll_seconds')
+    rule = "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}."
+    self.require(set(self.feature_lengths) == {'inputs', 'targets'}, 'feature_lengths', rule)
+    self.require(min(self.feature_lengths.values()) >= 1, 'feature_lengths', 'lengths must be at least 1.')
+    factors = self.capacity_factors
+    self.require(len(factors) > 0, 'capacity_factors', 'give at least one: (None,) drops no token.')
+    self.require(len(set(factors)) == len(factors), 'capacity_factors', 'name each factor once.')
+    self.require(all(f is None or f >= 0 for f in factors), 'capacity_factors', 'a factor must be at least 0.')
+    rule = f"it goes with checkpoints='latest', and that is {self.checkpoints!r}; leave one of them out."
+    self.require(self.step is None or self.checkpoints == 'latest', 'step', rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictionConfig(Checked):
+  """Predictions for the lines of a file, by one checkpoint of a run.
+
+  Attributes:
+    model_dir: of the run.
+    input_file: JSON lines: an object whose `inputs_key` is the text, as the model's task would give it.
+    output_file: the same objects in the same order with `prediction` and `score`.
+    step: which checkpoint; None is the newest.
+    inputs_key: where the text stands in an object.
+    batch_size: examples decoded at once.
+    inputs_length: tokens; longer texts are cut. None is what the run was trained with.
+    targets_length: tokens that are decoded at most; None is what the run was trained with.
+    vocabulary_file: where the SentencePiece model lies, if it has been moved.
+  """
+
+  model_dir: str
+  input_file: str
+  output_file: str
+  batch_size: int
+  step: int | None = None
+  inputs_key: str = 'inputs'
+  inputs_length: int | None = None
+  targets_length: int | None = None
+  vocabulary_file: str | None = None
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  decoding: DecodingConfig = DecodingConfig()
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ('model_dir', 'input_file', 'output_file', 'inputs_key'):
+      self.require(getattr(self, name) != '', name, 'it must not be empty.')
+    self.require_at_least(1, 'batch_size', 'inputs_length', 'targets_length')
+    self.require_at_least(0, 'step')
+    rule = 'the input file has the same name; write to another file.'
+    self.require(self.input_file != self.output_file, 'output_file', rule)

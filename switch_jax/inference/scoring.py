@@ -1,0 +1,48 @@
+"""The log probability of given targets, and the capacity that a model is used with."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from switch_jax.config import ModelConfig
+from switch_jax.model import Transformer
+from switch_jax.parallel import Layout
+
+
+def with_capacity(config: ModelConfig, factor: float | None) -> ModelConfig:
+  """Returns the model with an evaluation capacity factor; None drops no token, whatever the batch is."""
+  if config.moe is None:
+    return config
+  moe = dataclasses.replace(config.moe, eval_capacity_factor=factor, expert_capacity=None)
+  if factor is None:
+    moe = dataclasses.replace(moe, sequences_per_group=None)
+  return dataclasses.replace(config, moe=moe)
+
+
+def score_targets(
+  config: ModelConfig, layout: Layout, params: Any, encoder_tokens: jax.Array, targets: jax.Array
+) -> jax.Array:
+  """Returns the sum of the log probabilities of each example's targets, float32 `[batch]`.
+
+  Args:
+    config: what is computed; its evaluation capacity holds in both stacks.
+    layout: where.
+    params: nested dict of arrays.
+    encoder_tokens: int32 `[batch, inputs length]`, one example a row, 0 for padding.
+    targets: int32 `[batch, targets length]`, 0 after the end; zeros count nothing.
+  """
+  inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+  batch = {'encoder_input_tokens': encoder_tokens, 'decoder_input_tokens': inputs}
+  logits, _ = Transformer(config, layout).apply({'params': params}, batch)
+  each = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+  return jnp.sum(jnp.where(targets > 0, each, 0.0), axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def make_score(config: ModelConfig, layout: Layout) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+  """Returns the jitted `(params, encoder_tokens, targets) -> log probabilities`; the result is on every device."""
+  return jax.jit(functools.partial(score_targets, config, layout), out_shardings=layout.replicated())
