@@ -14,7 +14,7 @@ from typing import Any
 import gin
 
 from switch_jax import gin_statements
-from switch_jax.config import ConfigError, RunConfig, suggest
+from switch_jax.config import Checked, ConfigError, RunConfig, suggest
 from switch_jax.gin_statements import Binding, Macro, Reference, leaves
 
 # An example of each macro that shipped files leave to the user.
@@ -24,6 +24,15 @@ _EXAMPLES = {
   'TASK_FEATURE_LENGTHS': "\"{'inputs': 512, 'targets': 114}\"",
   'TRAIN_STEPS': '1000',
   'TEXT_FILES': "'/some/dir/*.txt'",
+  'INPUT_FILE': 'inputs.jsonl',
+  'OUTPUT_FILE': 'predictions.jsonl',
+}
+
+# What to include for each class that describes a run.
+_RUN_FILES = {
+  'RunConfig': 'gin/runs/pretrain.gin',
+  'EvaluationConfig': 'gin/runs/eval.gin',
+  'PredictionConfig': 'gin/runs/infer.gin',
 }
 
 # Macros of T5X's and flaxformer's files that have another home here.
@@ -48,7 +57,8 @@ def load_run(
   bindings: Sequence[str] = (),
   search_paths: Sequence[str] = (),
   placeholders: Mapping[str, Any] | None = None,
-) -> tuple[RunConfig, str]:
+  root: type[Checked] = RunConfig,
+) -> tuple[Any, str]:
   """Builds the run that gin files and bindings describe.
 
   Args:
@@ -57,9 +67,10 @@ def load_run(
     bindings: `NAME=VALUE` of each `--gin.NAME=VALUE`, over all files. A value that gin cannot read is a string.
     search_paths: more folders to look for files in.
     placeholders: values of macros that are asked for and set nowhere, where nothing depends on them.
+    root: the class that describes the run: `RunConfig`, `EvaluationConfig` or `PredictionConfig`.
 
   Returns:
-    The run, and the operative configuration as gin text: every value that was used, readable as a gin file again.
+    A `root`, and the operative configuration as gin text: every value that was used, readable as a gin file again.
 
   Raises:
     ConfigError: anything is missing, misspelt, unused or of a wrong type or value; the message says where.
@@ -75,8 +86,8 @@ def load_run(
     reader.bindings.append(Binding('', '', name, placeholders[name], 'a placeholder', pathlib.Path()))
   effective = {binding.key: binding for binding in reader.bindings}
   _check_macros(effective, reader.bindings)
-  run, text, used = _evaluate(effective)
-  _check_unused(effective, reader.bindings, used)
+  run, text, used = _evaluate(effective, root)
+  _check_unused(effective, reader.bindings, used, root)
   return run, text
 
 
@@ -106,7 +117,9 @@ def _check_macros(effective: _Effective, history: Sequence[Binding]) -> None:
     for name, place in missing.items():
       if near := difflib.get_close_matches(name, stray, n=1, cutoff=0.75):
         hints.append(f'%{name} ({place}) has no value, but {macros[near[0]].place} is used nowhere: write {name}.')
-      elif name not in macros and (near := difflib.get_close_matches(name, set(macros) - set(stray), 1, 0.75)):
+      elif name in macros or name in _EXAMPLES:  # the user is to give it, whatever it resembles
+        continue
+      elif near := difflib.get_close_matches(name, set(macros) - set(stray), 1, 0.75):
         hints.append(f'%{name} ({place}) has no value; did you mean %{near[0]}?')
     if hints:
       raise ConfigError(' '.join(hints))
@@ -123,19 +136,20 @@ def _check_macros(effective: _Effective, history: Sequence[Binding]) -> None:
       chain.append(following[0])
 
 
-def _evaluate(effective: _Effective) -> tuple[RunConfig, str, set[tuple[str, str]]]:
+def _evaluate(effective: _Effective, root: type[Checked]) -> tuple[Checked, str, set[tuple[str, str]]]:
   """Lets gin build the run.
 
   Returns:
     The run; the operative configuration; and the (scope, class) and (macro, '') pairs that were evaluated.
   """
-  if not any(b.owner == 'RunConfig' for b in effective.values()):
-    raise ConfigError("no gin file describes the run (config.RunConfig); include 'gin/runs/pretrain.gin'.")
+  if not any(b.owner == root.__name__ for b in effective.values()):
+    file = _RUN_FILES[root.__name__]
+    raise ConfigError(f'no gin file describes the run (config.{root.__name__}); include {file!r}.')
   lines = [f'{b.target} = {b.value!r}' for b in effective.values()]
   gin.clear_config()
   try:
     gin.parse_config(gin_statements.HEADER + '\n'.join(lines))
-    run = gin.get_configurable(RunConfig)()
+    run = gin.get_configurable(root)()
     text = gin.operative_config_str(max_line_length=110)
     used = set()
     # A private name of gin 0.5.0 (setup.py pins it): the only record of which scopes were entered.
@@ -173,7 +187,9 @@ def _blame(message: str, effective: _Effective) -> str:
   return f' (Set by {binding.place}.)'
 
 
-def _check_unused(effective: _Effective, history: Sequence[Binding], used: set[tuple[str, str]]) -> None:
+def _check_unused(
+  effective: _Effective, history: Sequence[Binding], used: set[tuple[str, str]], root: type[Checked]
+) -> None:
   """Raises a `ConfigError` for what was bound and changes nothing.
 
   A name that nothing ever mentions is misspelt. One that is mentioned but bypassed (another binding took the place
@@ -187,7 +203,7 @@ def _check_unused(effective: _Effective, history: Sequence[Binding], used: set[t
         mentioned[leaf.name, ''] = binding
       elif isinstance(leaf, Reference):
         mentioned['', leaf.name.rpartition('.')[2]] = binding
-  mentioned['', 'RunConfig'] = history[-1]
+  mentioned['', root.__name__] = history[-1]
   for binding in effective.values():
     if binding.owner:
       consumed = any(_covers(binding.scope, scope) and owner == binding.owner for scope, owner in used)

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 
 import switch_jax
 from switch_jax import launch
-from switch_jax.config import ConfigError, RunConfig, suggest
+from switch_jax.config import ConfigError, EvaluationConfig, PredictionConfig, RunConfig, suggest
 
 RUN_MODES = ('train', 'eval', 'infer', 'plan')
-_BUILT = ('train', 'plan')
 
 # What a plan does not depend on, so that no task and no folder need be named for it.
 _NOT_PLANNED = {'MODEL_DIR': 'none', 'MIXTURE_OR_TASK_NAME': 'none', 'TRAIN_STEPS': 1}
@@ -132,15 +131,14 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     raise ConfigError(
       f'--run_mode is {flags.run_mode!r}; it must be one of {", ".join(RUN_MODES)}.{suggest(flags.run_mode, RUN_MODES)}'
     )
-  if flags.run_mode not in _BUILT:
-    raise ConfigError(
-      f'--run_mode={flags.run_mode} is not in this version ({switch_jax.__version__}); {" and ".join(_BUILT)} are.'
-    )
   if unknown:
     _refuse(unknown[0], list(parser._option_string_actions))
   for name in ('topology', 'json', 'serialize'):
     if getattr(flags, name) is not None and flags.run_mode != 'plan':
       raise ConfigError(f'--{name} is for --run_mode=plan, and the run mode is {flags.run_mode}.')
+  for name in ('dry_run', 'profile'):
+    if getattr(flags, name) and flags.run_mode in ('eval', 'infer'):
+      raise ConfigError(f'--{name} is for --run_mode=train, and the run mode is {flags.run_mode}.')
   if flags.run_mode == 'plan' and flags.topology is None:
     raise ConfigError('--run_mode=plan needs the TPU to compile for: --topology=v3:32x32 for example.')
   if not flags.gin_file:
@@ -163,6 +161,20 @@ def _plan(flags: argparse.Namespace, run: RunConfig) -> int:
   return 0
 
 
+def _infer(flags: argparse.Namespace, bindings: Sequence[str], search_paths: Sequence[str]) -> int:
+  """Evaluates checkpoints, or predicts for a file."""
+  from switch_jax import gin_files
+
+  root = {'eval': EvaluationConfig, 'infer': PredictionConfig}[flags.run_mode]
+  config, _ = gin_files.load_run(flags.gin_file, bindings, search_paths, root=root)
+  launch.quiet_logging(flags.debug)
+  launch.use_compilation_cache(flags.compilation_cache_dir)
+  launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
+  from switch_jax import inference
+
+  return inference.evaluate_run(config) if flags.run_mode == 'eval' else inference.predict_file(config)
+
+
 def _run(argv: Sequence[str]) -> int:
   flags, bindings = parse_flags(argv)
   from switch_jax import gin_files
@@ -170,6 +182,8 @@ def _run(argv: Sequence[str]) -> int:
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
   if flags.run_mode == 'plan':
     return _plan(flags, gin_files.load_run(flags.gin_file, bindings, search_paths, _NOT_PLANNED)[0])
+  if flags.run_mode in ('eval', 'infer'):
+    return _infer(flags, bindings, search_paths)
   run, config_gin = gin_files.load_run(flags.gin_file, bindings, search_paths)
 
   launch.quiet_logging(flags.debug)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from switch_jax.config.mesh import MeshConfig
+from switch_jax.config.run import DataConfig
 from switch_jax.config.validation import Checked
 
 
@@ -50,27 +51,19 @@ class EvaluationConfig(Checked):
 
   Attributes:
     model_dir: of the run that is evaluated.
-    mixture_or_task_name: a name in SeqIO's registry once `task_module` is imported.
-    feature_lengths: tokens of `inputs` and `targets`; longer examples are cut. Targets bound what is decoded.
-    batch_size: examples decoded at once.
+    data: the task or mixture, its `eval_split`, and the examples decoded at once (`batch_size`). Examples longer than
+      `feature_lengths` are cut, and targets are decoded up to theirs.
     checkpoints: `latest` is one checkpoint, the newest or `step`; `all` are those that are there; `new` goes on with
-      those that come until that of the run's last step.
+      those that come until that of the run's last step. `all` and `new` leave out what has been evaluated before.
     step: which checkpoint `latest` means; None is the newest.
     capacity_factors: each is one evaluation: None without dropping tokens, a number with that capacity factor where
       many tokens are routed at once (in the encoder, and in both stacks where targets are scored).
     num_examples: the first so many of each task; None is all.
     poll_seconds: how often `new` looks for a checkpoint.
-    task_module, text_files, use_cached_tasks, split: as in `DataConfig`.
   """
 
   model_dir: str
-  mixture_or_task_name: str
-  feature_lengths: dict[str, int]
-  batch_size: int
-  task_module: str | None = None
-  text_files: str | None = None
-  split: str = 'validation'
-  use_cached_tasks: bool = False
+  data: DataConfig
   checkpoints: Literal['latest', 'all', 'new'] = 'latest'
   step: int | None = None
   capacity_factors: tuple[float | None, ...] = (None,)
@@ -82,12 +75,9 @@ class EvaluationConfig(Checked):
   def __post_init__(self):
     super().__post_init__()
     self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
-    self.require_at_least(1, 'batch_size', 'num_examples')
+    self.require_at_least(1, 'num_examples')
     self.require_at_least(0, 'step')
     self.require_positive('poll_seconds')
-    rule = "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}."
-    self.require(set(self.feature_lengths) == {'inputs', 'targets'}, 'feature_lengths', rule)
-    self.require(min(self.feature_lengths.values()) >= 1, 'feature_lengths', 'lengths must be at least 1.')
     factors = self.capacity_factors
     self.require(len(factors) > 0, 'capacity_factors', 'give at least one: (None,) drops no token.')
     self.require(len(set(factors)) == len(factors), 'capacity_factors', 'name each factor once.')
@@ -109,7 +99,6 @@ class PredictionConfig(Checked):
     batch_size: examples decoded at once.
     inputs_length: tokens; longer texts are cut. None is what the run was trained with.
     targets_length: tokens that are decoded at most; None is what the run was trained with.
-    vocabulary_file: where the SentencePiece model lies, if it has been moved.
   """
 
   model_dir: str
@@ -120,7 +109,6 @@ class PredictionConfig(Checked):
   inputs_key: str = 'inputs'
   inputs_length: int | None = None
   targets_length: int | None = None
-  vocabulary_file: str | None = None
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   decoding: DecodingConfig = DecodingConfig()
 

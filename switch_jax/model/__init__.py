@@ -1,6 +1,19 @@
 """What is computed: the T5 encoder-decoder with Switch layers, routing, dispatch, and losses."""
 
-from switch_jax.model.parameters import abstract_parameters, init_parameters, parameter_axes, parameter_count
+from switch_jax.model.parameters import (
+  abstract_parameters,
+  init_parameters,
+  parameter_axes,
+  parameter_count,
+  parameter_widths,
+)
 from switch_jax.model.transformer import Transformer
 
-__all__ = ['Transformer', 'abstract_parameters', 'init_parameters', 'parameter_axes', 'parameter_count']
+__all__ = [
+  'Transformer',
+  'abstract_parameters',
+  'init_parameters',
+  'parameter_axes',
+  'parameter_count',
+  'parameter_widths',
+]

@@ -58,3 +58,21 @@ def init_parameters(config: ModelConfig, layout: Layout, key: jax.Array) -> Para
 def parameter_count(parameters: Parameters) -> int:
   """Returns the number of scalars in a tree of (abstract) arrays."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(parameters))
+
+
+def parameter_widths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Returns the sizes that a model's parameters have along logical axes, experts apart."""
+  widths = {
+    'embed': (config.emb_dim,),
+    'heads': (config.num_heads,),
+    'joined_kv': (config.num_heads * config.head_dim,),
+    'vocab': (config.vocab_size,),
+    'activation_embed': (config.emb_dim,),
+    'activation_vocab': (config.vocab_size,),
+  }
+  switch = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
+  if any(len(layers) < config.num_layers(stack) for stack, layers in switch.items()):
+    widths['mlp'] = (config.mlp_dim,)
+  if any(switch.values()):
+    widths |= {'expert_embed': (config.emb_dim,), 'expert_mlp': (config.moe.expert_mlp_dim or config.mlp_dim,)}
+  return widths

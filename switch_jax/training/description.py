@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import jax
 
-from switch_jax.config import ConfigError, ModelConfig, RunConfig
-from switch_jax.model import abstract_parameters, parameter_count
+from switch_jax.config import ConfigError, RunConfig
+from switch_jax.model import abstract_parameters, parameter_count, parameter_widths
 from switch_jax.model.routing import expert_capacity
 from switch_jax.parallel import Layout, make_mesh
 from switch_jax.training.state import plan_state
@@ -35,24 +35,6 @@ class StackRouting:
   def slots_per_token(self, capacity: int | None) -> float | None:
     """Returns expert rows computed per token: the *effective* capacity factor."""
     return None if capacity is None else capacity * self.num_experts / self.group_tokens
-
-
-def parameter_widths(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the sizes that a model's parameters have along logical axes, experts apart."""
-  widths = {
-    'embed': (model.emb_dim,),
-    'heads': (model.num_heads,),
-    'joined_kv': (model.num_heads * model.head_dim,),
-    'vocab': (model.vocab_size,),
-    'activation_embed': (model.emb_dim,),
-    'activation_vocab': (model.vocab_size,),
-  }
-  switch = {stack: model.switch_layers(stack) for stack in ('encoder', 'decoder')}
-  if any(len(layers) < model.num_layers(stack) for stack, layers in switch.items()):
-    widths['mlp'] = (model.mlp_dim,)
-  if any(switch.values()):
-    widths |= {'expert_embed': (model.emb_dim,), 'expert_mlp': (model.moe.expert_mlp_dim or model.mlp_dim,)}
-  return widths
 
 
 def make_layout(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Layout:

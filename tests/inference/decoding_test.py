@@ -19,7 +19,7 @@ from switch_jax.plan.collectives import collectives
 BATCH, INPUTS, LENGTH = 8, 5, 4
 IDS = Ids(size=6, eos=1)  # of 8 rows in the embedding
 MODEL = ModelConfig(
-  vocab_size=8, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=2,
+  vocab_size=8, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1,
   moe=MoeConfig(num_experts=4, encoder_layers=1, decoder_layers=1, eval_capacity_factor=None),
 )  # fmt: skip
 NUMBERS = jnp.arange(BATCH)
@@ -94,18 +94,21 @@ def test_greedy_takes_the_likeliest_token_of_a_full_pass():
   np.testing.assert_array_equal(decoded.score, decoded.log_probability)
 
 
-@pytest.mark.parametrize('alpha', [0.0, 0.6, 2.0])
+@pytest.mark.parametrize('alpha', [0.0, 0.6])
 def test_a_wide_beam_is_exhaustive_search(alpha):
   targets, log_probability = every_hypothesis()
   lengths = (targets > 0).sum(axis=1)
   scores = log_probability / np.asarray(length_penalty(lengths, alpha))[:, None]
-  beams = len(TEXTS)
+  # Wide enough that half of all continuations of the longest hypotheses go on.
+  beams = 5 * 4 ** (LENGTH - 1) // 2
   decoded = decode(method='beam', num_beams=beams, length_penalty=alpha)
   order = np.argsort(-scores, axis=0)
-  np.testing.assert_allclose(decoded.score, np.take_along_axis(scores, order, axis=0).T, atol=1e-4)
+  found = decoded.score[:, : len(TEXTS)]
+  np.testing.assert_allclose(found, np.take_along_axis(scores, order, axis=0).T, atol=1e-4)
   # Hypotheses whose scores are nearer to each other than the arithmetic is exact may change places.
   np.testing.assert_array_equal(decoded.tokens[:, 0], targets[order[0]])
-  check_scores(decoded)
+  there = decoded.tokens[:, : len(TEXTS)]
+  np.testing.assert_array_equal((there == IDS.eos).sum(axis=2), 1)
 
 
 def test_a_narrow_beam_scores_what_it_finds_and_beats_greedy_somewhere():
@@ -114,7 +117,6 @@ def test_a_narrow_beam_scores_what_it_finds_and_beats_greedy_somewhere():
   assert (np.diff(decoded.score, axis=1) <= 1e-6).all()
   ended = (greedy.tokens == IDS.eos).any(axis=2)[:, 0]
   assert (decoded.score[ended, 0] > greedy.score[ended, 0] - 1e-4).all()
-  # One beam without a penalty, where the likeliest sequence ends, is greedy.
 
 
 def test_hypotheses_that_are_cut_off_come_after_those_that_ended():
@@ -172,11 +174,11 @@ def test_samples_belong_to_the_example_and_the_seed():
 
 def test_samples_have_the_models_frequencies():
   numbers = np.arange(BATCH)
-  drawn = [decode(length=1, method='sample', numbers=jnp.asarray(numbers + BATCH * i)).tokens for i in range(150)]
+  drawn = [decode(length=1, method='sample', numbers=jnp.asarray(numbers + BATCH * i)).tokens for i in range(60)]
   counts = np.stack([(np.stack(drawn)[..., 0, 0] == t).mean(axis=0) for t in range(1, IDS.size)])
   expected = np.stack([np.exp(score(np.full((BATCH, 1), t, np.int32))) for t in range(1, IDS.size)])
   expected /= expected.sum(axis=0)
-  assert np.abs(counts - expected).max() < 4 * np.sqrt(0.25 / 150)
+  assert np.abs(counts - expected).max() < 4 * np.sqrt(0.25 / 60)
 
 
 def test_top_k_and_top_p_leave_the_likeliest():

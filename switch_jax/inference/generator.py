@@ -1,0 +1,206 @@
+"""Texts to texts with a trained model, in batches of one shape."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from switch_jax import data
+from switch_jax.config import ConfigError, DecodingConfig, MeshConfig
+from switch_jax.inference.decoding import Ids, make_decode
+from switch_jax.inference.loading import LoadedModel, check_batch_size, latest_step, load_model, open_store
+from switch_jax.inference.scoring import with_capacity
+
+# The shortest inputs a program is compiled for; longer ones go up by factors of two.
+_SHORTEST = 32
+_BATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What a model made of one text.
+
+  Attributes:
+    text: the prediction.
+    score: its log probability; of beam search normalised by the length (see `decoding.Decoded`).
+    was_cut: the text was longer than the model's inputs, and its end was not read.
+  """
+
+  text: str
+  score: float
+  was_cut: bool
+
+
+def decode_batch(
+  model: LoadedModel,
+  decoding: DecodingConfig,
+  ids: Ids,
+  length: int,
+  rows: Sequence[np.ndarray] | np.ndarray,
+  numbers: Sequence[int],
+  batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Decodes at most `batch_size` rows of encoder tokens in a batch that empty rows fill up.
+
+  Args:
+    model: its configuration's evaluation capacity holds in the encoder.
+    decoding, ids, length: see `decoding.decode`.
+    rows: int `[n, inputs length]`.
+    numbers: of the examples, from which samples are drawn.
+    batch_size: rows of the batch.
+
+  Returns:
+    The best hypothesis of each row, int32 `[n, length]`, and its score, float32 `[n]`.
+  """
+  rows = np.asarray(rows, np.int32)
+  missing = batch_size - len(rows)
+  tokens = np.pad(rows, ((0, missing), (0, 0)))
+  present = np.arange(batch_size) < len(rows)
+  numbers = np.pad(np.asarray(numbers, np.int32), (0, missing))
+  function = make_decode(model.config, model.layout, decoding, ids, length)
+  decoded = jax.device_get(function(model.params, tokens, present, numbers))
+  return decoded.tokens[: len(rows), 0], decoded.score[: len(rows), 0]
+
+
+class Generator:
+  """Makes texts of texts: `Generator.from_checkpoint(model_dir)(['...', '...'])`.
+
+  A text is tokenised, EOS is appended, and what is longer than the inputs is cut (EOS stays). The empty string is a
+  text of EOS alone and gets a prediction like any other. Bytes know every character; with a SentencePiece vocabulary
+  an unseen one becomes the unknown token. Nothing is dropped by Switch layers.
+  """
+
+  def __init__(
+    self,
+    model: LoadedModel,
+    vocabulary: Any,
+    *,
+    inputs_length: int,
+    targets_length: int,
+    decoding: DecodingConfig | None = None,
+    batch_size: int | None = None,
+  ):
+    """Takes a model as it is; see `from_checkpoint`.
+
+    Raises:
+      ConfigError: the vocabulary has more ids than the model, or the batch does not divide over the mesh.
+    """
+    if vocabulary.vocab_size > model.config.vocab_size:
+      raise ConfigError(
+        f'the vocabulary has {vocabulary.vocab_size} ids and the model {model.config.vocab_size}; they do not belong '
+        'together.'
+      )
+    shards = model.layout.num_token_shards
+    if batch_size is not None:
+      check_batch_size(batch_size, model.layout, 'Generator')
+    self._model = dataclasses.replace(model, config=with_capacity(model.config, None))
+    self._vocabulary = vocabulary
+    self._ids = Ids(size=vocabulary.vocab_size, eos=vocabulary.eos_id)
+    self._inputs_length, self._targets_length = inputs_length, targets_length
+    self._decoding = decoding or DecodingConfig()
+    self.batch_size = batch_size or -(-_BATCH_SIZE // shards) * shards
+
+  @classmethod
+  def from_checkpoint(
+    cls,
+    model_dir: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    decoding: DecodingConfig | None = None,
+    mesh: MeshConfig | None = None,
+    inputs_length: int | None = None,
+    targets_length: int | None = None,
+    batch_size: int | None = None,
+  ) -> Self:
+    """Reads a checkpoint of a run, trained on whatever mesh.
+
+    Args:
+      model_dir: the run's folder.
+      step: which checkpoint; None is the newest.
+      decoding: greedy by default.
+      mesh: of all devices; by default the experts are split over as many as divide them.
+      inputs_length, targets_length: in tokens; None is what the run was trained with.
+      batch_size: texts decoded at once.
+
+    Raises:
+      ConfigError: no such folder or checkpoint, or it does not record its vocabulary or its lengths.
+    """
+    store = open_store(model_dir)
+    step = latest_step(store) if step is None else step
+    record = store.read_config(step)
+    if 'vocabulary' not in record:
+      raise ConfigError(
+        f'config.json of {store.path(step)} records no vocabulary (it was converted, perhaps); make the Generator of '
+        'load_model and a SeqIO vocabulary.'
+      )
+    vocabulary = data.load_vocabulary(record['vocabulary'], store.model_dir)
+    lengths = record.get('run', {}).get('data', {}).get('feature_lengths', {})
+    given = {'inputs': inputs_length, 'targets': targets_length}
+    lengths |= {name: length for name, length in given.items() if length is not None}
+    for name in given:
+      if name not in lengths:
+        raise ConfigError(f'config.json of {store.path(step)} records no length of {name}; give {name}_length.')
+    model = load_model(store, step, mesh or MeshConfig())
+    return cls(
+      model,
+      vocabulary,
+      inputs_length=lengths['inputs'],
+      targets_length=lengths['targets'],
+      decoding=decoding,
+      batch_size=batch_size,
+    )
+
+  @property
+  def model(self) -> LoadedModel:
+    """The model that is used."""
+    return self._model
+
+  def __call__(self, texts: Sequence[str]) -> list[str]:
+    """Returns a prediction for each text, in their order."""
+    return [prediction.text for prediction in self.predict(texts)]
+
+  def predict(self, texts: Sequence[str], numbers: Sequence[int] | None = None) -> list[Prediction]:
+    """Returns predictions with their scores.
+
+    Args:
+      texts: any strings; one string alone is an error.
+      numbers: of the texts, 0, 1, 2 by default. A sample is a function of the seed and this number, not of the batch.
+
+    Raises:
+      ConfigError: `texts` is no list of strings.
+    """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+      raise ConfigError(f'a Generator takes a list of strings, and was given {str(texts)[:60]!r}.')
+    rows = [self._tokenise(text) for text in texts]
+    numbers = range(len(rows)) if numbers is None else numbers
+    found: list[Prediction] = []
+    for first in range(0, len(rows), self.batch_size):
+      batch = rows[first : first + self.batch_size]
+      width = self._width(max(len(row) for row, _ in batch))
+      tokens = np.stack([np.pad(row, (0, width - len(row))) for row, _ in batch])
+      which = numbers[first : first + len(batch)]
+      targets, scores = decode_batch(
+        self._model, self._decoding, self._ids, self._targets_length, tokens, which, self.batch_size
+      )
+      for target, score, (_, was_cut) in zip(targets, scores, batch, strict=True):
+        found.append(Prediction(self._text(target), float(score), was_cut))
+    return found
+
+  def _tokenise(self, text: str) -> tuple[np.ndarray, bool]:
+    # Half of a surrogate pair, which JSON can hold, is no character.
+    tokens = self._vocabulary.encode(text.encode('utf-8', 'replace').decode('utf-8'))
+    was_cut = len(tokens) >= self._inputs_length
+    return np.array([*tokens[: self._inputs_length - 1], self._ids.eos], np.int32), was_cut
+
+  def _text(self, tokens: np.ndarray) -> str:
+    return self._vocabulary.decode([int(token) for token in tokens if token > 0])
+
+  def _width(self, length: int) -> int:
+    """Returns the length that inputs are padded to: few different ones, so that few programs are compiled."""
+    width = _SHORTEST
+    while width < length:
+      width *= 2
+    return min(width, self._inputs_length)

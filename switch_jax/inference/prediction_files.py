@@ -1,0 +1,231 @@
+"""Predictions for the lines of a file: JSON lines in, JSON lines out, in the same order, and none lost.
+
+While a run is under way its lines lie in `OUTPUT.partial`, beside `OUTPUT.partial.json` with the settings they were
+made with. Every line of the input that is not blank gives exactly one line there, so that the number of whole lines
+says where to go on. A run that is finished renames the file.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from switch_jax.config import ConfigError, PredictionConfig
+from switch_jax.inference.generator import Generator
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A line of the input.
+
+  Attributes:
+    number: in the file, from 1.
+    record: the object to which prediction and score are added; None if the line is malformed.
+    text: the model's input.
+    error: what is wrong with a malformed line.
+  """
+
+  number: int
+  record: dict[str, Any] | None
+  text: str = ''
+  error: str = ''
+
+
+def read_line(number: int, line: str, key: str) -> Line:
+  """Reads an object whose `key` is a string, or a bare string."""
+  try:
+    value = json.loads(line)
+  except ValueError as error:
+    return Line(number, None, error=f'no JSON ({error})')
+  if isinstance(value, str):
+    value = {key: value}
+  if not isinstance(value, dict):
+    return Line(number, None, error=f'{type(value).__name__} in place of an object')
+  if key not in value:
+    return Line(number, None, error=f'no {key!r} in it (it has {", ".join(map(repr, value)) or "nothing"})')
+  if not isinstance(value[key], str):
+    return Line(number, None, error=f'{key!r} is {json.dumps(value[key])[:40]}, which is no string')
+  return Line(number, value, value[key])
+
+
+def read_lines(path: epath.Path, key: str) -> Iterator[Line]:
+  """Yields the lines of a file; blank ones are passed over."""
+  with path.open('rb') as file:
+    for number, raw in enumerate(file, 1):
+      if not raw.strip():
+        continue
+      try:
+        yield read_line(number, raw.decode('utf-8'), key)
+      except UnicodeDecodeError as error:
+        yield Line(number, None, error=f'no UTF-8 ({error})')
+
+
+def _settings(config: PredictionConfig, step: int, size: int) -> dict[str, Any]:
+  """Returns everything that decides what the output holds."""
+  settings = config.to_json() | {'step': step, 'input_bytes': size}
+  for name in ('mesh', 'output_file', 'batch_size'):
+    settings.pop(name)
+  return settings
+
+
+class _Output:
+  """The output under way: whole lines of it, and the settings beside it."""
+
+  def __init__(self, config: PredictionConfig, settings: Mapping[str, Any]):
+    self._final = epath.Path(config.output_file)
+    self._partial = epath.Path(f'{config.output_file}.partial')
+    self._sidecar = epath.Path(f'{config.output_file}.partial.json')
+    self._settings = json.loads(json.dumps(settings))
+    self._file: Any = None
+    self._active = jax.process_index() == 0
+
+  def open(self) -> int:
+    """Opens it for writing; returns how many lines it has.
+
+    Raises:
+      ConfigError: it was begun with other settings, or cannot be written.
+    """
+    whole = b''
+    if self._partial.exists() and self._sidecar.exists():
+      try:
+        begun = json.loads(self._sidecar.read_text())
+      except ValueError:
+        begun = {}
+      differ = sorted(n for n in {*begun, *self._settings} if begun.get(n) != self._settings.get(n))
+      if differ:
+        changes = ', '.join(f'{n} was {begun.get(n)!r} and is {self._settings.get(n)!r}' for n in differ)
+        raise ConfigError(
+          f'{self._partial} was begun with other settings ({changes}); set them back to go on, or remove the file to '
+          'begin anew.'
+        )
+      whole = self._partial.read_bytes()
+      whole = whole[: whole.rfind(b'\n') + 1]
+    if self._active:
+      try:
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        temporary = epath.Path(f'{self._sidecar}.tmp')
+        temporary.write_text(json.dumps(self._settings, indent=2) + '\n')
+        # A torn last line goes. The lines come before the settings that vouch for them.
+        self._file = self._partial.open('wb')
+        self._file.write(whole)
+        self._file.flush()
+        temporary.replace(self._sidecar)
+      except OSError as error:
+        raise ConfigError(f'{self._partial} cannot be written ({error}); name another output_file.') from error
+    return whole.count(b'\n')
+
+  def write(self, records: list[dict[str, Any]]) -> None:
+    """Adds lines; once this returns they survive the end of the process."""
+    if self._active:
+      self._file.write(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records).encode('utf-8', 'replace'))
+      self._file.flush()
+
+  def close(self, finished: bool) -> None:
+    """Closes the file, and gives it its name if it is finished."""
+    if self._active and self._file is not None:
+      self._file.close()
+      if finished:
+        self._partial.replace(self._final)
+        self._sidecar.unlink()
+
+
+def predict_file(config: PredictionConfig) -> int:
+  """Writes a prediction for every line of the input file, going on where an earlier run was killed.
+
+  A line becomes its own object with `prediction` and `score`, a malformed one `{"line": number, "error": ...}`, and
+  its number is printed.
+
+  Returns:
+    The exit status: 1 if a line was malformed, otherwise 0.
+
+  Raises:
+    ConfigError: a file cannot be read or written, or there is no such model.
+  """
+  source, target = epath.Path(config.input_file), epath.Path(config.output_file)
+  if not source.is_file():
+    raise ConfigError(f'input_file is {config.input_file!r}, and there is no such file; set --gin.INPUT_FILE.')
+  if target.exists():
+    print(f'{target} is there and whole; nothing to do. Remove it to make it anew, or name another output_file.')
+    return 0
+  generator = Generator.from_checkpoint(
+    config.model_dir,
+    config.step,
+    decoding=config.decoding,
+    mesh=config.mesh,
+    inputs_length=config.inputs_length,
+    targets_length=config.targets_length,
+    batch_size=config.batch_size,
+  )
+  output = _Output(config, _settings(config, generator.model.step, source.stat().length))
+  done, finished = output.open(), False
+  progress = _Progress(sum(1 for _ in read_lines(source, config.inputs_key)), done)
+  malformed, cut, seen, waiting = 0, 0, 0, []
+
+  def write(lines: list[Line]) -> int:
+    whole = [(seen + i, x.text) for i, x in enumerate(lines) if x.record is not None]
+    predictions = iter(generator.predict([text for _, text in whole], [number for number, _ in whole]))
+    records, cut = [], 0
+    for line in lines:
+      if line.record is None:
+        records.append({'line': line.number, 'error': line.error})
+        continue
+      prediction = next(predictions)
+      records.append(line.record | {'prediction': prediction.text, 'score': prediction.score})
+      cut += prediction.was_cut
+    output.write(records)
+    return cut
+
+  try:
+    for index, line in enumerate(read_lines(source, config.inputs_key)):
+      if line.record is None:
+        malformed += 1
+        progress.note(f'{source} line {line.number} is malformed: {line.error}')
+      if index < done:
+        seen = index + 1
+        continue
+      waiting.append(line)
+      if len(waiting) == config.batch_size:
+        cut += write(waiting)
+        seen, waiting = index + 1, []
+        progress.update(seen)
+    if waiting:
+      cut += write(waiting)
+      progress.update(seen + len(waiting))
+    finished = True
+  finally:
+    output.close(finished)
+  if cut:
+    progress.note(f'{cut} texts were longer than the inputs and were cut')
+  if malformed:
+    progress.note(f'error: {malformed} malformed lines have an error in place of a prediction')
+  progress.note(f'wrote {target}')
+  return 1 if malformed else 0
+
+
+class _Progress:
+  """Shows how many lines are behind, at most every two seconds."""
+
+  def __init__(self, total: int, done: int):
+    self._total, self._first, self._began = total, done, time.monotonic()
+    self._last = self._began
+    if done:
+      self.note(f'going on after {done:,} of {total:,} lines')
+
+  def update(self, done: int) -> None:
+    now = time.monotonic()
+    if done < self._total and now - self._last < _SECONDS_BETWEEN_LINES:
+      return
+    self._last = now
+    speed = (done - self._first) / max(now - self._began, 1e-9)
+    self.note(f'{done:,} of {self._total:,} lines | {speed:,.1f} lines/s | {(self._total - done) / speed:,.0f} s left')
+
+  def note(self, text: str) -> None:
+    if jax.process_index() == 0:
+      print(text, file=sys.stderr, flush=True)

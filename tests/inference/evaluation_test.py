@@ -1,0 +1,126 @@
+"""Metrics of tasks and mixtures over the checkpoints of a run."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from conftest import TEXTS, write_checkpoints
+
+from switch_jax.config import ConfigError, DataConfig, EvaluationConfig
+from switch_jax.inference import Generator, evaluate_run
+from switch_jax.inference.evaluation_records import mixture_averages
+
+pytestmark = pytest.mark.usefixtures('tasks')
+
+
+def evaluation_config(model_dir, task='repeat_both', **fields):
+  lengths = {'inputs': 24, 'targets': 8}
+  data = DataConfig(mixture_or_task_name=task, feature_lengths=lengths, batch_size=8)
+  return EvaluationConfig(model_dir=str(model_dir), data=data, poll_seconds=0.1, **fields)
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_task_of_a_mixture_at_two_capacities(model_dir, capsys):
+  # What training has written, and may write at any time.
+  own = model_dir / 'eval' / 'repeat_letters' / 'metrics.jsonl'
+  own.parent.mkdir(parents=True)
+  own.write_text('{"step": 10, "cross_ent_loss": 3.5}\n{"step": 2')
+  kept = own.read_bytes()
+  config = evaluation_config(model_dir, checkpoints='all', capacity_factors=(None, 0.25))
+  assert evaluate_run(config) == 0
+  assert own.read_bytes() == kept
+
+  letters = read(model_dir / 'eval' / 'repeat_letters.metrics' / 'metrics.jsonl')
+  scores = read(model_dir / 'eval' / 'repeat_scores' / 'metrics.jsonl')
+  both = read(model_dir / 'eval' / 'repeat_both' / 'metrics.jsonl')
+  assert [line['step'] for line in both] == [10, 20]
+  for i, step in enumerate((10, 20)):
+    predicted = Generator.from_checkpoint(model_dir, step, batch_size=8).predict(TEXTS)
+    expected = 100 * np.mean([p.text[:1] == text[:1] for p, text in zip(predicted, TEXTS, strict=True)])
+    assert letters[i]['first_letters'] == pytest.approx(expected)
+    records = read(model_dir / 'predictions' / 'repeat_letters' / f'{step}.jsonl')
+    assert [record['prediction'] for record in records] == [p.text for p in predicted]
+    assert [record['targets'] for record in records] == TEXTS
+    records = read(model_dir / 'predictions' / 'repeat_scores' / f'{step}.jsonl')
+    assert scores[i]['mean_score'] == pytest.approx(np.mean([record['target_score'] for record in records]))
+    assert scores[i]['mean_score'] < 0
+    assert scores[i]['mean_score/capacity_0.25'] != pytest.approx(scores[i]['mean_score'], abs=1e-3)
+    assert both[i]['first_letters'] == pytest.approx((letters[i]['first_letters'] + scores[i]['first_letters']) / 2)
+    mean_of_scores = (scores[i]['mean_score'] + scores[i]['first_letters']) / 2
+    assert both[i]['average'] == pytest.approx((letters[i]['first_letters'] + mean_of_scores) / 2)
+    assert 'average/capacity_0.25' in both[i]
+  assert (model_dir / 'predictions' / 'repeat_scores' / '20_capacity_0.25.jsonl').exists()
+  assert list((model_dir / 'eval' / 'repeat_both').glob('events.out.tfevents.*'))
+
+  capsys.readouterr()
+  assert evaluate_run(config) == 0
+  assert 'has been evaluated before' in capsys.readouterr().out
+  # An older step again, alone: its line is made anew and keeps its place.
+  assert evaluate_run(evaluation_config(model_dir, step=10, num_examples=2)) == 0
+  again = read(model_dir / 'eval' / 'repeat_both' / 'metrics.jsonl')
+  assert [line['step'] for line in again] == [10, 20]
+  assert again[1] == both[1]
+
+
+def test_new_checkpoints_are_evaluated_as_they_come(tmp_path):
+  write_checkpoints(tmp_path, steps=(10,))
+  later = threading.Timer(3, write_checkpoints, (tmp_path,), dict(steps=(20,)))
+  later.start()
+  config = evaluation_config(tmp_path, task='repeat_letters', checkpoints='new')
+  assert evaluate_run(config) == 0
+  later.join()
+  assert [line['step'] for line in read(tmp_path / 'eval' / 'repeat_letters' / 'metrics.jsonl')] == [10, 20]
+
+
+@pytest.mark.parametrize(
+  ('task', 'fields', 'message'),
+  [
+    ('repeat_no_metric', {}, 'has no metric to evaluate'),
+    ('repeat_no_example', {}, 'has no example in its split'),
+    ('repeat_broken_metric', {}, 'nothing to divide by; see to its metric_fns'),
+    ('repeat_lettres', {}, "Did you mean 'repeat_letters'?"),
+    ('repeat_other_vocabulary', {}, 'has another vocabulary than the checkpoint was trained with'),
+    ('repeat_letters', {'step': 15}, 'Steps that can be read: 10, 20'),
+  ],
+)
+def test_mistakes_are_named(model_dir, task, fields, message):
+  with pytest.raises(ConfigError) as caught:
+    evaluate_run(evaluation_config(model_dir, task=task, **fields))
+  assert message in str(caught.value)
+  assert '\n' not in str(caught.value)
+  assert not (model_dir / 'predictions').exists()
+
+
+def test_a_folder_without_a_run(tmp_path):
+  with pytest.raises(ConfigError, match='no such folder'):
+    evaluate_run(evaluation_config(tmp_path / 'none'))
+  with pytest.raises(ConfigError, match='no complete checkpoint'):
+    evaluate_run(evaluation_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (dict(checkpoints='every'), "one of 'latest', 'all', 'new'"),
+    (dict(checkpoints='all', step=3), "it goes with checkpoints='latest'"),
+    (dict(capacity_factors=()), 'drops no token'),
+    (dict(capacity_factors=(1.0, 1.0)), 'name each factor once'),
+    (dict(num_examples=0), 'at least 1'),
+  ],
+)
+def test_wrong_settings_are_named(fields, message):
+  with pytest.raises(ConfigError) as caught:
+    evaluation_config('run', **fields)
+  assert message in str(caught.value)
+
+
+def test_averages_of_a_mixture_weigh_tasks_alike():
+  averages = mixture_averages([{'accuracy': 50.0}, {'f1': 80.0, 'em': 60.0, 'f1/capacity_1.0': 20.0}, {'accuracy': 70}])
+  assert averages['accuracy'] == 60.0
+  assert averages['f1'] == 80.0
+  assert averages['average'] == pytest.approx((50 + 70 + 70) / 3)
+  assert averages['average/capacity_1.0'] == 20.0
