@@ -99,6 +99,7 @@ class PredictionConfig(Checked):
     batch_size: examples decoded at once.
     inputs_length: tokens; longer texts are cut. None is what the run was trained with.
     targets_length: tokens that are decoded at most; None is what the run was trained with.
+    vocabulary: 'bytes' or the path of a SentencePiece model; None is what the checkpoint records.
   """
 
   model_dir: str
@@ -109,12 +110,13 @@ class PredictionConfig(Checked):
   inputs_key: str = 'inputs'
   inputs_length: int | None = None
   targets_length: int | None = None
+  vocabulary: str | None = None
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   decoding: DecodingConfig = DecodingConfig()
 
   def __post_init__(self):
     super().__post_init__()
-    for name in ('model_dir', 'input_file', 'output_file', 'inputs_key'):
+    for name in ('model_dir', 'input_file', 'output_file', 'inputs_key', 'vocabulary'):
       self.require(getattr(self, name) != '', name, 'it must not be empty.')
     self.require_at_least(1, 'batch_size', 'inputs_length', 'targets_length')
     self.require_at_least(0, 'step')

@@ -13,11 +13,18 @@ if TYPE_CHECKING:
   from switch_jax.data.evaluation import EvaluationBatches, host_batches, open_evaluation
   from switch_jax.data.pipeline import TrainingSource, open_training
   from switch_jax.data.providers import vocabulary_of
-  from switch_jax.data.vocabularies import describe_vocabulary, keep_vocabulary, load_vocabulary, make_vocabulary
+  from switch_jax.data.vocabularies import (
+    check_vocabulary,
+    describe_vocabulary,
+    keep_vocabulary,
+    load_vocabulary,
+    make_vocabulary,
+  )
 
 _HOMES = {
   'EvaluationBatches': 'evaluation',
   'TrainingSource': 'pipeline',
+  'check_vocabulary': 'vocabularies',
   'describe_vocabulary': 'vocabularies',
   'host_batches': 'evaluation',
   'keep_vocabulary': 'vocabularies',
@@ -32,6 +39,7 @@ __all__ = [
   'EvaluationBatches',
   'TargetEntropies',
   'TrainingSource',
+  'check_vocabulary',
   'describe_vocabulary',
   'host_batches',
   'keep_vocabulary',

@@ -93,7 +93,7 @@ class TaskEvaluator:
   def check_model(self, model: LoadedModel) -> None:
     """Raises a `ConfigError` if the model was trained with another vocabulary, or the batch does not divide."""
     check_batch_size(self.config.data.batch_size, model.layout, 'DataConfig')
-    recorded = model.record.get('vocabulary', {}).get('digest')
+    recorded = (model.record.get('vocabulary') or {}).get('digest')
     if recorded is not None and recorded != vocabulary_digest(self.vocabulary):
       raise ConfigError(
         f'{self.config.data.mixture_or_task_name} has another vocabulary than the checkpoint was trained with '

@@ -109,6 +109,7 @@ class Generator:
     model_dir: str | os.PathLike[str],
     step: int | None = None,
     *,
+    vocabulary: str | None = None,
     decoding: DecodingConfig | None = None,
     mesh: MeshConfig | None = None,
     inputs_length: int | None = None,
@@ -120,6 +121,8 @@ class Generator:
     Args:
       model_dir: the run's folder.
       step: which checkpoint; None is the newest.
+      vocabulary: 'bytes' or the path of a SentencePiece model, for checkpoints that do not record theirs (converted
+        ones); None is what the checkpoint records.
       decoding: greedy by default.
       mesh: of all devices; by default the experts are split over as many as divide them.
       inputs_length, targets_length: in tokens; None is what the run was trained with.
@@ -131,12 +134,16 @@ class Generator:
     store = open_store(model_dir)
     step = latest_step(store) if step is None else step
     record = store.read_config(step)
-    if 'vocabulary' not in record:
+    if vocabulary is not None:
+      found = data.make_vocabulary(vocabulary)
+      data.check_vocabulary(found)
+    elif record.get('vocabulary'):
+      found = data.load_vocabulary(record['vocabulary'], store.model_dir)
+    else:
       raise ConfigError(
-        f'config.json of {store.path(step)} records no vocabulary (it was converted, perhaps); make the Generator of '
-        'load_model and a SeqIO vocabulary.'
+        f'config.json of {store.path(step)} records no vocabulary (it was converted, perhaps); give vocabulary: '
+        "'bytes' or the path of its SentencePiece model."
       )
-    vocabulary = data.load_vocabulary(record['vocabulary'], store.model_dir)
     lengths = record.get('run', {}).get('data', {}).get('feature_lengths', {})
     given = {'inputs': inputs_length, 'targets': targets_length}
     lengths |= {name: length for name, length in given.items() if length is not None}
@@ -146,7 +153,7 @@ class Generator:
     model = load_model(store, step, mesh or MeshConfig())
     return cls(
       model,
-      vocabulary,
+      found,
       inputs_length=lengths['inputs'],
       targets_length=lengths['targets'],
       decoding=decoding,

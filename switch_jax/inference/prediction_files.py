@@ -157,6 +157,7 @@ def predict_file(config: PredictionConfig) -> int:
   generator = Generator.from_checkpoint(
     config.model_dir,
     config.step,
+    vocabulary=config.vocabulary,
     decoding=config.decoding,
     mesh=config.mesh,
     inputs_length=config.inputs_length,

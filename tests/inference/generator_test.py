@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TEXTS
+from conftest import TEXTS, write_checkpoints
 
 from switch_jax import main
 from switch_jax.config import ConfigError, DecodingConfig, MeshConfig, PredictionConfig
@@ -54,6 +54,16 @@ def test_mistakes_are_named(checkpoints, generator, tmp_path):
     Generator.from_checkpoint(checkpoints, 15)
   with pytest.raises(ConfigError, match='batch_size is 3, which the 8'):
     Generator.from_checkpoint(checkpoints, batch_size=3)
+
+
+def test_a_converted_checkpoint_needs_its_vocabulary_and_lengths(tmp_path):
+  write_checkpoints(tmp_path, steps=(10,), vocabulary=None, run={})
+  with pytest.raises(ConfigError, match='records no vocabulary'):
+    Generator.from_checkpoint(tmp_path)
+  with pytest.raises(ConfigError, match='records no length of inputs; give inputs_length'):
+    Generator.from_checkpoint(tmp_path, vocabulary='bytes')
+  with pytest.raises(ConfigError, match='cannot be read'):
+    Generator.from_checkpoint(tmp_path, vocabulary=str(tmp_path / 'none.model'))
 
 
 def write(path, lines):
