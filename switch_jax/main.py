@@ -68,7 +68,9 @@ def _make_parser() -> argparse.ArgumentParser:
   add('--run_mode', default='train', metavar='MODE', help=f'one of {", ".join(RUN_MODES)} (default: train)')
   add('--dry_run', action='store_true', help='print parameters, mesh, shardings and expert capacity, and stop')
   add('--debug', action='store_true', help='show tracebacks and the log lines of libraries')
-  add('--profile', action='store_true', help='write a profile of some steps for TensorBoard under MODEL_DIR')
+  add(
+    '--profile', nargs='?', const='', metavar='FIRST:LAST[,...]', help='profile these steps (or five) for TensorBoard'
+  )
   add('--compilation_cache_dir', metavar='DIR', help='where compiled programs are kept; off for nowhere')
   add('--coordinator_address', metavar='HOST:PORT', help='process 0, on several hosts that are not Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='number of processes, on several hosts')
@@ -143,8 +145,26 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     raise ConfigError('--run_mode=plan needs the TPU to compile for: --topology=v3:32x32 for example.')
   if not flags.gin_file:
     raise ConfigError('no gin file was given; start with --gin_file=gin/examples/quickstart.gin.')
+  profile_windows(flags.profile)
   launch.check_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
   return flags, bindings
+
+
+def profile_windows(text: str | None) -> bool | list[tuple[int, int]]:
+  """Returns what `--profile[=FIRST:LAST,...]` asks for: nothing, the usual steps, or windows of steps.
+
+  Raises:
+    ConfigError: it is nothing of the sort.
+  """
+  if not text:
+    return text is not None
+  windows = []
+  for part in text.split(','):
+    match = re.fullmatch(r'(\d+):(\d+)', part)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+      raise ConfigError(f'--profile is {text!r}; it must be first and last steps, as 100:105 or 100:105,5000:5005.')
+    windows.append((int(match[1]), int(match[2])))
+  return windows
 
 
 def _plan(flags: argparse.Namespace, run: RunConfig) -> int:
@@ -198,7 +218,7 @@ def _run(argv: Sequence[str]) -> int:
   kept = [f'--gin.{binding}' for binding in bindings if not binding.startswith('TRAIN_STEPS=')]
   longer = [*others, *kept, f'--gin.TRAIN_STEPS={2 * run.train_steps}']
   next_command = shlex.join(['python', '-m', 'switch_jax.main', *longer])
-  return training.train(run, config_gin=config_gin, next_command=next_command, profile=flags.profile)
+  return training.train(run, config_gin=config_gin, next_command=next_command, profile=profile_windows(flags.profile))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

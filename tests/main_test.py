@@ -63,6 +63,7 @@ class TestMistakes:
       ([QUICKSTART, '--topology=v3:4x4'], '--topology is for --run_mode=plan, and the run mode is train'),
       ([QUICKSTART, '--json=a.json'], '--json is for --run_mode=plan'),
       ([QUICKSTART, '--num_processes=two'], "invalid int value: 'two'"),
+      ([QUICKSTART, '--profile=5'], "--profile is '5'; it must be first and last steps, as 100:105"),
       ([QUICKSTART, '--process_id=0'], '--coordinator_address and --num_processes must be given too'),
       (
         [QUICKSTART, '--process_id=2', '--num_processes=2', '--coordinator_address=a:1'],
@@ -128,6 +129,11 @@ class TestRuns:
     assert (run.train_steps, run.model_dir) == (7, '/x')
     assert options['profile'] is True
     assert "MODEL_DIR = '/x'" in options['config_gin']
+
+  def test_profile_windows(self, calls):
+    assert main.main([QUICKSTART, '--profile=3:4,10:12']) == 0
+    assert main.main([QUICKSTART]) == 0
+    assert [options['profile'] for _, options in calls] == [[(3, 4), (10, 12)], False]
 
   def test_exit_status_of_training(self, monkeypatch):
     monkeypatch.setattr(training, 'train', lambda run, **options: 143)

@@ -9,6 +9,7 @@ from switch_jax.config.model import LayerPattern, ModelConfig, MoeConfig, layer_
 from switch_jax.config.run import (
   CheckpointConfig,
   DataConfig,
+  HealthConfig,
   LossConfig,
   OptimizerConfig,
   RunConfig,
@@ -24,6 +25,7 @@ __all__ = [
   'DataConfig',
   'DecodingConfig',
   'EvaluationConfig',
+  'HealthConfig',
   'LayerPattern',
   'LossConfig',
   'MeshConfig',

@@ -112,20 +112,51 @@ class LossConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig(Checked):
-  """When checkpoints are written and which ones are kept.
+  """When checkpoints are written and which ones are kept: those that any of the three rules keeps.
 
   Attributes:
     period: steps between checkpoints; the last step is always saved.
-    keep: how many of the newest are kept; None keeps all.
+    keep: how many of the newest are kept, at least 2; None keeps all.
+    keep_every: steps that are multiples of it are kept for good; None is off.
+    keep_best: how many of those with the best `best_metric` are kept; None is off. A checkpoint whose step was not
+      evaluated does not compete.
+    best_metric: a name in `eval/<task>/metrics.jsonl`.
+    best_is: which values of it are best.
   """
 
   period: int = 1000
   keep: int | None = 3
+  keep_every: int | None = None
+  keep_best: int | None = None
+  best_metric: str = 'cross_ent_loss_text'
+  best_is: Literal['lowest', 'highest'] = 'lowest'
 
   def __post_init__(self):
     super().__post_init__()
-    self.require_at_least(1, 'period')
+    self.require_at_least(1, 'period', 'keep_every', 'keep_best')
     self.require_at_least(2, 'keep')
+    rule = f'only multiples of the period, {self.period}, are saved; use one of them.'
+    self.require(self.keep_every is None or self.keep_every % self.period == 0, 'keep_every', rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HealthConfig(Checked):
+  """When a run warns about its routers, and when it stops because it makes no sense any more.
+
+  Attributes:
+    window: steps over which routers and loss are judged.
+    divergence_factor: the run stops when the mean loss of a window is above this factor times the lowest one before
+      and one nat; None never stops, except for a loss or gradient that is not finite.
+  """
+
+  window: int = 100
+  divergence_factor: float | None = 3.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require_at_least(1, 'window')
+    rule = 'it must be greater than 1; None never stops.'
+    self.require(self.divergence_factor is None or self.divergence_factor > 1, 'divergence_factor', rule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +166,8 @@ class RunConfig(Checked):
   Attributes:
     model_dir: where the run lives; it belongs to one model, optimizer, task, batch size, seed and corpus.
     train_steps: this run's own steps, from step 0.
+    num_microbatches: parts of the batch that are computed one after the other, for one update; only one part's
+      activations are in memory. Where `sequences_per_group` is None, a group is a shard's rows of one part.
     initial_checkpoint_path: a checkpoint whose parameters step 0 begins with: a MODEL_DIR (its newest step), or
       `MODEL_DIR/checkpoints/<step>`, a T5X checkpoint or a Hugging Face folder. Read once; as soon as the run has a
       checkpoint of its own it continues that.
@@ -154,6 +187,8 @@ class RunConfig(Checked):
   optimizer: OptimizerConfig = OptimizerConfig()
   loss: LossConfig = LossConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
+  health: HealthConfig = HealthConfig()
+  num_microbatches: int = 1
   initial_checkpoint_path: str | None = None
   upcycle: UpcycleConfig | None = None
   eval_period: int | None = 1000
@@ -169,7 +204,16 @@ class RunConfig(Checked):
     idle = self.upcycle is not None and (self.initial_checkpoint_path is None or self.model.moe is None)
     self.require(not idle, 'upcycle', rule)
     self.require_at_least(0, 'random_seed')
-    self.require_at_least(1, 'train_steps', 'eval_period', 'eval_steps', 'log_period')
+    self.require_at_least(1, 'num_microbatches', 'train_steps', 'eval_period', 'eval_steps', 'log_period')
+    rule = f'the batch of {self.data.batch_size} rows must divide into it; use a divisor of it.'
+    self.require(self.data.batch_size % self.num_microbatches == 0, 'num_microbatches', rule)
+    period = self.checkpoint.period
+    if self.checkpoint.keep_best and (self.eval_period is None or self.eval_period % period):
+      raise ConfigError(
+        f'CheckpointConfig.keep_best is {self.checkpoint.keep_best}, but evaluations (eval_period={self.eval_period}) '
+        f'come at steps that are not saved (checkpoint period {period}); make EVAL_PERIOD a multiple of '
+        'CHECKPOINT_PERIOD.'
+      )
     if self.data.batch_size % (rows := (self.model.moe and self.model.moe.sequences_per_group) or 1):
       raise ConfigError(
         f'MoeConfig.sequences_per_group is {rows}, which does not divide the batch of {self.data.batch_size} rows; '

@@ -70,6 +70,25 @@ def token_sums(
   )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterCounts:
+  """What the router losses of a layer divide by, float32 scalars of at least 1.
+
+  Attributes:
+    groups: groups that hold a token that counts.
+    tokens: tokens that count.
+  """
+
+  groups: jax.Array
+  tokens: jax.Array
+
+  @classmethod
+  def of_groups(cls, tokens: jax.Array) -> 'RouterCounts':
+    """Returns the counts for groups that hold this many tokens, an array of any shape."""
+    return cls(jnp.maximum(jnp.sum(tokens > 0), 1).astype(jnp.float32), jnp.maximum(jnp.sum(tokens), 1.0))
+
+
 def balance_loss_sum(statistics: RoutingStatistics) -> jax.Array:
   """Returns the sum over the groups with tokens of N * sum_i f_i P_i (equations 4 to 6), without the factor alpha.
 
@@ -82,17 +101,14 @@ def balance_loss_sum(statistics: RoutingStatistics) -> jax.Array:
   return num_experts * jnp.sum(fraction * probability)  # a group without tokens adds 0
 
 
-def groups_with_tokens(statistics: RoutingStatistics) -> jax.Array:
-  """Returns the number of groups that hold a token that counts, at least 1 so that it can divide."""
-  return jnp.maximum(jnp.sum(statistics.tokens > 0), 1).astype(jnp.float32)
-
-
 def tokens_routed(statistics: RoutingStatistics) -> jax.Array:
   """Returns the number of tokens that count, at least 1 so that it can divide."""
   return jnp.maximum(jnp.sum(statistics.tokens), 1.0)
 
 
-def router_losses(statistics: dict[str, RoutingStatistics], config: ModelConfig) -> tuple[jax.Array, Metrics]:
+def router_losses(
+  statistics: dict[str, RoutingStatistics], config: ModelConfig, counts: dict[str, RouterCounts] | None = None
+) -> tuple[jax.Array, Metrics]:
   """Returns the weighted router losses of all layers, and their unweighted values by layer.
 
   The balance loss of a layer is its mean over the non-empty groups, the z-loss its mean over tokens; layers are
@@ -101,13 +117,15 @@ def router_losses(statistics: dict[str, RoutingStatistics], config: ModelConfig)
   Args:
     statistics: by layer; empty for a dense model.
     config: gives the factors and the aggregate.
+    counts: by stack, what the sums are divided by where these statistics are of a part of the batch only.
   """
   moe, metrics = config.moe, {}
   if not statistics:
     return jnp.zeros(()), metrics
   for layer, value in statistics.items():
-    metrics[f'load_balance_loss/{layer}'] = balance_loss_sum(value) / groups_with_tokens(value)
-    metrics[f'router_z_loss/{layer}'] = jnp.sum(value.squared_log_partition) / tokens_routed(value)
+    divisor = counts[layer.partition('_')[0]] if counts else RouterCounts.of_groups(value.tokens)
+    metrics[f'load_balance_loss/{layer}'] = balance_loss_sum(value) / divisor.groups
+    metrics[f'router_z_loss/{layer}'] = jnp.sum(value.squared_log_partition) / divisor.tokens
   over_layers = jnp.sum if moe.router_loss_aggregate == 'sum' else jnp.mean
   for name in ('load_balance_loss', 'router_z_loss'):
     metrics[name] = over_layers(jnp.stack([metrics[f'{name}/{layer}'] for layer in statistics]))

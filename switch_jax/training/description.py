@@ -62,7 +62,14 @@ def check_batch(run: RunConfig, layout: Layout) -> None:
       f'DataConfig.batch_size is {batch}, which the {shards} (data, expert) shards of the mesh do not divide; '
       f'use a multiple of {shards}.'
     )
+  parts, rows = run.num_microbatches, batch // shards
   group = run.model.moe.sequences_per_group if run.model.moe else None
+  if rows % (parts * (group or 1)) and parts > 1:
+    whole = f' in whole groups of {group} rows' if group else ''
+    raise ConfigError(
+      f'RunConfig.num_microbatches is {parts}, but each of the {shards} (data, expert) shards holds {rows} rows, which '
+      f'must divide into {parts} parts{whole}, so that no row moves; use a divisor of {rows // (group or 1)}.'
+    )
   if group and (batch // shards) % group:
     raise ConfigError(
       f'MoeConfig.sequences_per_group is {group}, but each of the {shards} (data, expert) shards holds '
@@ -86,7 +93,7 @@ def stack_routing(run: RunConfig, num_token_shards: int) -> list[StackRouting]:
   moe, found = run.model.moe, []
   if moe is None:
     return found
-  rows = moe.sequences_per_group or run.data.batch_size // num_token_shards
+  rows = moe.sequences_per_group or run.data.batch_size // num_token_shards // run.num_microbatches
   for stack, feature in (('encoder', 'inputs'), ('decoder', 'targets')):
     if run.model.switch_layers(stack) or run.model.switch_attention_layers(stack):
       tokens = rows * run.data.feature_lengths[feature]
@@ -139,7 +146,8 @@ def describe(run: RunConfig) -> str:
     f'{model.num_heads} heads of {model.head_dim}, mlp_dim {model.mlp_dim}, {model.activation_dtype}',
     f'mesh        {axes} over {layout.mesh.size} {layout.mesh.devices.flat[0].platform} devices',
     f'batch       {run.data.batch_size} rows of {run.data.feature_lengths}, '
-    f'{run.data.batch_size // layout.num_token_shards} rows a shard',
+    f'{run.data.batch_size // layout.num_token_shards} rows a shard'
+    + (f', in {run.num_microbatches} microbatches' if run.num_microbatches > 1 else ''),
     f'task        {run.data.mixture_or_task_name}, {run.train_steps} steps, seed {run.random_seed}',
     f'model_dir   {run.model_dir}',
     'routing',

@@ -1,65 +1,103 @@
 """The training run: set up, restore, loop, evaluate, save, sum up. Reads top down."""
 
+import contextlib
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 import switch_jax
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
-from switch_jax.config import ConfigError, RunConfig
+from switch_jax.config import ConfigError, RunConfig, suggest
 from switch_jax.interop import initial_parameters
 from switch_jax.training.description import make_layout
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.interruption import EXIT_CODES, Interruption
+from switch_jax.training.loss_watch import DivergenceError
 from switch_jax.training.metric_files import METRICS_FILE, MetricFiles, read_metrics
 from switch_jax.training.picture import save_picture
+from switch_jax.training.profiling import Profiler, Window
 from switch_jax.training.progress import Progress
 from switch_jax.training.reporting import Reporter
 from switch_jax.training.state import TrainState, init_state, plan_state
-from switch_jax.training.step import make_eval_step, make_train_step
+from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
 from switch_jax.training.summary import RunFacts, summarize
 
+_SUMMARY = 'summary.png'
 
-def train(run: RunConfig, *, config_gin: str = '', next_command: str | None = None, profile: bool = False) -> int:
+
+def train(
+  run: RunConfig,
+  *,
+  config_gin: str = '',
+  next_command: str | None = None,
+  profile: bool | Sequence[Window] = False,
+) -> int:
   """Trains until `run.train_steps`, continuing from the newest checkpoint of the MODEL_DIR.
 
   Args:
     run: the whole configuration.
     config_gin: the operative gin text, kept as `config.gin` in the MODEL_DIR for people to read.
     next_command: a command to suggest at the end.
-    profile: write a profile of a few steps for TensorBoard under `MODEL_DIR/profile`.
+    profile: steps to write profiles of for TensorBoard under `MODEL_DIR/profile`: first and last one of each; True
+      for five steps a little after the beginning.
 
   Returns:
     The exit status: 0 when the run is finished, 143 after SIGTERM and 130 after Ctrl-C (saved, to be continued).
 
   Raises:
-    ConfigError: the run cannot work as configured, or the MODEL_DIR belongs to another one.
+    ConfigError: the run cannot work as configured, the MODEL_DIR belongs to another one, a checkpoint or metrics cannot
+      be written; or (`DivergenceError`) the loss is no number or has diverged.
   """
   store = CheckpointStore(run.model_dir, run.checkpoint)
   store.check_identity(run.identity())
   first_step = store.latest_step() or 0
-  if first_step >= run.train_steps:
+  if first_step > run.train_steps or (first_step == run.train_steps and _is_summed_up(run)):
     _print(
       f'{run.model_dir} has all {run.train_steps:,} steps of this run (its newest checkpoint is step {first_step:,}); '
       'nothing to do.\nTrain on with a larger --gin.TRAIN_STEPS, or start anew with another --gin.MODEL_DIR.'
     )
     return 0
-  session = _Session(run, store, first_step, next_command)
+  session = _Session(run, store, first_step, next_command, profile)
   try:
     if config_gin and jax.process_index() == 0:
       (epath.Path(run.model_dir) / 'config.gin').write_text(config_gin)
-    return session.run_to_end(profile)
+    return session.run_to_end()
+  except DivergenceError as error:
+    raise session.explained(error) from None
   finally:
     session.close()
+
+
+def _is_summed_up(run: RunConfig) -> bool:
+  """Whether a run that has all its steps has its last evaluation too; one killed meanwhile still needs it."""
+  lines = read_metrics(_folder(run, 'eval') / METRICS_FILE)
+  return bool(lines) and lines[-1]['step'] == run.train_steps and (epath.Path(run.model_dir) / _SUMMARY).exists()
+
+
+def _folder(run: RunConfig, kind: str) -> epath.Path:
+  """Returns `MODEL_DIR/train` or `MODEL_DIR/eval/<task>`."""
+  folder = epath.Path(run.model_dir) / kind
+  return folder / run.data.mixture_or_task_name if kind == 'eval' else folder
 
 
 class _Session:
   """One process's share of a run: everything that is open while it trains."""
 
-  def __init__(self, run: RunConfig, store: CheckpointStore, first_step: int, next_command: str | None):
+  def __init__(
+    self,
+    run: RunConfig,
+    store: CheckpointStore,
+    first_step: int,
+    next_command: str | None,
+    profile: bool | Sequence[Window],
+  ):
     self.run, self.store, self.first_step, self.next_command = run, store, first_step, next_command
     self.began = time.perf_counter()
     self.is_first_host = jax.process_index() == 0
@@ -94,56 +132,89 @@ class _Session:
       self.state = init_state(run, layout, plan, params)
     self.train_step = make_train_step(run, layout, plan, special_tokens)
     self.eval_step = make_eval_step(run.model, layout, plan, special_tokens)
-    self.train_files = MetricFiles(self._folder('train'), active=self.is_first_host)
-    self.eval_files = MetricFiles(self._folder('eval'), active=self.is_first_host)
+    self.are_finite = make_finite_check(layout, plan)
+    self.train_files = MetricFiles(_folder(self.run, 'train'), active=self.is_first_host)
+    self.eval_files = MetricFiles(_folder(self.run, 'eval'), active=self.is_first_host)
     for files in (self.train_files, self.eval_files):
       files.truncate_after(first_step if first_step else -1)
-    self.reporter = Reporter(run, self.train_files, self.progress, lambda: self.source.wait_seconds)
+    device = layout.mesh.local_devices[0]
+    self.reporter = Reporter(run, self.train_files, self.progress, lambda: self.source.wait_seconds, device)
+    self.profiler = Profiler(profile, epath.Path(run.model_dir) / 'profile', first_step)
+    self.evaluated = self._read_scores()
     if first_step:
       self.reporter.target_tokens = store.read_config(first_step)['target_tokens']
 
-  def _folder(self, kind: str) -> epath.Path:
-    """Returns `MODEL_DIR/train` or `MODEL_DIR/eval/<task>`."""
-    folder = epath.Path(self.run.model_dir) / kind
-    return folder / self.run.data.mixture_or_task_name if kind == 'eval' else folder
+  def _read_scores(self) -> set[int]:
+    """Hands the evaluations of earlier processes to the checkpoint policy; returns their steps."""
+    lines = read_metrics(_folder(self.run, 'eval') / METRICS_FILE) if self.is_first_host else []
+    metric = self.run.checkpoint.best_metric
+    self.store.scores.update({line['step']: line[metric] for line in lines if metric in line})
+    return {line['step'] for line in lines}
 
-  def run_to_end(self, profile: bool) -> int:
+  def run_to_end(self) -> int:
     """Loops over the steps; returns the exit status."""
-    run, step = self.run, self.first_step
+    run, step, result = self.run, self.first_step, None
     if step:
       self.progress.note(f'continuing from the checkpoint of step {step:,}')
-    else:
-      self._evaluate(0)
+    if self._evaluation_is_missing(step):
+      result = self._evaluate(step)
     self.progress.note('compiling the training step')
     self.progress.start(step, run.train_steps)
     with Interruption() as interruption:
       while step < run.train_steps:
-        if profile and step == self.first_step + 5:
-          jax.profiler.start_trace(str(epath.Path(run.model_dir) / 'profile'))
+        self.profiler.before(step + 1)
         self.state, metrics = self.train_step(self.state, next(self.source))
         step += 1
         self.reporter.add(step, metrics)
-        if profile and step == self.first_step + 10:
-          jax.block_until_ready(metrics)
-          jax.profiler.stop_trace()
+        self.profiler.after(step, metrics)
         stop = interruption.requested(step)
         last = step == run.train_steps
         if last or stop or step % run.checkpoint.period == 0:
           self._save(step)
-        if last or (run.eval_period and step % run.eval_period == 0 and not stop):
+        if self._is_evaluated(step) and (last or not stop):
           result = self._evaluate(step)
         if stop and not last:
           return self._stopped(step, stop)
     self.store.wait()
     self.progress.close()
-    self._sum_up(result)
+    self._sum_up(result or self._evaluate(step))
     return 0
 
+  def _is_evaluated(self, step: int) -> bool:
+    """Whether the held-out loss is measured after this step."""
+    period = self.run.eval_period
+    return step in (0, self.run.train_steps) or bool(period and step % period == 0)
+
+  def _evaluation_is_missing(self, step: int) -> bool:
+    """Whether the process that saved this step was stopped before it had evaluated it. All hosts get one answer."""
+    if not self._is_evaluated(step):
+      return False
+    if jax.process_count() == 1:
+      return step not in self.evaluated
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(step not in self.evaluated)))
+
   def _save(self, step: int) -> None:
-    """Saves state and data position; the arrays are written in the background."""
-    self.reporter.stop_clock()
+    """Saves state and data position if the step is sound; the arrays are written in the background."""
+    self.reporter.stop_clock()  # reports this step, and ends the run here if its loss or gradient is not finite
+    if not bool(self.are_finite(self.state.params)):
+      raise DivergenceError(f'parameters are not finite after step {step:,}, whose gradient was.', step)
     self.store.save(step, self.state, self._config_json(), self.source.save_position)
     self.reporter.resume_clock()
+
+  def explained(self, error: DivergenceError) -> DivergenceError:
+    """Adds to an error what can be done about it."""
+    with contextlib.suppress(ConfigError):  # the older checkpoints are what is asked for
+      self.store.wait()
+    good = [step for step in self.store.steps() if step < error.began]
+    where = 'No checkpoint was saved before it.'
+    if good:
+      where = f'The last good checkpoint is step {good[-1]:,}, {self.store.path(good[-1])}.'
+    return DivergenceError(
+      f'{error} {where} The same command would come to the same point again: begin another --gin.MODEL_DIR with other '
+      'settings (a lower LEARNING_RATE, config.OptimizerConfig.max_grad_norm=1.0, a longer warm-up)'
+      + (f' and --gin.INITIAL_CHECKPOINT_PATH={self.store.path(good[-1])}.' if good else '.'),
+      error.began,
+    )
 
   def _config_json(self) -> dict[str, Any]:
     """Returns what a checkpoint records of its run: enough to load the model without gin."""
@@ -162,11 +233,22 @@ class _Session:
     if step == self.first_step:
       self.progress.note('evaluating before training')
     result = evaluate(self.eval_step, self.state.params, self.held_out)
+    self._score(step, result.metrics)
     self.eval_files.write(step, result.metrics)
     loss = result.metrics['cross_ent_loss_text']
     self.progress.note(f'held-out loss after {step:,} steps: {loss:.3f} nats per target token, sentinels left out')
     self.reporter.resume_clock()
     return result
+
+  def _score(self, step: int, metrics: dict[str, float]) -> None:
+    """Hands an evaluation to the checkpoint policy."""
+    policy = self.run.checkpoint
+    if policy.keep_best and policy.best_metric not in metrics:
+      raise ConfigError(
+        f'CheckpointConfig.best_metric is {policy.best_metric!r}, which an evaluation does not give; it gives '
+        f'{", ".join(sorted(name for name in metrics if "/" not in name))}.{suggest(policy.best_metric, metrics)}'
+      )
+    self.store.scores[step] = metrics.get(policy.best_metric, math.nan)
 
   def _stopped(self, step: int, signal: str) -> int:
     """Says where an interrupted run stands; returns its exit status."""
@@ -180,9 +262,9 @@ class _Session:
     """Prints the summary and draws the picture of a finished run."""
     if not self.is_first_host:
       return
-    train, held_out = (read_metrics(self._folder(kind) / METRICS_FILE) for kind in ('train', 'eval'))
+    train, held_out = (read_metrics(_folder(self.run, kind) / METRICS_FILE) for kind in ('train', 'eval'))
     entropies = data.target_entropies(self.held_out.on_host, self.sentinels)
-    picture = epath.Path(self.run.model_dir) / 'summary.png'
+    picture = epath.Path(self.run.model_dir) / _SUMMARY
     save_picture(
       picture,
       train=train,
@@ -206,7 +288,7 @@ class _Session:
       files={
         'picture': str(picture),
         'checkpoint': str(epath.Path(self.run.model_dir) / 'checkpoints' / str(self.run.train_steps)),
-        'metrics': str(self._folder('train') / METRICS_FILE),
+        'metrics': str(_folder(self.run, 'train') / METRICS_FILE),
         'TensorBoard': f'tensorboard --logdir {self.run.model_dir}',
       },
       next_command=self.next_command,
@@ -215,6 +297,7 @@ class _Session:
 
   def close(self) -> None:
     """Stops the threads and closes the files."""
+    self.profiler.close()
     self.progress.close()
     self.source.close()
     self.train_files.close()

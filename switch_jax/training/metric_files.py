@@ -66,16 +66,17 @@ class MetricFiles:
       events.write_scalars(step, plain)
       events.flush()
 
-  def write_image(self, step: int, name: str, image: np.ndarray) -> None:
-    """Writes one picture `[height, width, channels]` (uint8, or float in [0, 1]) to TensorBoard."""
-    if events := self._event_writer():
-      events.write_images(step, {name: image[None]})
-      events.flush()
+  def write_pictures(self, step: int, histograms: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
+    """Writes distributions of arrays, and pictures, to TensorBoard.
 
-  def write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
-    """Writes the distribution of an array to TensorBoard."""
+    Args:
+      step: the training step.
+      histograms: arrays of any shape by name.
+      images: `[height, width, channels]` (uint8, or float in [0, 1]) by name.
+    """
     if events := self._event_writer():
-      events.write_histograms(step, {name: values})
+      events.write_histograms(step, dict(histograms))
+      events.write_images(step, {name: image[None] for name, image in images.items()})
       events.flush()
 
   def truncate_after(self, step: int) -> None:

@@ -9,8 +9,10 @@ import optax
 
 from switch_jax.config import LossConfig, ModelConfig, RunConfig
 from switch_jax.model import Transformer
-from switch_jax.model.losses import Metrics, router_losses, routing_metrics, token_sums
+from switch_jax.model.losses import Metrics, RouterCounts, TokenSums, router_losses, routing_metrics, token_sums
+from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
+from switch_jax.training import microbatches
 from switch_jax.training.optimizer import make_schedule
 from switch_jax.training.state import StatePlan, TrainState
 
@@ -26,26 +28,42 @@ def step_streams(seed: int, step: jax.Array) -> dict[str, jax.Array]:
   return {name: jax.random.fold_in(key, number) for name, number in _STREAMS.items()}
 
 
-def loss_and_metrics(
-  params: Any,
-  batch: Batch,
-  streams: dict[str, jax.Array],
-  model: Transformer,
-  loss: LossConfig,
-  special_tokens: tuple[int, ...] = (),
+def loss_of(
+  sums: TokenSums,
+  statistics: dict[str, RoutingStatistics],
+  model: ModelConfig,
+  tokens: jax.Array | None = None,
+  counts: dict[str, RouterCounts] | None = None,
 ) -> tuple[jax.Array, Metrics]:
-  """Returns the training loss of a batch and its metrics.
+  """Returns the training loss, and the unweighted router losses by layer.
 
   The loss is the cross-entropy (and z-loss) per real target token of the global batch plus the router losses.
-  `cross_ent_loss_text` leaves out the `special_tokens`.
+
+  Args:
+    sums, statistics: of a batch, or of a part of it.
+    model: gives the factors of the router losses.
+    tokens, counts: what the sums of a part are divided by: target tokens and routed tokens of the whole batch.
   """
-  logits, statistics = model.apply({'params': params}, batch, rngs=streams)
-  sums = token_sums(logits, batch['decoder_target_tokens'], batch['decoder_loss_weights'], loss, special_tokens)
+  router_loss, metrics = router_losses(statistics, model, counts)
+  tokens = jnp.maximum(sums.tokens if tokens is None else tokens, 1.0)
+  return (sums.cross_entropy + sums.z_loss) / tokens + router_loss, metrics
+
+
+def step_metrics(sums: TokenSums, statistics: dict[str, RoutingStatistics], model: ModelConfig) -> Metrics:
+  """Returns the metrics of a whole batch, scalars by name; `cross_ent_loss_text` leaves out the special tokens.
+
+  Under `routers` are arrays over all layers with a router, sorted by name: what is fetched in every step.
+  """
   tokens = jnp.maximum(sums.tokens, 1.0)
-  router_loss, metrics = router_losses(statistics, model.config)
-  total = (sums.cross_entropy + sums.z_loss) / tokens + router_loss
+  total, metrics = loss_of(sums, statistics, model)
   metrics |= routing_metrics(statistics)
-  metrics |= {
+  if statistics:
+    layers = sorted(statistics)
+    over_layers = lambda name: jnp.stack([metrics[f'{name}/{layer}'] for layer in layers])  # noqa: E731
+    metrics['routers'] = {name: over_layers(name) for name in ('fraction_dropped', 'router_z_loss')}
+    loads = [jnp.sum(statistics[layer].expert_tokens, axis=0) for layer in layers]
+    metrics['routers']['expert_tokens'] = jnp.stack(loads)
+  return metrics | {
     'loss': total,
     'cross_ent_loss': sums.cross_entropy / tokens,
     'cross_ent_loss_text': sums.text_cross_entropy / jnp.maximum(sums.text_tokens, 1.0),
@@ -53,22 +71,49 @@ def loss_and_metrics(
     'accuracy': sums.correct / tokens,
     'target_tokens': sums.tokens,
   }
-  return total, metrics
 
 
 def make_train_step(
   run: RunConfig, layout: Layout, plan: StatePlan, special_tokens: tuple[int, ...] = ()
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Returns the jitted step `(state, batch) -> (state, metrics)`; the state is donated, metrics are scalars."""
+  """Returns the jitted step `(state, batch) -> (state, metrics)`; the state is donated, metrics as `step_metrics`."""
   model = Transformer(run.model, layout, deterministic=False)
   schedule = make_schedule(run.optimizer)
 
+  def gradient(params, batch, streams, tokens=None, counts=None):
+    """Returns the gradient of the loss, and the sums it is made of."""
+
+    def objective(params):
+      logits, statistics = model.apply({'params': params}, batch, rngs=streams)
+      targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+      sums = token_sums(logits, targets, weights, run.loss, special_tokens)
+      return loss_of(sums, statistics, run.model, tokens, counts)[0], (sums, statistics)
+
+    return jax.grad(objective, has_aux=True)(params)
+
+  def gradient_by_microbatches(params, batch, streams):
+    batches = microbatches.split(batch, run.num_microbatches, run.model, layout)
+    tokens = jnp.sum(batch['decoder_loss_weights'].astype(jnp.float32))
+    counts = microbatches.router_counts(batches, run.model, layout) if run.model.moe else None
+
+    def one(rows, number):
+      own = {name: jax.random.fold_in(key, number) for name, key in streams.items()}
+      return gradient(params, rows, own, tokens, counts)
+
+    zeros = jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(jnp.zeros_like(x), s), params, param_shardings)
+    total, (sums, statistics) = microbatches.accumulate(one, batches, zeros)
+    groups = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731  [microbatches, groups, ...]
+    return total, (jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), jax.tree.map(groups, statistics))
+
+  param_shardings = plan.shardings.params
+  whole_gradient = gradient if run.num_microbatches == 1 else gradient_by_microbatches
+
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     streams = step_streams(run.random_seed, state.step)
-    differentiate = jax.value_and_grad(loss_and_metrics, has_aux=True)
-    (_, metrics), gradients = differentiate(state.params, batch, streams, model, run.loss, special_tokens)
+    gradients, (sums, statistics) = whole_gradient(state.params, batch, streams)
     updates, opt_state = plan.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    metrics = step_metrics(sums, statistics, run.model)
     metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -78,6 +123,12 @@ def make_train_step(
     out_shardings=(plan.shardings, layout.replicated()),
     donate_argnums=0,
   )
+
+
+def make_finite_check(layout: Layout, plan: StatePlan) -> Callable[[Any], jax.Array]:
+  """Returns the jitted question whether all parameters are finite."""
+  check = lambda params: jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]))  # noqa: E731
+  return jax.jit(check, in_shardings=(plan.shardings.params,), out_shardings=layout.replicated())
 
 
 def make_eval_step(

@@ -110,7 +110,7 @@ def test_padding_takes_slots_if_asked():
 def test_a_group_of_padding_only_adds_nothing():
   logits = jnp.concatenate([logits_of(0, 1), logits_of(0, 0)])
   _, statistics = decide(logits, capacity=2, real=[[True, True], [False, False]])
-  assert losses.groups_with_tokens(statistics) == 1
+  assert losses.RouterCounts.of_groups(statistics.tokens).groups == 1
   alone = decide(logits[:1], capacity=2)[1]
   np.testing.assert_allclose(losses.balance_loss_sum(statistics), losses.balance_loss_sum(alone), rtol=1e-6)
 

@@ -104,7 +104,7 @@ def test_an_inactive_host_writes_nothing(tmp_path):
   files = MetricFiles(tmp_path / 'train', active=False)
   files.truncate_after(3)
   files.write(1, {'loss': 1})
-  files.write_image(1, 'image', np.zeros((2, 2, 3)))
+  files.write_pictures(1, {}, {'image': np.zeros((2, 2, 3))})
   files.close()
   assert os.listdir(tmp_path) == []
 
@@ -121,8 +121,7 @@ def test_tensorboard_drops_the_steps_after_a_resume(tmp_path):
       files.truncate_after(resume)
     for step in range((resume or 0) + 1, last + 1):
       files.write(step, {'loss': step + 100 * (resume or 0)})
-    files.write_image(5, 'picture', np.zeros((2, 2, 3), np.uint8))
-    files.write_histogram(5, 'load', np.arange(8.0))
+    files.write_pictures(5, {'load': np.arange(8.0)}, {'picture': np.zeros((2, 2, 3), np.uint8)})
     files.close()
 
   from switch_jax.data.quiet_tensorflow import tf

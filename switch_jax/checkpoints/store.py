@@ -3,7 +3,7 @@
 A step folder holds the state (`state/`, Orbax's own format), the position in the data (`data/`, files that the data
 source writes itself), `config.json` (model, vocabulary, identity of the run), readable without this library, and the
 sizes of all files (`files.json`). Everything is written into a temporary folder, which is renamed once it is whole; a
-run killed while saving goes on from the step before. This is the only module that knows Orbax.
+run killed while saving goes on from the step before.
 
 Orbax's `CheckpointManager` counts any folder with a number for a name as a step, an empty one too, and then skips every
 save up to that number without a word. So the steps are listed and pruned here, and only `AsyncCheckpointer` is used.
@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.config import CheckpointConfig, ConfigError
 
 _STATE, _DATA, _CONFIG, _FILES = 'state', 'data', 'config.json', 'files.json'
@@ -61,7 +62,10 @@ class CheckpointStore:
 
   Args:
     model_dir: the run's folder. It is made if it is not there, unless the store only reads.
-    config: how many steps are kept (between two saves there may be one more); None opens the folder for reading only.
+    config: which steps are kept (between two saves there may be one more); None opens the folder for reading only.
+
+  Attributes:
+    scores: `best_metric` of the steps that have been evaluated; the run fills it in.
 
   Raises:
     ConfigError: the folder cannot be made or written to, or is a file.
@@ -71,6 +75,7 @@ class CheckpointStore:
     text = os.fspath(model_dir)
     self.model_dir = epath.Path(text if '://' in text else os.path.abspath(text))
     self.directory = self.model_dir / 'checkpoints'
+    self.scores: dict[int, float] = {}
     self._config = config
     self._saver: ocp.AsyncCheckpointer | None = None
     self._saving: int | None = None
@@ -169,7 +174,7 @@ class CheckpointStore:
       raise self._failed_save(error) from error
 
   def wait(self) -> None:
-    """Blocks until the save under way is complete, and removes the oldest steps beyond `CheckpointConfig.keep`.
+    """Blocks until the save under way is complete, and removes the steps that the policy does not keep.
 
     Raises:
       CheckpointError: that save failed (a full disk, for example).
@@ -181,8 +186,8 @@ class CheckpointStore:
     except Exception as error:
       raise self._failed_save(error) from error
     self._saving = None
-    if self._config.keep is not None and jax.process_index() == 0:
-      for step in self.steps()[: -self._config.keep]:
+    if jax.process_index() == 0:
+      for step in steps_to_remove(self.steps(), self._config, self.scores):
         # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
         (self.path(step) / _FILES).unlink()
         self.path(step).rmtree()
