@@ -20,6 +20,8 @@ _SIZES = (
   'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers',
   'num_experts', 'relpos_num_buckets',
 )  # fmt: skip
+# Names of missing or unknown parameters in a message; all of them, unless the model is another one altogether.
+_LISTED = 100
 # Without effect where `expert_capacity` is set.
 _CAPACITY_FIELDS = ('train_capacity_factor', 'eval_capacity_factor', 'min_expert_capacity', 'capacity_rounding')
 
@@ -120,8 +122,8 @@ def _check_parameters(path: str, found: Shapes, expected: Shapes) -> None:
   for what, names in (('lacks', expected.keys() - found.keys()), ('has the unknown', found.keys() - expected.keys())):
     if names:
       raise ConfigError(
-        f'{path} {what} parameters {stored.enumerate_some(names)}; a checkpoint must have all parameters of an '
-        'encoder-decoder T5 or Switch model, and no others.'
+        f'{path} {what} parameters {stored.enumerate_some(names, _LISTED)}; a checkpoint must have all parameters of '
+        'an encoder-decoder T5 or Switch model, and no others.'
       )
   wrong = [f'{name} {found[name]} instead of {expected[name]}' for name in expected if found[name] != expected[name]]
   if wrong:

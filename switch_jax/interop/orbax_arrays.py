@@ -35,7 +35,7 @@ def open_arrays(path: str) -> dict[str, StoredArray]:
     path: the folder with `_METADATA`; local, or `gs://...`.
 
   Raises:
-    ConfigError: a file is missing or damaged. Values that float32 does not hold are an error when they are read.
+    ConfigError: a file is missing or damaged, or an array is of a type that float32 does not hold.
   """
   base = _kvstore(path)
   try:
@@ -73,13 +73,14 @@ def _stored_array(path: str, base: Any, name: str, ending: str, description: dic
   kvstore['path'] = base.get('path', '') + f'{name}/'
   spec = {'driver': driver, 'kvstore': kvstore}
   # Orbax leaves out chunks that are all zeros.
-  read = functools.partial(_read, path, name, spec, _DTYPES.get(dtype, dtype))
+  dtype = _DTYPES.get(dtype, dtype)
+  if description['shape'] or not dtype.startswith('int'):  # counters are scalars
+    stored.check_dtype(dtype, name, path)
+  read = functools.partial(_read, path, name, spec)
   return StoredArray(tuple(description['shape']), read, chunks[0] if chunks else 1)
 
 
-def _read(path: str, name: str, spec: dict[str, Any], dtype: str, box: Index) -> np.ndarray:
-  if not dtype.startswith('int'):
-    stored.check_dtype(dtype, name, path)
+def _read(path: str, name: str, spec: dict[str, Any], box: Index) -> np.ndarray:
   try:
     array = tensorstore.open(spec, open=True, read=True).result()
     return (array[box] if box else array).read().result()

@@ -231,6 +231,12 @@ def scanned(params, config, tables_differ=False):
   return result
 
 
+def test_t5x_through_orbax_of_another_type(tmp_path, sparse_model, random_params, capsys):
+  params = {name: array.astype(np.int8) for name, array in random_params(sparse_model).items()}
+  folder = write_orbax(tmp_path / 'checkpoint_41', params, {})
+  refused(capsys, tmp_path, f't5x:{folder}', f't5x:{tmp_path}/out', 'is stored as |i1')
+
+
 def test_t5x_scanned(tmp_path, sparse_model, random_params, write_t5x, flatten):
   params = random_params(sparse_model)
   folder = write_t5x(tmp_path / 'c', scanned(params, sparse_model))

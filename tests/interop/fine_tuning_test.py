@@ -1,17 +1,21 @@
-"""The ordinary recipe begins with an imported checkpoint, on eight emulated devices."""
+"""The ordinary recipes begin with imported checkpoints, on eight emulated devices."""
 
+import numpy as np
 import pytest
 
 from switch_jax import interop, main
 from switch_jax.training.metric_files import read_metrics
 
-RECIPE = [
-  '--gin_file=gin/examples/quickstart.gin',
+COMMON = [
+  '--gin_file=gin/models/switch_tiny.gin',
+  '--gin.MIXTURE_OR_TASK_NAME=docstrings_span_corruption',
+  '--gin.config.DataConfig.task_module=tasks.docstrings',
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
   '--gin.BATCH_SIZE=8',
   '--gin.TRAIN_STEPS=2',
   '--gin.LOG_PERIOD=1',
   '--gin.EVAL_STEPS=1',
+  # Next to nothing, so that what is saved is what was imported.
   '--gin.LEARNING_RATE=1e-30',
 ]
 MODEL = {
@@ -23,20 +27,26 @@ MODEL = {
   'num_encoder_layers': 4,
   'num_decoder_layers': 4,
   'logits_via_embedding': True,
+  'mlp_activations': "('relu',)",
 }
 
 
-@pytest.mark.parametrize('place', ['t5x:{}/t5x_switch_base_tiny', '{}/hf_switch_tiny'])
-def test_fine_tuning(checkpoints, tmp_path, place):
-  fields = MODEL | {'mlp_activations': "('relu',)", 'layer_norm_epsilon': 1e-6, 'relpos_max_distance': 128}
-  model = [f'--gin.config.ModelConfig.{name}={value}' for name, value in fields.items()]
+@pytest.mark.parametrize(
+  ('recipe', 'place', 'num_experts'),
+  [
+    ('finetune', 't5x:{}/t5x_switch_base_tiny', 4),
+    ('finetune', '{}/hf_switch_tiny', 4),
+    ('upcycle', '{}/t5x_switch_base_tiny', 8),
+  ],
+)
+def test_recipes(checkpoints, tmp_path, recipe, place, num_experts):
+  model = [f'--gin.config.ModelConfig.{name}={value}' for name, value in MODEL.items()]
   initial = place.format(checkpoints)
-  flags = ['--gin.NUM_EXPERTS=4', f'--gin.INITIAL_CHECKPOINT_PATH={initial}', f'--gin.MODEL_DIR={tmp_path}/run']
-  assert main.main([*RECIPE, *model, *flags]) == 0
-  losses = [line['loss'] for line in read_metrics(tmp_path / 'run' / 'train' / 'metrics.jsonl')]
-  assert len(losses) == 2
-  # The rate is next to nothing, so what is saved is what was imported.
+  flags = [f'--gin.INITIAL_CHECKPOINT_PATH={initial}', f'--gin.MODEL_DIR={tmp_path}/run']
+  flags += [f'--gin_file=gin/runs/{recipe}.gin', f'--gin.NUM_EXPERTS={num_experts}']
+  assert main.main([*COMMON, *model, *flags]) == 0
+  assert len(read_metrics(tmp_path / 'run' / 'train' / 'metrics.jsonl')) == 2
   _, params = interop.load('switch_jax', tmp_path / 'run')
   _, imported = interop.load('t5x' if 't5x' in initial else 'huggingface', initial.removeprefix('t5x:'))
-  saved = params['encoder']['layers_1']['mlp']['expert']['wi']['kernel']
-  assert abs(saved - imported['encoder']['layers_1']['mlp']['expert']['wi']['kernel']).max() < 1e-20
+  wi, old = (tree['encoder']['layers_1']['mlp']['expert']['wi']['kernel'] for tree in (params, imported))
+  np.testing.assert_allclose(wi, np.concatenate([old] * (num_experts // 4)), atol=1e-20)
