@@ -58,8 +58,6 @@ class T5xWriter:
           leaves.setdefault(
             f'state/param_states/{name.removeprefix("target/")}/{slot}', _packed(np.zeros(1, np.float32))
           )
-    if not self._has_moments:
-      leaves['state/param_states'] = {}
     index = {'version': VERSION, 'optimizer': stored.nest(leaves)}
     (self._folder / 'checkpoint').write_bytes(msgpack.packb(index))
 
