@@ -2,10 +2,10 @@
 
     python benchmarks/span_corruption.py --t5_python=/some/env/bin/python
 
-The other Python has t5 0.9.4 and seqio 0.0.20 (`pip install --no-deps t5==0.9.4`, and what it imports). Prints, for both
-implementations, rows and their lengths, and compares how many spans a row has and how long masked and kept spans are:
-a chi-squared test of the two histograms, which are drawn with different random numbers. For every row inputs and targets
-are put together again and must be the text.
+The other Python has t5 0.9.4 and seqio 0.0.20 (`pip install --no-deps t5==0.9.4`, and what it imports). Prints, for
+both implementations, rows and their lengths, and compares how many spans a row has and how long masked and kept spans
+are: a chi-squared test of the two histograms, which are drawn with different random numbers. For every row inputs and
+targets are put together again and must be the text.
 """
 
 import argparse
@@ -124,9 +124,8 @@ def main():
       mean = sum(int(length) * count for length, count in r[what].items()) / total
       print(f'  {what} spans: {total}, mean length {mean:.3f}, longest {max(map(int, r[what]))}')
   ours, theirs = results['switch_jax'], results['t5']
-  print(
-    f'lengths of rows the same: {all(ours[name] == theirs[name] for name in ("raw", "inputs", "targets", "spans"))}'
-  )
+  same = all(ours[name] == theirs[name] for name in ('raw', 'inputs', 'targets', 'spans'))
+  print(f'rows, their lengths and their spans are as many: {same}')
   for what in ('masked', 'kept'):
     print(f'{what} span lengths from one distribution: p = {compare(ours[what], theirs[what]):.2f}')
   return 0

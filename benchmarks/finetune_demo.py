@@ -1,0 +1,138 @@
+"""Pre-trains a tiny Switch Transformer on Wikipedia's openings, fine-tunes it, and evaluates on articles it never saw.
+
+    python benchmarks/finetune_demo.py
+
+Needs the extra demo. Every part is a command of its own that is printed before it runs; a part that is finished is not
+run again, and one that was stopped goes on where it was. At the end: a table of held-out metrics, beside the most
+frequent topic and the same model trained from scratch for the same steps, and three predictions beside the truth.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import random
+import shlex
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+LENGTHS = "{'inputs': 96, 'targets': 24}"
+PRETRAIN = 'gin/examples/wikipedia_pretrain.gin'
+FINETUNE = 'gin/examples/wikipedia_finetune.gin'
+SCRATCH = ['--gin.INITIAL_CHECKPOINT_PATH=None']
+# From scratch a constant 1e-3 is slow; this is the schedule that pre-training had.
+FAST = [*SCRATCH, '--gin.LEARNING_RATE=1.0', '--gin.config.OptimizerConfig.schedule=rsqrt']
+FAST += ['--gin.config.OptimizerConfig.warmup_steps=200']
+TOPIC, DESCRIPTION = 'wikipedia_topic', 'wikipedia_description'
+# Folder: the task, its steps, how it begins, and what it is called in the table.
+RUNS = {
+  'topic': (TOPIC, 800, None, 'pre-trained, then fine-tuned'),
+  'topic_from_scratch': (TOPIC, 800, SCRATCH, 'from scratch, the same settings'),
+  'topic_from_scratch_fast': (TOPIC, 800, FAST, "from scratch, pre-training's learning rate"),
+  'description': (DESCRIPTION, 400, None, 'pre-trained, then fine-tuned'),
+}
+
+
+def run(arguments, seconds, name):
+  """Runs a command of switch_jax from the repository, and adds how long it took to `seconds`."""
+  command = [sys.executable, '-m', 'switch_jax.main', *arguments]
+  print(f'\n$ {shlex.join(["python", *command[1:]])}', flush=True)
+  began = time.monotonic()
+  status = subprocess.run(command, cwd=ROOT, check=False).returncode
+  if status:
+    sys.exit(status)
+  seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+
+
+def read_metrics(folder, task, steps):
+  """Returns the metrics of a task after so many steps, or None before they have been evaluated."""
+  for place in (folder / 'eval' / f'{task}.metrics', folder / 'eval' / task):
+    path = place / 'metrics.jsonl'
+    for line in path.read_text().splitlines() if path.exists() else []:
+      record = json.loads(line)
+      if record['step'] == steps and {'accuracy', 'rouge2'} & set(record) and 'cross_ent_loss' not in record:
+        return record
+  return None
+
+
+def read_predictions(folder, task, steps):
+  """Returns, by the text of the article, what was predicted and what is true."""
+  lines = (folder / 'predictions' / task / f'{steps}.jsonl').read_text(encoding='utf-8').splitlines()
+  records = map(json.loads, lines)
+  return {r['inputs'].split(': ', 1)[1]: (r['prediction'], r['targets']) for r in records}
+
+
+def majority():
+  """Returns the most frequent topic of the training articles, and how many held-out ones have it, in percent."""
+  sys.path.insert(0, str(ROOT))
+  from switch_jax.data import corpus
+  from tasks import wikipedia
+
+  made = wikipedia.get_corpus(TOPIC)
+  train, held_out = (
+    collections.Counter(line.split('\t')[1] for line in made.paragraphs(split))
+    for split in (corpus.TRAIN, corpus.VALIDATION)
+  )
+  topic = train.most_common(1)[0][0]
+  return topic, 100 * held_out[topic] / held_out.total()
+
+
+def shorten(text, width=150):
+  """Returns the beginning of a text."""
+  return text if len(text) <= width else text[:width].rsplit(' ', 1)[0] + ' ...'
+
+
+def main():
+  """Runs what is not finished yet and prints the table."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'finetune_demo', help='folder of the runs')
+  out = parser.parse_args().out.resolve()
+  out.mkdir(parents=True, exist_ok=True)
+  record = out / 'seconds.json'
+  seconds = json.loads(record.read_text()) if record.exists() else {}
+
+  def step(arguments, name):
+    run(arguments, seconds, name)
+    record.write_text(json.dumps(seconds, indent=1))
+
+  pretrained = out / 'pretrain'
+  if not (pretrained / 'checkpoints' / '1500').exists():
+    step([f'--gin_file={PRETRAIN}', f'--gin.MODEL_DIR={pretrained}'], 'pretrain')
+  results = {}
+  for name, (task, steps, begin, _) in RUNS.items():
+    folder = out / name
+    common = [f'--gin.MODEL_DIR={folder}', f'--gin.MIXTURE_OR_TASK_NAME={task}']
+    if not (folder / 'checkpoints' / str(steps)).exists():
+      begin = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}'] if begin is None else begin
+      step([f'--gin_file={FINETUNE}', *common, f'--gin.TRAIN_STEPS={steps}', *begin], name)
+    if read_metrics(folder, task, steps) is None:
+      lengths = f'--gin.TASK_FEATURE_LENGTHS={LENGTHS}'
+      where = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', '--gin.config.DataConfig.task_module=tasks.wikipedia']
+      step([*where, *common, lengths], f'{name}, evaluation')
+    results[name] = read_metrics(folder, task, steps)
+
+  topic, share = majority()
+  print('\nTopic of held-out articles, accuracy of the generated text:')
+  print(f'  {share:5.1f}   always {topic!r}, the most frequent topic')
+  for name, (task, _, _, title) in RUNS.items():
+    if task == TOPIC:
+      print(f'  {results[name]["accuracy"]:5.1f}   {title}')
+  print('Short description of held-out articles, Rouge-1, Rouge-2, word F1:')
+  for name, (task, _, _, title) in RUNS.items():
+    if task == DESCRIPTION:
+      print(f'  {results[name]["rouge1"]:5.1f} {results[name]["rouge2"]:5.1f} {results[name]["f1"]:5.1f}   {title}')
+  topics, descriptions = (read_predictions(out / n, *RUNS[n][:2]) for n in ('topic', 'description'))
+  print('Three of them by lot:')
+  for text in random.Random(0).sample(sorted(set(topics) & set(descriptions)), 3):
+    print(f'  {shorten(text)}')
+    for what, (prediction, truth) in (('topic', topics[text]), ('description', descriptions[text])):
+      print(f'    {what}: {prediction!r}; it is {truth!r}')
+  if seconds:
+    print(f'Seconds: {sum(seconds.values()):.0f} in all; {", ".join(f"{n} {s:.0f}" for n, s in seconds.items())}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
