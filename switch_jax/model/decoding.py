@@ -1,9 +1,8 @@
 """One token at a time: the decoder with the keys and values of earlier positions kept.
 
 The modules here have the parameters of those in `transformer` and compute what they compute for the newest position of
-every row. Keys and values are arguments and results, no state of Flax's: a step is given what is kept and returns what
-the newest position adds, so that a loop can put that in its place without a copy of the rest, and scanned layers need
-no other form than those one by one.
+every row. Keys and values are arguments and results, no state of Flax's. Each layer puts the newest position in its
+place before it attends, never after: only then does a loop write into what it carries instead of a copy of it.
 
 Switch layers never drop a token here: a step has few tokens, and capacity is for many.
 
@@ -54,14 +53,13 @@ class StepContext:
   """What the layers of a step share.
 
   Attributes:
-    bias: float32 `[heads, 1, length]`: the relative-position bias from the newest position, `MASKED` where the cache
-      holds nothing yet.
-    own_bias: float32 `[heads, 1, 1]`: that of the newest position to itself.
+    position: int32 scalar, the newest position.
+    bias: float32 `[heads, 1, length]`: the relative-position bias from the newest position, `MASKED` after it.
     memory_bias: `Memory.bias`.
   """
 
+  position: jax.Array
   bias: jax.Array
-  own_bias: jax.Array
   memory_bias: jax.Array
 
 
@@ -86,25 +84,23 @@ def _output(config: ModelConfig) -> Dense:
   return Dense(shape, ('joined_kv', 'embed'), initializers.kernel(config, 'attention'), name='out')
 
 
-def attend_to_cache(query: jax.Array, kept: Pair, own: Pair, bias: jax.Array, own_bias: jax.Array) -> jax.Array:
-  """Attention of one position to those kept and to itself; the softmax is in float32.
+def attend_to_cache(query: jax.Array, new: Pair, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
+  """Attention of the newest position to the row up to and including itself; the softmax is in float32.
 
   Args:
     query: `[rows, heads, 1, kv]`.
+    new: key and value of the position, `[rows, heads, 1, kv]`.
     kept: keys and values `[rows, heads, length, kv]`.
-    own: key and value of the position itself, `[rows, heads, 1, kv]`.
-    bias, own_bias: float32, added to the scores of both; see `StepContext`.
+    context: gives the position and its bias.
 
   Returns:
-    `[rows, heads, 1, kv]` in the dtype of `query`.
+    `[rows, heads, 1, kv]` in the dtype of `query`, and what is kept with the position in it.
   """
-  scores = [
-    jnp.einsum('rhqk,rhsk->rhqs', query, key, preferred_element_type=jnp.float32) + added
-    for key, added in ((kept[0], bias), (own[0], own_bias))
-  ]
-  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
-  length = kept[0].shape[2]
-  return jnp.einsum('rhqs,rhsk->rhqk', weights[..., :length], kept[1]) + weights[..., length:] * own[1]
+  put = lambda old, y: jax.lax.dynamic_update_slice_in_dim(old, y.astype(old.dtype), context.position, axis=2)  # noqa: E731
+  key, value = kept = jax.tree.map(put, kept, new)
+  scores = jnp.einsum('rhqk,rhsk->rhqs', query, key, preferred_element_type=jnp.float32) + context.bias
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  return jnp.einsum('rhqs,rhsk->rhqk', weights, value), kept
 
 
 class CachedSelfAttention(nn.Module):
@@ -114,14 +110,14 @@ class CachedSelfAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
-    """Maps `[rows, 1, embed]` to the same shape; returns the position's key and value too."""
+    """Maps `[rows, 1, embed]` to the same shape; returns what is kept of self-attention too."""
     config = self.config
     query, key, value = (
       _heads_first(_projection(config, name, kind)(x), config)
       for name, kind in (('query', 'query'), ('key', 'attention'), ('value', 'attention'))
     )
-    y = attend_to_cache(query, kept, (key, value), context.bias, context.own_bias)
-    return _output(config)(_heads_last(y)), (key, value)
+    y, kept = attend_to_cache(query, (key, value), kept, context)
+    return _output(config)(_heads_last(y)), kept
 
 
 class CachedSwitchSelfAttention(nn.Module):
@@ -132,7 +128,7 @@ class CachedSwitchSelfAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
-    """Maps `[rows, 1, embed]` to the same shape; returns the position's key and value too."""
+    """Maps `[rows, 1, embed]` to the same shape; returns what is kept of self-attention too."""
     config, y, real = self.config, x.astype(jnp.float32), jnp.ones(x.shape[:2], bool)
     joined = config.num_heads * config.head_dim
 
@@ -143,8 +139,8 @@ class CachedSwitchSelfAttention(nn.Module):
       return _heads_first(layer(y, real)[0], config)
 
     query, key = project('query', 'query'), project('key_value', 'attention')
-    z = attend_to_cache(query, kept, (key, key), context.bias, context.own_bias)
-    return _output(config)(_heads_last(z)).astype(x.dtype), (key, key)
+    z, kept = attend_to_cache(query, (key, key), kept, context)
+    return _output(config)(_heads_last(z)).astype(x.dtype), kept
 
 
 class CachedCrossAttention(nn.Module):
@@ -189,7 +185,7 @@ class StepLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, kept: Pair | None, memory: Pair | None, context: StepContext | None) -> Any:
-    """Maps `[rows, 1, embed]` to the same shape, and returns the newest key and value of self-attention.
+    """Maps `[rows, 1, embed]` to the same shape, and returns what is kept of self-attention.
 
     Without anything kept, `x` is the encoder's output and the layer's keys and values of it are returned.
     """
@@ -204,7 +200,7 @@ class StepLayer(nn.Module):
       attention = CachedSwitchSelfAttention(config, self.layout, name='self_attention')
     else:
       attention = CachedSelfAttention(config, name='self_attention')
-    y, added = attention(y, kept, context)
+    y, kept = attention(y, kept, context)
     x = x + y
 
     y = norm('pre_cross_attention_layer_norm')(x)
@@ -215,7 +211,7 @@ class StepLayer(nn.Module):
       y, _ = SwitchLayer(config, self.layout, True, never_drop=True, name='mlp')(y, jnp.ones(y.shape[:2], bool))
     else:
       y = MlpBlock(config, True, name='mlp')(y)
-    return self.layout.constrain(x + y, 'batch', None, 'activation_embed'), added
+    return self.layout.constrain(x + y, 'batch', None, 'activation_embed'), kept
 
 
 class StepBlock(nn.Module):
@@ -259,15 +255,15 @@ class StepStack(nn.Module):
       position: int32 scalar, the newest position.
 
     Returns:
-      `[rows, 1, embed]`, or float32 logits where they are not tied to the embedding; and what the position adds to
-      the cache, `[rows, heads, 1, kv]` in place of `[rows, heads, length, kv]`. Without a cache the memory's `layers`.
+      `[rows, 1, embed]`, or float32 logits where they are not tied to the embedding; and the cache with the position
+      in it. Without a cache the memory's `layers`.
     """
     config, context = self.config, None
     if cache is not None:
       length = jax.tree.leaves(cache)[0].shape[-2]
       bias = RelativePositionBias(config, bidirectional=False, name='relpos_bias')
-      row = jnp.where(jnp.arange(length) < position, bias(1, length, position), MASKED)
-      context = StepContext(row, bias(1, 1), memory.bias)
+      row = jnp.where(jnp.arange(length) <= position, bias(1, length, position), MASKED)
+      context = StepContext(position, row, memory.bias)
     layers = memory and memory.layers
     if config.scan_layers:
       scanned = nn.scan(
@@ -309,9 +305,9 @@ class _Decoder(nn.Module):
 
   def step(self, tokens, cache, memory, position):
     x = self.layout.constrain(self.token_embedder(tokens[:, None]), 'batch', None, 'activation_embed')
-    x, added = self.decoder(x, cache, memory, position)
+    x, cache = self.decoder(x, cache, memory, position)
     logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
-    return self.layout.constrain(logits[:, 0], 'batch', 'activation_vocab'), added
+    return self.layout.constrain(logits[:, 0], 'batch', 'activation_vocab'), cache
 
 
 def _for_steps(config: ModelConfig, layout: Layout) -> _Decoder:
@@ -375,6 +371,4 @@ def decode_step(
     Float32 logits `[rows, vocab]` for the token that follows, and the cache with this position.
   """
   model = _for_steps(config, layout)
-  logits, added = model.apply({'params': params}, tokens, cache, memory, position, method='step')
-  put = lambda kept, new: jax.lax.dynamic_update_slice_in_dim(kept, new.astype(kept.dtype), position, kept.ndim - 2)  # noqa: E731
-  return logits, jax.tree.map(put, cache, added)
+  return model.apply({'params': params}, tokens, cache, memory, position, method='step')
