@@ -89,10 +89,11 @@ def cache_directory() -> pathlib.Path:
 
 
 def quiet_logging(debug: bool) -> None:
-  """Silences what libraries log below errors, and the noise of a TPU library on a machine without a TPU."""
+  """Silences what libraries log, and the noise of a TPU library on a machine without a TPU."""
   if not debug:
+    # Also errors: Orbax logs three tracebacks of each one before it raises it, and then we say it in one line.
     for name in ('absl', 'orbax', 'etils'):
-      logging.getLogger(name).setLevel(logging.ERROR)
+      logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if runs_on_cpu() and importlib.util.find_spec('libtpu'):
     # For ahead-of-time compilation libtpu may be installed anywhere; without chips JAX would try it and complain.

@@ -1,13 +1,22 @@
 """The quickstart's own configuration, shrunk, through the command line, on eight emulated devices."""
 
 import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
 from switch_jax import main
+from switch_jax.checkpoints import CheckpointStore
 from switch_jax.training.metric_files import read_metrics
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASK = 'docstrings_span_corruption'
 SHRUNK = [
   '--gin_file=gin/examples/quickstart.gin',
@@ -72,6 +81,69 @@ def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path):
   assert losses[0] == losses[1]
   held_out = [read_metrics(d / 'eval' / TASK / 'metrics.jsonl')[-1] for d in (finished, tmp_path)]
   assert held_out[0] == held_out[1]
+
+
+def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path):
+  """SIGKILL in another process, after a checkpoint; `benchmarks/kill_test.py` does it ten times."""
+  arguments = [*SHRUNK, f'--gin.MODEL_DIR={tmp_path}', '--gin.TRAIN_STEPS=1000']
+  process = subprocess.Popen([sys.executable, '-m', 'switch_jax.main', *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
+  began = time.monotonic()
+  while not (tmp_path / 'checkpoints' / '3').is_dir() and time.monotonic() < began + 300:
+    assert process.poll() is None
+    time.sleep(0.01)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  # What a save that was under way leaves behind, and lines past the checkpoint.
+  newest = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdecimal())
+  for path in (tmp_path / 'checkpoints').iterdir():
+    if path.name.isdecimal() and int(path.name) > 6:
+      shutil.rmtree(path)
+  assert newest >= 3
+  assert run(tmp_path) == 0
+  for name in ('train', f'eval/{TASK}'):
+    alone, killed = (read_metrics(folder / name / 'metrics.jsonl') for folder in (finished, tmp_path))
+    assert [line['step'] for line in killed] == [line['step'] for line in alone]
+    for key in ('loss', 'cross_ent_loss', 'grad_norm', 'accuracy'):
+      assert [line.get(key) for line in killed] == [line.get(key) for line in alone]
+
+
+def test_another_mesh_continues_with_the_same_losses_to_rounding(tmp_path):
+  groups = '--gin.SEQUENCES_PER_GROUP=1'
+  assert run(tmp_path / 'a', 3, groups) == 0
+  shutil.copytree(tmp_path / 'a', tmp_path / 'b')
+  assert run(tmp_path / 'a', 5, groups) == 0
+  assert run(tmp_path / 'b', 5, groups, '--gin.config.MeshConfig.expert=2', '--gin.config.MeshConfig.model=2') == 0
+  a, b = ([line['loss'] for line in read_metrics(tmp_path / d / 'train' / 'metrics.jsonl')] for d in 'ab')
+  assert a[:3] == b[:3]
+  np.testing.assert_allclose(a[3:], b[3:], rtol=2e-5)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoint(finished, tmp_path, capsys):
+  broken = ['--gin.LEARNING_RATE=1e20', '--gin.config.OptimizerConfig.multiply_by_parameter_scale=False']
+  start = f'--gin.INITIAL_CHECKPOINT_PATH={finished}'
+  assert run(tmp_path, STEPS, start, *broken) == 1
+  error = capsys.readouterr().err
+  assert error.startswith('error: the loss of step ')
+  assert 'No checkpoint was saved before it.' in error
+  assert error.count('\n') == 1
+  assert not list((tmp_path / 'checkpoints').glob('*/config.json'))
+
+
+def test_a_folder_that_vanishes_is_one_error(finished, tmp_path, capsys, monkeypatch):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished, folder)
+  save = CheckpointStore.save
+
+  def vanish(self, step, *rest):
+    shutil.rmtree(folder)
+    folder.write_text('')  # and cannot be made again
+    save(self, step, *rest)
+
+  monkeypatch.setattr(CheckpointStore, 'save', vanish)
+  assert run(folder, STEPS + 4) == 1
+  error = capsys.readouterr().err
+  assert error.startswith('error: ')
+  assert 'Traceback' not in error
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(finished, capsys):

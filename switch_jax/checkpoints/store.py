@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -453,4 +454,6 @@ def _value(settings: Mapping[str, Any], name: str) -> str:
 def _first_line(error: Exception) -> str:
   lines = str(error).strip().splitlines()
   text = lines[0] if lines else type(error).__name__
+  if cause := re.search(r"([^:'\"]+) \[os_error_code='\d+'\]", text):
+    return cause[1].strip()  # TensorStore says it last, after the names of many files
   return text if len(text) <= 200 else text[:200] + '...'

@@ -24,6 +24,7 @@ class DataConfig(Checked):
     vocabulary: 'bytes', or the path of a SentencePiece model in T5's layout (`gs://` too), for the task modules that
       can use any; None is the task's own choice.
     text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
+    use_cached_tasks: read what SeqIO's `seqio_cache_tasks` has written into `cached_tasks_dir`.
     shuffle_buffer_size: examples held for shuffling in each stream.
     prefetch: batches prepared ahead of the step.
   """
@@ -38,6 +39,7 @@ class DataConfig(Checked):
   vocabulary: str | None = None
   text_files: str | None = None
   use_cached_tasks: bool = False
+  cached_tasks_dir: str | None = None
   pack: bool = True
   shuffle: bool = True
   shuffle_buffer_size: int = 1000
@@ -48,6 +50,8 @@ class DataConfig(Checked):
     rule = "it must be 'bytes' or the path of a SentencePiece model; leave it None for the task's own."
     self.require(self.vocabulary != '', 'vocabulary', rule)
     self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
+    rule = 'it is only read with use_cached_tasks=True; set --gin.USE_CACHED_TASKS=True, or leave it None.'
+    self.require(self.use_cached_tasks or self.cached_tasks_dir is None, 'cached_tasks_dir', rule)
     rule = "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}."
     self.require(set(self.feature_lengths) == {'inputs', 'targets'}, 'feature_lengths', rule)
     self.require(min(self.feature_lengths.values()) >= 1, 'feature_lengths', 'lengths must be at least 1.')
@@ -227,7 +231,7 @@ class RunConfig(Checked):
     """
     data = self.data.to_json()
     # What the text and the vocabulary are is compared by their digests, wherever they lie.
-    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'vocabulary'):
+    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'vocabulary', 'cached_tasks_dir'):
       data.pop(name)
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):

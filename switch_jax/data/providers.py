@@ -19,6 +19,8 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
   Raises:
     ConfigError: it cannot be imported.
   """
+  if config.cached_tasks_dir:
+    seqio.add_global_cache_dirs([config.cached_tasks_dir])
   if config.task_module is None:
     return None
   try:

@@ -71,6 +71,11 @@ def train(
     return session.run_to_end()
   except DivergenceError as error:
     raise session.explained(error) from None
+  except OSError as error:
+    raise ConfigError(
+      f'{run.model_dir} can no longer be written to: {error}. See to the cause (free space and rights on the disk, '
+      'say) and run the same command again to continue from the newest checkpoint.'
+    ) from error
   finally:
     session.close()
 
