@@ -122,10 +122,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
   broken = ['--gin.LEARNING_RATE=1e20', '--gin.config.OptimizerConfig.multiply_by_parameter_scale=False']
   start = f'--gin.INITIAL_CHECKPOINT_PATH={finished}'
   assert run(tmp_path, STEPS, start, *broken) == 1
-  error = capsys.readouterr().err
-  assert error.startswith('error: the loss of step ')
+  progress, _, error = capsys.readouterr().err.partition('error: ')
+  assert error.startswith('the loss of step ')
   assert 'No checkpoint was saved before it.' in error
   assert error.count('\n') == 1
+  assert 'Traceback' not in progress
   assert not list((tmp_path / 'checkpoints').glob('*/config.json'))
 
 
@@ -141,9 +142,9 @@ def test_a_folder_that_vanishes_is_one_error(finished, tmp_path, capsys, monkeyp
 
   monkeypatch.setattr(CheckpointStore, 'save', vanish)
   assert run(folder, STEPS + 4) == 1
-  error = capsys.readouterr().err
-  assert error.startswith('error: ')
-  assert 'Traceback' not in error
+  progress, _, error = capsys.readouterr().err.partition('error: ')
+  assert str(folder) in error
+  assert 'Traceback' not in progress + error
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(finished, capsys):
