@@ -1,5 +1,6 @@
 """The quickstart's own configuration, shrunk, through the command line, on eight emulated devices."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from switch_jax import main
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.training.metric_files import read_metrics
+from tasks import train_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASK = 'docstrings_span_corruption'
@@ -41,6 +43,15 @@ def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('finished')
   assert run(folder) == 0
   return folder
+
+
+def test_parameters_of_another_vocabulary_are_refused(finished, tmp_path, monkeypatch, capsys):
+  words = [''.join(letters) for letters in itertools.product('abc', repeat=4)]
+  monkeypatch.setattr(train_vocabulary, 'MIN_SIZE', 0)  # the model has room for few pieces
+  model = tmp_path / 'other.model'
+  model.write_bytes(train_vocabulary.train([' '.join(words[i : i + 9]) for i in range(70)], 270))
+  assert run(tmp_path / 'run', 2, f'--gin.INITIAL_CHECKPOINT_PATH={finished}', f'--gin.VOCABULARY={model}') == 1
+  assert f'was trained with the vocabulary bytes of 359 ids, and {TASK} has {model} of 370' in capsys.readouterr().err
 
 
 def snapshot(folder):

@@ -6,7 +6,7 @@ model_config, params = interop.load('t5x', '/models/switch_base/e8/checkpoint_50
 logits = inference.compute_logits(model_config, params, encoder_input_tokens, decoder_input_tokens)
 """
 
-from switch_jax.interop.initial import initial_parameters
+from switch_jax.interop.initial import initial_parameters, recorded_vocabulary
 from switch_jax.interop.loading import FORMATS, load, load_config
 from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.scanned import separate_layers, stack_layers
@@ -19,6 +19,7 @@ __all__ = [
   'load_config',
   'load_optimizer_state',
   'parameter_shapes',
+  'recorded_vocabulary',
   'separate_layers',
   'stack_layers',
 ]

@@ -54,6 +54,19 @@ def initial_parameters(
   return jax.tree.map(_read_onto_mesh, nest(arrays), abstract_params)
 
 
+def recorded_vocabulary(path: str) -> dict[str, Any] | None:
+  """Returns what a checkpoint of ours records of its vocabulary; None for those of others.
+
+  Args:
+    path: as for `initial_parameters`.
+  """
+  named, _, rest = path.partition(':')
+  if named in _FORMATS and rest:
+    path = rest
+  found = _own_step(path)
+  return None if found is None else found[0].read_config(found[1]).get('vocabulary')
+
+
 def _detect(path: str) -> str:
   """Returns the format of what lies at a path. Raises a `ConfigError` that says what is there if it is none."""
   folder = epath.Path(path)

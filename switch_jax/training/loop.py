@@ -15,7 +15,7 @@ import switch_jax
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig, suggest
-from switch_jax.interop import initial_parameters
+from switch_jax.interop import initial_parameters, recorded_vocabulary
 from switch_jax.training.description import make_layout
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.interruption import EXIT_CODES, Interruption
@@ -92,6 +92,17 @@ def _folder(run: RunConfig, kind: str) -> epath.Path:
   return folder / run.data.mixture_or_task_name if kind == 'eval' else folder
 
 
+def _check_same_vocabulary(run: RunConfig, vocabulary: dict[str, Any]) -> None:
+  """Raises a `ConfigError` if the parameters to begin with were trained on ids that mean something else."""
+  recorded = recorded_vocabulary(run.initial_checkpoint_path) or {}
+  if recorded.get('digest', vocabulary['digest']) != vocabulary['digest']:
+    raise ConfigError(
+      f'{run.initial_checkpoint_path} was trained with the vocabulary {recorded.get("name")} of {recorded["size"]} '
+      f'ids, and {run.data.mixture_or_task_name} has {vocabulary["name"]} of {vocabulary["size"]}: the same ids mean '
+      'other pieces. Set --gin.VOCABULARY to the one of the checkpoint; its MODEL_DIR may hold it as vocabulary.model.'
+    )
+
+
 class _Session:
   """One process's share of a run: everything that is open while it trains."""
 
@@ -123,6 +134,8 @@ class _Session:
         f'ModelConfig.vocab_size is {run.model.vocab_size} and the vocabulary of {run.data.mixture_or_task_name} has '
         f'{self.source.vocabulary_size} ids; the embedding needs a row for each. Set vocab_size to at least that.'
       )
+    if params is not None:
+      _check_same_vocabulary(run, data.describe_vocabulary(vocabulary))
     self.sentinels = tuple(range(self.source.vocabulary_size - vocabulary.extra_ids, self.source.vocabulary_size))
     special_tokens = (*self.sentinels, vocabulary.eos_id)
     if first_step:
