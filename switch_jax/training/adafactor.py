@@ -17,6 +17,9 @@ from switch_jax.config import OptimizerConfig
 
 STACKING_AXES = ('layers', 'expert')
 
+# (update, parameter, number of updates before it) to the new parameter.
+InPlace = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
 _GRADIENT_EPSILON = 1e-30
 _PARAMETER_EPSILON = 1e-3
 
@@ -73,15 +76,17 @@ def _root_mean_square(x: jax.Array, stack_depth: int) -> jax.Array:
 
 
 def scale_by_adafactor(
-  config: OptimizerConfig, treatment: Any, one_by_one: bool = False
+  config: OptimizerConfig, treatment: Any, in_place: InPlace | None = None
 ) -> optax.GradientTransformation:
   """Returns the transformation of gradients into Adafactor's updates, before the learning rate.
 
   Args:
     config: decay 1 - t ** -decay_rate, clipping threshold, parameter scaling.
     treatment: tree of `Factoring`, one for each parameter.
-    one_by_one: update the matrices of a stack in turn. On one CPU device this halves the time, since everything about
-      one matrix stays in the cache; over a stack that is split over devices it would gather it.
+    in_place: if given, the result is no update but the new parameters: what `in_place(update, parameter, count)` makes
+      of each, after `count` updates. The matrices of a stack are then updated in turn, where they lie: everything about
+      one matrix stays in the cache, and no array of updates is made. For one CPU device; over a stack that is split
+      over devices it would gather it.
   """
 
   def init_one(how: Factoring, parameter: jax.Array) -> dict[str, jax.Array]:
@@ -109,13 +114,25 @@ def scale_by_adafactor(
       scale *= jnp.maximum(_root_mean_square(parameter, how.stack_depth), _PARAMETER_EPSILON)
     return update * scale, moments
 
-  def update_stack(how, gradient, moments, parameter, decay):
-    if not (one_by_one and how.stack_depth and how.factored):
-      return update_one(how, gradient, moments, parameter, decay)
-    alone = dataclasses.replace(how, stack_depth=0)
-    stack = gradient.shape[: how.stack_depth]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[how.stack_depth :]), (gradient, moments, parameter))
-    result = jax.lax.map(lambda leaves: update_one(alone, *leaves, decay), flat)
+  def replace_one(how, gradient, moments, parameter, decay, count):
+    update, moments = update_one(how, gradient, moments, parameter, decay)
+    return in_place(update, parameter, count), moments
+
+  def replace_stack(how, gradient, moments, parameter, decay, count, first):
+    if not (how.stack_depth and how.factored):
+      return replace_one(how, gradient, moments, parameter, decay, count)
+    alone, stack = dataclasses.replace(how, stack_depth=0), gradient.shape[: how.stack_depth]
+    gradient, *carry = jax.tree.map(
+      lambda x: x.reshape(-1, *x.shape[how.stack_depth :]), (gradient, parameter, moments)
+    )
+
+    def body(i, carry):
+      at = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)  # noqa: E731
+      parameter, moments = jax.tree.map(at, carry)
+      new = replace_one(alone, at(gradient), moments, parameter, decay, count)
+      return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), carry, new)
+
+    result = jax.lax.fori_loop(first, gradient.shape[0], body, tuple(carry))
     return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), result)
 
   is_how = lambda x: isinstance(x, Factoring)  # noqa: E731
@@ -125,7 +142,13 @@ def scale_by_adafactor(
 
   def update(gradients, state, parameters):
     decay = 1.0 - (state.count + 1).astype(jnp.float32) ** -config.decay_rate
-    step: Callable = lambda *leaves: update_stack(*leaves, decay)  # noqa: E731
+    if in_place is None:
+      step: Callable = lambda *leaves: update_one(*leaves, decay)  # noqa: E731
+    else:
+      # 0, which XLA cannot know before all gradients are there. From then on nothing reads the old parameters, so it
+      # lets the loops write over them; otherwise it would copy every stack first (twice, in fact).
+      first = (optax.tree.norm(gradients) < 0).astype(jnp.int32)
+      step = lambda *leaves: replace_stack(*leaves, decay, state.count, first)  # noqa: E731
     both = jax.tree.map(step, treatment, gradients, state.moments, parameters, is_leaf=is_how)
     updates = jax.tree.map(lambda _, pair: pair[0], treatment, both, is_leaf=is_how)
     moments = jax.tree.map(lambda _, pair: pair[1], treatment, both, is_leaf=is_how)

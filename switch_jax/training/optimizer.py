@@ -1,6 +1,7 @@
 """The optimizer and its learning rate, on optax; and how its state lies on the mesh."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -34,10 +35,20 @@ def _treatment(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> 
   return jax.tree.map(decide, abstract_parameters, axes)
 
 
-def make_optimizer(
-  config: OptimizerConfig, abstract_parameters: Any, axes: Any, layout: Layout
-) -> optax.GradientTransformation:
-  """Returns the optimizer.
+class Optimizer(NamedTuple):
+  """An optax optimizer that also applies its updates.
+
+  Attributes:
+    init: parameters to the optimizer's state.
+    apply: (gradients, state, parameters) to the new parameters and the new state.
+  """
+
+  init: Callable[[Any], Any]
+  apply: Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any, layout: Layout) -> Optimizer:
+  """Returns the optimizer. Its state is the same tree on every layout.
 
   Args:
     config: which one, and its settings.
@@ -45,21 +56,37 @@ def make_optimizer(
     axes: tree of logical axis names, a tuple for each parameter.
     layout: where the parameters lie.
   """
-  steps = []
-  if config.max_grad_norm is not None:
-    steps.append(optax.clip_by_global_norm(config.max_grad_norm))
-  if config.name == 'adafactor':
-    one_by_one = layout.runs_on_cpu and layout.mesh.size == 1
-    steps.append(scale_by_adafactor(config, _treatment(config, abstract_parameters, axes), one_by_one))
-  else:
-    steps.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
-  if config.weight_decay > 0:
-    steps.append(optax.add_decayed_weights(config.weight_decay))
-  return optax.chain(*steps, optax.scale_by_learning_rate(make_schedule(config)))
+  schedule = make_schedule(config)
+  clip = [] if config.max_grad_norm is None else [optax.clip_by_global_norm(config.max_grad_norm)]
+  decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay > 0 else []
+  finish = [*decay, optax.scale_by_learning_rate(schedule)]
+  if config.name == 'adamw':
+    return _optimizer(clip, optax.scale_by_adam(config.beta1, config.beta2, config.epsilon), finish)
+  treatment = _treatment(config, abstract_parameters, axes)
+  if not (layout.runs_on_cpu and layout.mesh.size == 1):
+    return _optimizer(clip, scale_by_adafactor(config, treatment), finish)
+
+  def in_place(update, parameter, count):
+    return parameter - schedule(count) * (update + config.weight_decay * parameter if decay else update)
+
+  # What follows has the state of `finish` and does nothing.
+  done = [*(optax.identity() for _ in decay), optax.scale_by_schedule(lambda count: 1.0)]
+  chain = optax.chain(*clip, scale_by_adafactor(config, treatment, in_place), *done)
+  return Optimizer(chain.init, chain.update)
+
+
+def _optimizer(before: list, scale: optax.GradientTransformation, after: list) -> Optimizer:
+  chain = optax.chain(*before, scale, *after)
+
+  def apply(gradients, state, parameters):
+    updates, state = chain.update(gradients, state, parameters)
+    return optax.apply_updates(parameters, updates), state
+
+  return Optimizer(chain.init, apply)
 
 
 def state_shardings(
-  config: OptimizerConfig, optimizer: optax.GradientTransformation, abstract_parameters: Any, axes: Any, layout: Layout
+  config: OptimizerConfig, optimizer: Optimizer, abstract_parameters: Any, axes: Any, layout: Layout
 ) -> Any:
   """Returns the sharding of every array of the optimizer's state.
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from switch_jax.config import RunConfig
 from switch_jax.model import abstract_parameters, init_parameters, parameter_axes
 from switch_jax.parallel import Layout
-from switch_jax.training.optimizer import make_optimizer, state_shardings
+from switch_jax.training.optimizer import Optimizer, make_optimizer, state_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -34,11 +33,11 @@ class StatePlan:
   """Everything about the state that is known before any array exists.
 
   Attributes:
-    optimizer: the optax transformation.
+    optimizer: makes and applies updates.
     abstract: a `TrainState` of `jax.ShapeDtypeStruct` with shardings.
   """
 
-  optimizer: optax.GradientTransformation
+  optimizer: Optimizer
   abstract: TrainState
 
   @property

@@ -111,8 +111,7 @@ def make_train_step(
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     streams = step_streams(run.random_seed, state.step)
     gradients, (sums, statistics) = whole_gradient(state.params, batch, streams)
-    updates, opt_state = plan.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, opt_state = plan.optimizer.apply(gradients, state.opt_state, state.params)
     metrics = step_metrics(sums, statistics, run.model)
     metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics
