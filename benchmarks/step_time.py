@@ -95,14 +95,16 @@ def main() -> None:
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--json')
   parser.add_argument(
-    '--keep_freed_memory', action=argparse.BooleanOptionalAction, default=True, help='malloc as switch_jax.main sets it'
-  )
+    '--malloc_of_main', action=argparse.BooleanOptionalAction, default=True,
+    help='huge pages (unless GLIBC_TUNABLES is set) and kept memory, as switch_jax.main has them',
+  )  # fmt: skip
   parser.add_argument(
     '--serve', action='store_true', help='make a step for each line on standard input, print its seconds'
   )
   arguments = parser.parse_args()
-  if arguments.keep_freed_memory:
-    launch.keep_freed_memory()  # as `main` does
+  if arguments.malloc_of_main:
+    launch.restart_with_huge_pages()
+    launch.keep_freed_memory()
 
   trainers = {num_experts: Trainer(num_experts, arguments) for num_experts in arguments.experts}
   for i in range(arguments.warmup + (0 if arguments.serve else arguments.steps)):
