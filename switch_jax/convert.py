@@ -8,10 +8,10 @@ import contextlib
 import dataclasses
 import functools
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from switch_jax import launch
 from switch_jax.config import ConfigError, ModelConfig, MoeConfig, UpcycleConfig, suggest
 
 FORMATS = ('switch_jax', 't5x', 'huggingface')
@@ -142,8 +142,6 @@ def _run(argv: Sequence[str]) -> int:
   )
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
   overrides, of_upcycle = read_overrides(flags.gin_file, bindings, search_paths)
-  from switch_jax import launch
-
   launch.quiet_logging(flags.debug)
   from switch_jax.interop import conversion, infer_config, loading, own, upcycling
 
@@ -270,16 +268,7 @@ def _progress_bar():
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line and returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
   argv = sys.argv[1:] if argv is None else argv
-  try:
-    return _run(argv)
-  except ConfigError as error:
-    if '--debug' in argv:
-      traceback.print_exc()
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print('\ninterrupted; the same command goes on from here', file=sys.stderr)
-    return 130
+  return launch.exit_status(_run, argv, interrupted='the same command goes on from here')
 
 
 if __name__ == '__main__':

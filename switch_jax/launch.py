@@ -10,6 +10,8 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
+from collections.abc import Callable, Sequence
 
 from switch_jax.config import ConfigError
 
@@ -204,3 +206,34 @@ def _join_cloud_tpu() -> None:
     jax.distributed.initialize()
   except ValueError:
     return  # JAX recognises no cluster: a TPU machine on its own.
+
+
+def exit_status(run: Callable[[Sequence[str]], int], argv: Sequence[str], *, interrupted: str) -> int:
+  """Runs a command line and turns what it raises into messages and an exit status.
+
+  Args:
+    run: takes the arguments and returns the exit status.
+    argv: the arguments; with `--debug` among them a user's error has its traceback too.
+    interrupted: what follows `interrupted; ` after Ctrl-C.
+
+  Returns:
+    The status of `run`, 1 after an error, 130 after Ctrl-C.
+  """
+  try:
+    return run(argv)
+  except ConfigError as error:
+    if '--debug' in argv:
+      traceback.print_exc()
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print(f'\ninterrupted; {interrupted}', file=sys.stderr)
+    return 130
+  except Exception as error:
+    traceback.print_exc()
+    print(
+      f'error: unexpected {type(error).__name__} (see above). This is a bug of switch_jax, or of the task or the '
+      'machine it runs on; please report it with the command, the traceback and the output of --version.',
+      file=sys.stderr,
+    )
+    return 1

@@ -8,7 +8,6 @@ import difflib
 import re
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 
 import switch_jax
@@ -224,24 +223,7 @@ def _run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line and returns the exit status: 0, 1 for an error, 130 after Ctrl-C, 143 after SIGTERM."""
   argv = sys.argv[1:] if argv is None else argv
-  try:
-    return _run(argv)
-  except ConfigError as error:
-    if '--debug' in argv:
-      traceback.print_exc()
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print('\ninterrupted; the same command goes on from the last checkpoint', file=sys.stderr)
-    return 130
-  except Exception as error:
-    traceback.print_exc()
-    print(
-      f'error: unexpected {type(error).__name__} (see above). This is a bug of switch_jax, or of the task or the '
-      'machine it runs on; please report it with the command, the traceback and the output of --version.',
-      file=sys.stderr,
-    )
-    return 1
+  return launch.exit_status(_run, argv, interrupted='the same command goes on from the last checkpoint')
 
 
 if __name__ == '__main__':
