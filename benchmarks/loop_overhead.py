@@ -92,8 +92,8 @@ def measure(experts: int, arguments: argparse.Namespace, folder: pathlib.Path) -
     'bare_step_s': step,
     'loop_step_s': mean,
     'added': mean / step - 1,
-    # A step is dispatched when the one before the last has ended, so that one still runs; a save waits for both. What it
-    # holds up is the rest.
+    # A step is dispatched when the one before the last has ended, so two are under way when a save begins, and it waits
+    # for both. What it holds up is the rest.
     'save_held_up_steps': gaps[50 - _SKIPPED - 1] / mean - 2,
     'input_wait_fraction': lines[-1].get('input_wait_fraction'),
   }
