@@ -15,12 +15,12 @@ import switch_jax
 from switch_jax.config import ModelConfig
 from switch_jax.interop import moments, own, stored
 from switch_jax.interop.stored import Checkpoint, StoredArray
-from switch_jax.interop.zarr_files import ZarrArray
+from switch_jax.interop.zarr_files import ZarrArray, ZarrOutputs
 
 _DICT, _SEQUENCE = 2, 1  # Orbax's kinds of keys
 
 
-class OwnWriter:
+class OwnWriter(ZarrOutputs):
   """One MODEL_DIR with one step that is being written.
 
   Args:
@@ -52,17 +52,6 @@ class OwnWriter:
       name: ZarrArray(str(state / name.replace('/', '.')), array.shape, 'int32' if name in counters else 'float32')
       for name, array in self.outputs.items()
     }
-
-  def row_multiple(self, name: str) -> int:
-    """Returns how many rows of an output lie together."""
-    return self._files[name].chunks[0] if self._files[name].chunks else 1
-
-  def write(self, name: str, start: int, block: np.ndarray) -> None:
-    """Writes rows of an output."""
-    self._files[name].write(start, block)
-
-  def end(self, name: str) -> None:
-    """Everything of an output has been written."""
 
   def finish(self) -> None:
     """Writes what makes the arrays a tree, and the step complete."""

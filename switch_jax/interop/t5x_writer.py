@@ -8,12 +8,12 @@ import numpy as np
 
 from switch_jax.interop import stored
 from switch_jax.interop.stored import Checkpoint, StoredArray
-from switch_jax.interop.zarr_files import ZarrArray
+from switch_jax.interop.zarr_files import ZarrArray, ZarrOutputs
 
 VERSION = 3
 
 
-class T5xWriter:
+class T5xWriter(ZarrOutputs):
   """One checkpoint that is being written.
 
   Args:
@@ -34,17 +34,6 @@ class T5xWriter:
       )
       for name, array in self.outputs.items()
     }
-
-  def row_multiple(self, name: str) -> int:
-    """Returns how many rows of an output lie together."""
-    return self._files[name].chunks[0] if self._files[name].chunks else 1
-
-  def write(self, name: str, start: int, block: np.ndarray) -> None:
-    """Writes rows of an output."""
-    self._files[name].write(start, block)
-
-  def end(self, name: str) -> None:
-    """Everything of an output has been written."""
 
   def finish(self) -> None:
     """Writes the index."""

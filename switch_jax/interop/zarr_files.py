@@ -48,3 +48,20 @@ class ZarrArray:
     block = block.astype(np.dtype(ml_dtypes.bfloat16 if self.dtype == 'bfloat16' else self.dtype), copy=False)
     view = self._store[start : start + block.shape[0]] if self.shape else self._store
     view.write(block).result()
+
+
+class ZarrOutputs:
+  """What writers have in common whose every output is an array in files of its own, `_files`."""
+
+  _files: dict[str, ZarrArray]
+
+  def row_multiple(self, name: str) -> int:
+    """Returns how many rows of an output lie together."""
+    return self._files[name].chunks[0] if self._files[name].chunks else 1
+
+  def write(self, name: str, start: int, block: np.ndarray) -> None:
+    """Writes rows of an output."""
+    self._files[name].write(start, block)
+
+  def end(self, name: str) -> None:
+    """Everything of an output has been written."""
