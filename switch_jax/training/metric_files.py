@@ -2,7 +2,8 @@
 
 `metrics.jsonl` holds one JSON object a line: `"step"` and plain numbers, written out line by line. JSON has no NaN and
 no infinity, so both are written as `null` and read back as NaN. Each step stands once, also after a resume: the lines
-of steps that will be run again are cut, and TensorBoard is told to forget them by a restart record.
+of steps that will be run again are cut, and TensorBoard is told to forget them by a restart record. `expert_tokens.jsonl`
+beside it is kept in the same way; it has the load of every expert at the steps at which pictures are drawn.
 """
 
 import json
@@ -16,6 +17,8 @@ import numpy as np
 from etils import epath
 
 METRICS_FILE = 'metrics.jsonl'
+# Tokens by expert of some steps, lists by layer: what `metrics.jsonl` has no place for.
+EXPERT_TOKENS_FILE = 'expert_tokens.jsonl'
 
 
 class MetricFiles:
@@ -36,6 +39,7 @@ class MetricFiles:
     self._tensorboard = tensorboard
     self._events: Any = None
     self._last_step: int | None = None
+    self._last_expert_step: int | None = None
     self._opened = False
 
   def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
@@ -65,6 +69,27 @@ class MetricFiles:
     if events := self._event_writer():
       events.write_scalars(step, plain)
       events.flush()
+
+  def write_expert_tokens(self, step: int, expert_tokens: Mapping[str, np.ndarray]) -> None:
+    """Writes one line of `expert_tokens.jsonl`: `{"step": 100, "encoder_1": [12, 0, ...], ...}`.
+
+    Args:
+      step: the step whose line of metrics was just written.
+      expert_tokens: by layer, the tokens that wanted each expert, `[experts]`.
+    """
+    if not self._active:
+      return
+    self._open()
+    if self._last_expert_step is not None and step <= self._last_expert_step:
+      self._last_expert_step = self._cut(EXPERT_TOKENS_FILE, step - 1)
+    counts = {layer: np.asarray(tokens).astype(int).tolist() for layer, tokens in expert_tokens.items()}
+    with (self._directory / EXPERT_TOKENS_FILE).open('a') as file:
+      file.write(json.dumps({'step': step, **counts}) + '\n')
+    self._last_expert_step = step
+
+  def last_expert_step(self) -> int | None:
+    """Returns the step of the last line of `expert_tokens.jsonl`, or None."""
+    return self._last_expert_step
 
   def write_pictures(self, step: int, histograms: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
     """Writes distributions of arrays, and pictures, to TensorBoard.
@@ -104,19 +129,26 @@ class MetricFiles:
       self._keep_until(None)
 
   def _keep_until(self, step: int | None) -> None:
-    """Cuts `metrics.jsonl` after a step (None: only what is no whole line) and remembers its last step."""
+    """Cuts both files after a step (None: only what is no whole line) and remembers their last steps."""
     self._opened = self._directory.is_dir()
-    text = self._path.read_text() if self._path.exists() else ''
-    kept, self._last_step = [], None
+    self._last_step = self._cut(METRICS_FILE, step)
+    self._last_expert_step = self._cut(EXPERT_TOKENS_FILE, step)
+
+  def _cut(self, name: str, step: int | None) -> int | None:
+    """Cuts one file after a step; returns the step of its last line."""
+    path = self._directory / name
+    text = path.read_text() if path.exists() else ''
+    kept, last = [], None
     for line in text.splitlines(keepends=True):
       record = _parse(line)
       if record is not None and (step is None or record['step'] <= step):
         kept.append(line)
-        self._last_step = record['step']
+        last = record['step']
     if (whole := ''.join(kept)) != text:
-      temporary = self._directory / f'{METRICS_FILE}.tmp'
+      temporary = self._directory / f'{name}.tmp'
       temporary.write_text(whole)
-      temporary.replace(self._path)
+      temporary.replace(path)
+    return last
 
   def _event_writer(self) -> Any:
     if self._active and self._tensorboard and self._events is None:

@@ -49,7 +49,7 @@ class Reporter:
     self._watch = LossWatch(run.health)
     self._health: RouterHealth | None = None
     self._layers: list[str] = []
-    self._drawn: int | None = None
+    self._drawn = files.last_expert_step()  # a resumed run draws at the steps at which one left alone does
     self._tokens = self._seconds = self._steps = self._waited = 0.0
     self._mark: tuple[float, float] | None = None
     self.target_tokens = 0
@@ -116,6 +116,7 @@ class Reporter:
       shares = loads / np.maximum(loads.mean(axis=1, keepdims=True), 1e-9)
       histograms = {f'expert_load/{self._layers[i]}': shares[row] for row, i in enumerate(order)}
       self._files.write_pictures(step, histograms, {'expert_load': heat_map(loads)})
+      self._files.write_expert_tokens(step, {self._layers[i]: loads[row] for row, i in enumerate(order)})
 
   def _count(self, tokens: float) -> None:
     """Adds the time since the last step to the speeds, if the clock runs."""

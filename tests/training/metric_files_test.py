@@ -78,6 +78,28 @@ def test_a_kill_while_cutting_leaves_the_old_file(files, tmp_path, monkeypatch):
   assert steps(tmp_path) == [1, 2, 3]
 
 
+def test_loads_of_experts_are_cut_and_written_again_as_metrics_are(files, tmp_path):
+  loads = {'encoder_1': np.array([3.0, 0.0]), 'decoder_1': np.array([1.0, 2.0])}
+  path = tmp_path / 'train' / 'expert_tokens.jsonl'
+  for step in (1, 100, 200):
+    files.write(step, {'loss': step})
+    files.write_expert_tokens(step, loads)
+  assert path.read_text().splitlines()[1] == '{"step": 100, "encoder_1": [3, 0], "decoder_1": [1, 2]}'
+  with path.open('a') as file:
+    file.write('{"step": 300, "enc')
+  resumed = MetricFiles(tmp_path / 'train', tensorboard=False)
+  resumed.truncate_after(150)
+  assert resumed.last_expert_step() == 100
+  resumed.write_expert_tokens(200, {'encoder_1': np.array([0, 9])})
+  resumed.write_expert_tokens(200, {'encoder_1': np.array([9, 0])})
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [line['step'] for line in lines] == [1, 100, 200]
+  assert lines[-1] == {'step': 200, 'encoder_1': [9, 0]}
+  resumed.truncate_after(-1)
+  assert path.read_text() == ''
+  assert resumed.last_expert_step() is None
+
+
 def test_a_torn_last_line(files, tmp_path):
   files.write(1, {'loss': 1})
   with path_of(tmp_path).open('a') as file:
