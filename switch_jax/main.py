@@ -14,7 +14,7 @@ import switch_jax
 from switch_jax import launch
 from switch_jax.config import ConfigError, EvaluationConfig, PredictionConfig, RunConfig, suggest
 
-RUN_MODES = ('train', 'eval', 'infer', 'plan')
+RUN_MODES = ('train', 'eval', 'infer', 'plan', 'teacher')
 
 # What a plan does not depend on, so that no task and no folder need be named for it.
 _NOT_PLANNED = {'MODEL_DIR': 'none', 'MIXTURE_OR_TASK_NAME': 'none', 'TRAIN_STEPS': 1}
@@ -138,7 +138,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if getattr(flags, name) is not None and flags.run_mode != 'plan':
       raise ConfigError(f'--{name} is for --run_mode=plan, and the run mode is {flags.run_mode}.')
   for name in ('dry_run', 'profile'):
-    if getattr(flags, name) and flags.run_mode in ('eval', 'infer'):
+    if getattr(flags, name) and flags.run_mode in ('eval', 'infer', 'teacher'):
       raise ConfigError(f'--{name} is for --run_mode=train, and the run mode is {flags.run_mode}.')
   if flags.run_mode == 'plan' and flags.topology is None:
     raise ConfigError('--run_mode=plan needs the TPU to compile for: --topology=v3:32x32 for example.')
@@ -213,6 +213,8 @@ def _run(argv: Sequence[str]) -> int:
   if flags.dry_run:
     print(training.describe(run))
     return 0
+  if flags.run_mode == 'teacher':
+    return training.write_teacher_logits(run)
   others, _ = split_gin_bindings(argv)
   kept = [f'--gin.{binding}' for binding in bindings if not binding.startswith('TRAIN_STEPS=')]
   longer = [*others, *kept, f'--gin.TRAIN_STEPS={2 * run.train_steps}']

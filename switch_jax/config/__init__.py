@@ -3,6 +3,7 @@
 gin files bind these classes (`from switch_jax import config`); notebooks call them.
 """
 
+from switch_jax.config.distillation import INHERITED_KINDS, DistillationConfig
 from switch_jax.config.inference import DecodingConfig, EvaluationConfig, PredictionConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import LayerPattern, ModelConfig, MoeConfig, layer_indices
@@ -19,11 +20,13 @@ from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError, suggest
 
 __all__ = [
+  'INHERITED_KINDS',
   'Checked',
   'CheckpointConfig',
   'ConfigError',
   'DataConfig',
   'DecodingConfig',
+  'DistillationConfig',
   'EvaluationConfig',
   'HealthConfig',
   'LayerPattern',

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+from switch_jax.config.distillation import DistillationConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
 from switch_jax.config.upcycle import UpcycleConfig
@@ -24,6 +25,9 @@ class DataConfig(Checked):
     vocabulary: 'bytes', or the path of a SentencePiece model in T5's layout (`gs://` too), for the task modules that
       can use any; None is the task's own choice.
     text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
+    languages: codes of the languages to read, for the task modules with languages; None reads all they have.
+    sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
+      modules; None is theirs, 0.3 as in mT5. 1 draws in proportion to the sizes, 0 draws all alike.
     use_cached_tasks: read what SeqIO's `seqio_cache_tasks` has written into `cached_tasks_dir`.
     shuffle_buffer_size: examples held for shuffling in each stream.
     prefetch: batches prepared ahead of the step.
@@ -38,6 +42,8 @@ class DataConfig(Checked):
   num_data_shards: int = 1
   vocabulary: str | None = None
   text_files: str | None = None
+  languages: tuple[str, ...] | None = None
+  sampling_exponent: float | None = None
   use_cached_tasks: bool = False
   cached_tasks_dir: str | None = None
   pack: bool = True
@@ -49,6 +55,11 @@ class DataConfig(Checked):
     super().__post_init__()
     rule = "it must be 'bytes' or the path of a SentencePiece model; leave it None for the task's own."
     self.require(self.vocabulary != '', 'vocabulary', rule)
+    rule = "it must name languages by their codes, each once, as ('de', 'fr'); None is all that the task has."
+    named = self.languages
+    self.require(named is None or (named and len(set(named)) == len(named)), 'languages', rule)
+    rule = 'it must be from 0 (all languages alike) to 1 (in proportion to their sizes).'
+    self.require(self.sampling_exponent is None or 0 <= self.sampling_exponent <= 1, 'sampling_exponent', rule)
     self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
     rule = 'it is only read with use_cached_tasks=True; set --gin.USE_CACHED_TASKS=True, or leave it None.'
     self.require(self.use_cached_tasks or self.cached_tasks_dir is None, 'cached_tasks_dir', rule)
@@ -176,6 +187,7 @@ class RunConfig(Checked):
       `MODEL_DIR/checkpoints/<step>`, a T5X checkpoint or a Hugging Face folder. Read once; as soon as the run has a
       checkpoint of its own it continues that.
     upcycle: make this model's experts of the checkpoint's feed-forward networks or of its other number of experts.
+    distillation: a teacher that this model learns from; None is ordinary training.
     random_seed: the seed of parameters, noise and data order.
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
@@ -195,6 +207,7 @@ class RunConfig(Checked):
   num_microbatches: int = 1
   initial_checkpoint_path: str | None = None
   upcycle: UpcycleConfig | None = None
+  distillation: DistillationConfig | None = None
   eval_period: int | None = 1000
   eval_steps: int = 20
   log_period: int = 100
@@ -207,6 +220,12 @@ class RunConfig(Checked):
     rule = 'it makes experts of a checkpoint: set INITIAL_CHECKPOINT_PATH, and a model with experts.'
     idle = self.upcycle is not None and (self.initial_checkpoint_path is None or self.model.moe is None)
     self.require(not idle, 'upcycle', rule)
+    if self.distillation and self.distillation.initialize and self.initial_checkpoint_path is not None:
+      raise ConfigError(
+        f'RunConfig.initial_checkpoint_path is {self.initial_checkpoint_path!r} and DistillationConfig.initialize is '
+        f'{self.distillation.initialize!r}: the student can begin with one of the two only. Set '
+        '--gin.INITIAL_CHECKPOINT_PATH=None, or --gin.INITIALIZE="()".'
+      )
     self.require_at_least(0, 'random_seed')
     self.require_at_least(1, 'num_microbatches', 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     rule = f'the batch of {self.data.batch_size} rows must divide into it; use a divisor of it.'
@@ -233,11 +252,18 @@ class RunConfig(Checked):
     # What the text and the vocabulary are is compared by their digests, wherever they lie.
     for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'vocabulary', 'cached_tasks_dir'):
       data.pop(name)
+    for name in ('languages', 'sampling_exponent'):  # checkpoints of versions without languages do not have them
+      if data[name] is None:
+        data.pop(name)
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
     parts = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json(), 'data': data}
     parts['random_seed'] = self.random_seed
+    if self.distillation:  # where the teacher and its logits lie is compared when they are opened
+      parts['distillation'] = self.distillation.to_json()
+      for name in ('teacher_path', 'teacher_logits', 'top_k'):
+        parts['distillation'].pop(name)
     return flatten(parts)
 
 

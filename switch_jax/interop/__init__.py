@@ -6,7 +6,8 @@ model_config, params = interop.load('t5x', '/models/switch_base/e8/checkpoint_50
 logits = inference.compute_logits(model_config, params, encoder_input_tokens, decoder_input_tokens)
 """
 
-from switch_jax.interop.initial import initial_parameters, recorded_vocabulary
+from switch_jax.interop.inheritance import Inheritance, find_inheritance, inherit
+from switch_jax.interop.initial import CheckpointFacts, describe_checkpoint, initial_parameters, recorded_vocabulary
 from switch_jax.interop.loading import FORMATS, load, load_config
 from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.scanned import separate_layers, stack_layers
@@ -14,6 +15,11 @@ from switch_jax.interop.t5x import load_optimizer_state
 
 __all__ = [
   'FORMATS',
+  'CheckpointFacts',
+  'Inheritance',
+  'describe_checkpoint',
+  'find_inheritance',
+  'inherit',
   'initial_parameters',
   'load',
   'load_config',

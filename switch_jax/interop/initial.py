@@ -1,26 +1,91 @@
 """Parameters that a run begins with: those of a checkpoint, laid out for this run's model and mesh."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from switch_jax.checkpoints import CheckpointError, CheckpointStore
+from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
-from switch_jax.interop import loading, upcycling
+from switch_jax.interop import infer_config, loading, upcycling
 from switch_jax.interop.names import parameter_shapes
-from switch_jax.interop.own import together
+from switch_jax.interop.own import find_step, open_arrays, together
 from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.stored import Checkpoint, StoredArray, describe_folder, nest
 
 _FORMATS = ('switch_jax', 't5x', 'huggingface')
+_SETTING = 'RunConfig.initial_checkpoint_path'
 # What changes the function that parameters compute, and is recorded by some formats.
 _RECORDED = ('mlp_activations', 'layer_norm_epsilon', 'relpos_max_distance', 'logits_via_embedding')
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckpointFacts:
+  """What is known of a checkpoint before any array is read.
+
+  Attributes:
+    path: of exactly this checkpoint, also where the newest of several was asked for.
+    model: its configuration, recorded or inferred from shapes, layers as they lie in a checkpoint of ours.
+    step: of a checkpoint of ours or of T5X; None where nothing says it.
+    vocabulary: what a checkpoint of ours records of its vocabulary; None for those of others.
+    record: config.json of a checkpoint of ours; empty for those of others.
+  """
+
+  path: str
+  model: ModelConfig
+  step: int | None
+  vocabulary: dict[str, Any] | None
+  record: dict[str, Any]
+
+
+def describe_checkpoint(path: str, setting: str) -> CheckpointFacts:
+  """Returns what a checkpoint of any format is, without reading its parameters.
+
+  Args:
+    path: as for `initial_parameters`.
+    setting: the field that names it, for errors.
+
+  Raises:
+    ConfigError: nothing that can be read is there.
+    CheckpointError: the checkpoint is damaged.
+  """
+  format, place = _split(path)
+  if format in (None, 'switch_jax') and (found := find_step(place, setting)):
+    store, step = found
+    record = store.read_config(step)
+    if isinstance(record.get('model'), dict):
+      model = ModelConfig.from_json(record['model'])
+      return CheckpointFacts(str(store.path(step)), model, step, record.get('vocabulary'), record)
+  checkpoint = loading.open_checkpoint(format or _detect(place, setting), place)
+  return CheckpointFacts(path, infer_config.model_config(checkpoint, {}), checkpoint.step, None, {})
+
+
+def stored_parameters(path: str, setting: str) -> Mapping[str, StoredArray]:
+  """Opens the parameters of a checkpoint of any format, by T5X name, layers one by one; each is read on demand.
+
+  Args:
+    path: as for `initial_parameters`.
+    setting: the field that names it, for errors.
+
+  Raises:
+    ConfigError: nothing that can be read is there.
+    CheckpointError: the checkpoint is damaged.
+  """
+  format, place = _split(path)
+  if format in (None, 'switch_jax') and (found := find_step(place, setting)):
+    return open_arrays(*found)[2]
+  return loading.open_checkpoint(format or _detect(place, setting), place).arrays
+
+
 def initial_parameters(
-  path: str, model_config: ModelConfig, abstract_params: Any, upcycle: UpcycleConfig | None = None
+  path: str,
+  model_config: ModelConfig,
+  abstract_params: Any,
+  upcycle: UpcycleConfig | None = None,
+  setting: str = _SETTING,
 ) -> Any:
   """Reads the parameters of a checkpoint, and nothing else of it.
 
@@ -32,6 +97,7 @@ def initial_parameters(
     model_config: the model that is to have them.
     abstract_params: its nested dict of `jax.ShapeDtypeStruct` with shardings.
     upcycle: make the experts that the checkpoint lacks.
+    setting: the field that names it, for errors.
 
   Returns:
     The nested dict of arrays, laid out by those shardings. Each host reads what its devices hold.
@@ -40,11 +106,10 @@ def initial_parameters(
     ConfigError: nothing that can be read is there, or parameters have other names or shapes (the first are named).
     CheckpointError: the checkpoint is damaged.
   """
-  named, _, rest = path.partition(':')
-  format, path = (named, rest) if named in _FORMATS and rest else (None, path)
-  if format in (None, 'switch_jax') and upcycle is None and (found := _own_step(path)):
+  format, path = _split(path)
+  if format in (None, 'switch_jax') and upcycle is None and (found := find_step(path, setting)):
     return _read_own(*found, model_config, abstract_params)
-  checkpoint = loading.open_checkpoint(format or _detect(path), path)
+  checkpoint = loading.open_checkpoint(format or _detect(path, setting), path)
   if upcycle is not None:
     checkpoint = upcycling.upcycle(checkpoint, model_config, upcycle)
   _check(checkpoint, model_config)
@@ -60,14 +125,17 @@ def recorded_vocabulary(path: str) -> dict[str, Any] | None:
   Args:
     path: as for `initial_parameters`.
   """
-  named, _, rest = path.partition(':')
-  if named in _FORMATS and rest:
-    path = rest
-  found = _own_step(path)
+  found = find_step(_split(path)[1], _SETTING)
   return None if found is None else found[0].read_config(found[1]).get('vocabulary')
 
 
-def _detect(path: str) -> str:
+def _split(path: str) -> tuple[str | None, str]:
+  """Returns the format that stands before a path, or None, and the path."""
+  named, _, rest = path.partition(':')
+  return (named, rest) if named in _FORMATS and rest else (None, path)
+
+
+def _detect(path: str, setting: str) -> str:
   """Returns the format of what lies at a path. Raises a `ConfigError` that says what is there if it is none."""
   folder = epath.Path(path)
   there = lambda name: (folder / name).exists()  # noqa: E731
@@ -80,7 +148,7 @@ def _detect(path: str) -> str:
     return 'huggingface'
   what = describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
   raise ConfigError(
-    f'RunConfig.initial_checkpoint_path is {path!r}, and {what}; it must be a MODEL_DIR of switch_jax that has a '
+    f'{setting} is {path!r}, and {what}; it must be a MODEL_DIR of switch_jax that has a '
     'complete checkpoint, MODEL_DIR/checkpoints/<step>, a T5X checkpoint or a Hugging Face folder.'
   )
 
@@ -135,22 +203,6 @@ def place(params: Any, abstract_params: Any) -> Any:
     leaf.shape, leaf.sharding, lambda index: np.asarray(array[index], leaf.dtype)
   )
   return jax.tree.map(put, params, abstract_params)
-
-
-def _own_step(path: str) -> tuple[CheckpointStore, int] | None:
-  """Returns the checkpoints of a MODEL_DIR and the step that a path means, or None for what is none of ours."""
-  folder = epath.Path(path)
-  if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
-    store = CheckpointStore(folder.parent.parent)
-    if folder.is_dir() and int(folder.name) not in (steps := store.steps()):
-      raise CheckpointError(
-        f'RunConfig.initial_checkpoint_path is {path!r}, which is no complete checkpoint; complete steps beside it: '
-        f'{", ".join(map(str, steps)) or "none"}.'
-      )
-    return (store, int(folder.name)) if folder.is_dir() else None
-  store = CheckpointStore(folder)
-  step = store.latest_step()
-  return None if step is None else (store, step)
 
 
 def _read_own(store: CheckpointStore, step: int, model_config: ModelConfig, abstract_params: Any) -> Any:

@@ -16,11 +16,12 @@ from switch_jax.interop.stored import Checkpoint, StoredArray
 _MOMENTS = re.compile(r'opt_state\.\d+\.moments\.(.*)\.(v|v_row|v_col)')
 
 
-def find_step(path: str) -> tuple[CheckpointStore, int] | None:
+def find_step(path: str, setting: str | None = None) -> tuple[CheckpointStore, int] | None:
   """Returns the checkpoints of a MODEL_DIR and the step that a path means, or None for what is none of ours.
 
   Args:
     path: a MODEL_DIR, whose newest step is meant, or `MODEL_DIR/checkpoints/<step>`.
+    setting: the field that names it, for errors.
 
   Raises:
     CheckpointError: that step is not complete.
@@ -29,9 +30,9 @@ def find_step(path: str) -> tuple[CheckpointStore, int] | None:
   if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
     store = CheckpointStore(folder.parent.parent)
     if folder.is_dir() and int(folder.name) not in (steps := store.steps()):
-      raise CheckpointError(
-        f'{path} is no complete checkpoint; complete steps beside it: {", ".join(map(str, steps)) or "none"}.'
-      )
+      which = f'{setting} is {path!r}, which' if setting else path
+      there = ', '.join(map(str, steps)) or 'none'
+      raise CheckpointError(f'{which} is no complete checkpoint; complete steps beside it: {there}.')
     return (store, int(folder.name)) if folder.is_dir() else None
   store = CheckpointStore(folder)
   step = store.latest_step()
@@ -56,20 +57,8 @@ def open_checkpoint(path: str) -> Checkpoint:
       f'{path} is no checkpoint of switch_jax ({what}); give a MODEL_DIR, or MODEL_DIR/checkpoints/<step>.'
     )
   store, step = found
-  store.check_files(step)
-  record = store.read_config(step)
-  if not isinstance(record.get('model'), dict):
-    raise CheckpointError(f'{store.path(step)}/config.json records no model, so nothing says what the arrays are.')
-  config = ModelConfig.from_json(record['model'])
-  arrays, slots = {}, {}
-  for name, array in orbax_arrays.open_arrays(str(store.path(step) / 'state')).items():
-    if name.startswith('params.'):
-      arrays[name.removeprefix('params.').replace('.', '/')] = array
-    elif match := _MOMENTS.fullmatch(name):
-      slots[f'{match[1].replace(".", "/")}/{match[2]}'] = array
+  config, record, arrays, slots = open_arrays(store, step)
   left_out = []
-  if config.scan_layers:
-    arrays, slots = (separate(tree, config) for tree in (arrays, slots))
   shapes = {name: array.shape for name, array in arrays.items()}
   if shapes != parameter_shapes(config):
     differ = {n for n in {*shapes, *parameter_shapes(config)} if shapes.get(n) != parameter_shapes(config).get(n)}
@@ -87,6 +76,33 @@ def open_checkpoint(path: str) -> Checkpoint:
     left_out.append('the state of AdamW, for which only our own format has a place')
   in_t5x = moments.exchange(second, shapes) if second else None
   return Checkpoint(path, arrays, config=config, step=step, moments=in_t5x, left_out=tuple(left_out))
+
+
+def open_arrays(
+  store: CheckpointStore, step: int
+) -> tuple[ModelConfig, dict[str, Any], dict[str, StoredArray], dict[str, StoredArray]]:
+  """Opens the arrays of a step of ours, of any model.
+
+  Returns:
+    The model; config.json; the parameters and Adafactor's slots by T5X name, layers one by one.
+
+  Raises:
+    CheckpointError: files are missing or damaged, or nothing says which model it is.
+  """
+  store.check_files(step)
+  record = store.read_config(step)
+  if not isinstance(record.get('model'), dict):
+    raise CheckpointError(f'{store.path(step)}/config.json records no model, so nothing says what the arrays are.')
+  config = ModelConfig.from_json(record['model'])
+  arrays, slots = {}, {}
+  for name, array in orbax_arrays.open_arrays(str(store.path(step) / 'state')).items():
+    if name.startswith('params.'):
+      arrays[name.removeprefix('params.').replace('.', '/')] = array
+    elif match := _MOMENTS.fullmatch(name):
+      slots[f'{match[1].replace(".", "/")}/{match[2]}'] = array
+  if config.scan_layers:
+    arrays, slots = (separate(tree, config) for tree in (arrays, slots))
+  return config, record, arrays, slots
 
 
 def record(path: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from switch_jax.model import parameter_count
 from switch_jax.parallel import Layout
 from switch_jax.plan import collectives, flops, loops
 from switch_jax.training.description import active_parameters, make_layout, stack_routing
+from switch_jax.training.distillation import Distillation
 from switch_jax.training.state import plan_state
 from switch_jax.training.step import make_train_step
 
@@ -173,8 +174,13 @@ def compile_step(run: RunConfig, layout: Layout) -> tuple[Any, float]:
   Returns:
     The executable (to be inspected, and run where the devices exist), and the seconds it took to compile.
   """
-  state = plan_state(run, layout)
-  lowered = make_train_step(run, layout, state).lower(state.abstract, abstract_batch(run, layout))
+  state, distillation = plan_state(run, layout), Distillation.open(run)
+  batch, teacher = abstract_batch(run, layout), ()
+  if distillation:
+    distillation.be_abstract(layout)
+    batch |= distillation.abstract_targets(layout)
+    teacher = distillation.step_arguments
+  lowered = make_train_step(run, layout, state, distillation=distillation).lower(state.abstract, batch, *teacher)
   start = time.monotonic()
   compiled = lowered.compile()
   return compiled, time.monotonic() - start
@@ -199,7 +205,8 @@ def make_plan(
     ConfigError: no libtpu, an unknown topology, or a run that does not divide over it.
   """
   devices = topology_devices(topology, run.mesh.num_slices)
-  layout = make_layout(run, devices)
+  distillation = Distillation.open(run)
+  layout = make_layout(run, devices, distillation.models if distillation else ())
   state = plan_state(run, layout).abstract
   routings = stack_routing(run, layout.num_token_shards)
   available = available_hbm(devices[0])

@@ -2,5 +2,6 @@
 
 from switch_jax.training.description import describe
 from switch_jax.training.loop import train
+from switch_jax.training.teacher_run import write_teacher_logits
 
-__all__ = ['describe', 'train']
+__all__ = ['describe', 'train', 'write_teacher_logits']

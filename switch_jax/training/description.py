@@ -1,15 +1,17 @@
 """What a run will be, in words: parameters, mesh, shardings, routing groups and effective expert capacity."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
 import jax
 
-from switch_jax.config import ConfigError, RunConfig
+from switch_jax.config import ConfigError, ModelConfig, RunConfig
 from switch_jax.model import abstract_parameters, parameter_count, parameter_widths
 from switch_jax.model.routing import expert_capacity
 from switch_jax.parallel import Layout, make_mesh
+from switch_jax.training.distillation import Distillation
 from switch_jax.training.state import plan_state
 
 
@@ -37,18 +39,27 @@ class StackRouting:
     return None if capacity is None else capacity * self.num_experts / self.group_tokens
 
 
-def make_layout(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
+def make_layout(
+  run: RunConfig, devices: Sequence[jax.Device] | None = None, others: Sequence[ModelConfig] = ()
+) -> Layout:
   """Returns the layout of a run after checking that parameters and batch divide over it.
 
   Args:
     run: gives mesh and rules, and what has to divide.
     devices: all devices by default.
+    others: models that lie on the same mesh, as the teacher of a distillation.
 
   Raises:
     ConfigError: the mesh, the parameters, the batch or the routing groups do not divide.
   """
-  moe = run.model.moe
-  mesh = make_mesh(run.mesh, moe.num_experts if moe else None, devices, parameter_widths(run.model))
+  models = [run.model, *others]
+  experts = [model.moe.num_experts for model in models if model.moe]
+  widths: dict[str, tuple[int, ...]] = {}
+  for model in models:
+    for name, sizes in parameter_widths(model).items():
+      widths[name] = widths.get(name, ()) + sizes
+  # What divides all numbers of experts is what divides their greatest common divisor.
+  mesh = make_mesh(run.mesh, math.gcd(*experts) if experts else None, devices, widths)
   layout = Layout(mesh, tuple(run.mesh.rules.items()))
   check_batch(run, layout)
   return layout
@@ -133,7 +144,8 @@ def describe(run: RunConfig) -> str:
   Raises:
     ConfigError: as in training.
   """
-  layout = make_layout(run)
+  distillation = Distillation.open(run)
+  layout = make_layout(run, others=distillation.models if distillation else ())
   state = plan_state(run, layout).abstract
   total = parameter_count(state.params)
   optimizer_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
@@ -152,6 +164,7 @@ def describe(run: RunConfig) -> str:
     f'model_dir   {run.model_dir}',
     'routing',
     *(f'  {line}' for line in _routing_lines(run, layout)),
+    *(distillation.describe() if distillation else ()),
     'parameters and how they lie on the mesh',
   ]
   rows: dict[tuple[str, ...], list[int]] = {}

@@ -16,7 +16,9 @@ from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig, suggest
 from switch_jax.interop import initial_parameters, recorded_vocabulary
+from switch_jax.model import parameter_count
 from switch_jax.training.description import make_layout
+from switch_jax.training.distillation import Distillation
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.interruption import EXIT_CODES, Interruption
 from switch_jax.training.loss_watch import DivergenceError
@@ -118,7 +120,9 @@ class _Session:
     self.began = time.perf_counter()
     self.is_first_host = jax.process_index() == 0
     self.progress = Progress(active=self.is_first_host)
-    layout = make_layout(run)
+    recorded = store.read_config(first_step) if first_step else {}
+    self.distillation = Distillation.open(run, recorded.get('teacher'), begins=not first_step)
+    layout = make_layout(run, others=self.distillation.models if self.distillation else ())
     axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
     self.progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
     plan = plan_state(run, layout)
@@ -126,6 +130,9 @@ class _Session:
     if run.initial_checkpoint_path and not first_step:
       self.progress.note(f'parameters to begin with: {run.initial_checkpoint_path}')
       params = initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params, run.upcycle)
+    if self.distillation:
+      for line in self.distillation.describe():
+        self.progress.note(line)
     self.progress.note(f'data: {run.data.mixture_or_task_name}')
     self.source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
     vocabulary = self.source.vocabulary
@@ -136,6 +143,8 @@ class _Session:
       )
     if params is not None:
       _check_same_vocabulary(run, data.describe_vocabulary(vocabulary))
+    if self.distillation:
+      self.distillation.check_vocabulary(data.describe_vocabulary(vocabulary))
     self.sentinels = tuple(range(self.source.vocabulary_size - vocabulary.extra_ids, self.source.vocabulary_size))
     special_tokens = (*self.sentinels, vocabulary.eos_id)
     if first_step:
@@ -144,11 +153,15 @@ class _Session:
       data.keep_vocabulary(vocabulary, run.model_dir)
     self.source.start()
     self.held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
+    if self.distillation:
+      params = self.distillation.initial_parameters(layout) if params is None else params
+      self.distillation.load(layout, self.source.fingerprint, first_step)
     if first_step:
       self.state: TrainState = store.restore(first_step, plan.abstract)
     else:
       self.state = init_state(run, layout, plan, params)
-    self.train_step = make_train_step(run, layout, plan, special_tokens)
+    self.train_step = make_train_step(run, layout, plan, special_tokens, self.distillation)
+    self.teacher = self.distillation.step_arguments if self.distillation else ()
     self.eval_step = make_eval_step(run.model, layout, plan, special_tokens)
     self.are_finite = make_finite_check(layout, plan)
     self.train_files = MetricFiles(_folder(self.run, 'train'), active=self.is_first_host)
@@ -160,7 +173,7 @@ class _Session:
     self.profiler = Profiler(profile, epath.Path(run.model_dir) / 'profile', first_step)
     self.evaluated = self._read_scores()
     if first_step:
-      self.reporter.target_tokens = store.read_config(first_step)['target_tokens']
+      self.reporter.target_tokens = recorded['target_tokens']
 
   def _read_scores(self) -> set[int]:
     """Hands the evaluations of earlier processes to the checkpoint policy; returns their steps."""
@@ -181,7 +194,7 @@ class _Session:
     with Interruption() as interruption:
       while step < run.train_steps:
         self.profiler.before(step + 1)
-        self.state, metrics = self.train_step(self.state, next(self.source))
+        self.state, metrics = self.train_step(self.state, self._next_batch(), *self.teacher)
         step += 1
         self.reporter.add(step, metrics)
         self.profiler.after(step, metrics)
@@ -197,6 +210,11 @@ class _Session:
     self.progress.close()
     self._sum_up(result or self._evaluate(step))
     return 0
+
+  def _next_batch(self) -> dict[str, jax.Array]:
+    """Returns the next batch, with the teacher's distributions where they come from files."""
+    batch = next(self.source)
+    return self.distillation.with_targets(batch) if self.distillation else batch
 
   def _is_evaluated(self, step: int) -> bool:
     """Whether the held-out loss is measured after this step."""
@@ -239,6 +257,8 @@ class _Session:
     return {
       'version': switch_jax.__version__,
       'target_tokens': self.reporter.target_tokens,
+      'parameters': parameter_count(self.state.params),
+      **({'teacher': self.distillation.record()} if self.distillation else {}),
       'model': self.run.model.to_json(),
       'vocabulary': data.describe_vocabulary(self.source.vocabulary),
       'identity': self.run.identity(),
@@ -318,6 +338,8 @@ class _Session:
     self.profiler.close()
     self.progress.close()
     self.source.close()
+    if self.distillation:
+      self.distillation.close()
     self.train_files.close()
     self.eval_files.close()
     self.store.close()
