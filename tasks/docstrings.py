@@ -93,11 +93,16 @@ def find_versions() -> dict[str, str]:
   return versions
 
 
+def is_test(path: pathlib.PurePath) -> bool:
+  """Whether a path inside a package is a test's, or in another folder that is not read."""
+  folders = path.parts[:-1]
+  return bool(_SKIPPED_FOLDERS.intersection(folders)) or path.stem.startswith('test_') or path.stem.endswith('_test')
+
+
 def read_paragraphs(root: pathlib.Path) -> Iterator[str]:
   """Yields the prose paragraphs of all Python files under a folder, tests left out."""
   for path in root.rglob('*.py'):
-    folders = path.relative_to(root).parts[:-1]
-    if _SKIPPED_FOLDERS.intersection(folders) or path.stem.startswith('test_') or path.stem.endswith('_test'):
+    if is_test(path.relative_to(root)):
       continue
     try:
       source = path.read_text(encoding='utf-8')

@@ -1,8 +1,10 @@
-"""A SeqIO task of span corruption over a corpus."""
+"""SeqIO tasks over a corpus: span corruption and prefix language modelling."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from switch_jax.data.corpus import NEWLINE_MARK, TRAIN, VALIDATION, Corpus
+from switch_jax.data.prefix_lm import prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.span_corruption import span_corruption
 
@@ -44,6 +46,14 @@ def append_eos(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Fea
   return seqio.preprocessors.append_eos(dataset, output_features)
 
 
+@_plain
+def append_eos_after_trim(
+  dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+  """Ends inputs and targets with EOS, for which a text that is too long loses its end."""
+  return seqio.preprocessors.append_eos_after_trim(dataset, output_features, sequence_length)
+
+
 def add_span_corruption_task(
   name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY
 ) -> None:
@@ -54,18 +64,23 @@ def add_span_corruption_task(
     get_corpus: finds or makes the corpus; called when the data is first read.
     vocabulary: bytes unless another one is given.
   """
+  _add_task(name, get_corpus, vocabulary, [span_corruption, append_eos])
+
+
+def add_prefix_lm_task(name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY) -> None:
+  """Registers prefix language modelling over a corpus; as `add_span_corruption_task`."""
+  _add_task(name, get_corpus, vocabulary, [prefix_lm, append_eos_after_trim])
+
+
+def _add_task(
+  name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary, objective: Sequence[Callable[..., Any]]
+) -> None:
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add(
     name,
     source=CorpusSource(get_corpus),
-    preprocessors=[
-      restore_text,
-      tokenize,
-      seqio.CacheDatasetPlaceholder(),
-      span_corruption,
-      append_eos,
-    ],
+    preprocessors=[restore_text, tokenize, seqio.CacheDatasetPlaceholder(), *objective],
     output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in ('inputs', 'targets')},
     metric_fns=[],
   )
