@@ -29,7 +29,9 @@ INSTALL_REQUIRES = [
   'safetensors>=0.5',  # Hugging Face checkpoints
   'tensorboard>=2.20',  # shows what a run writes; tensorflow no longer brings it
   'rouge-score>=0.1.2',  # the metric of summaries, tasks/metrics.py
-  'matplotlib>=3.9',  # reports
+  'matplotlib>=3.9',  # summary.png
+  'jinja2>=3.1',  # the page of switch_jax.report
+  'plotly>=6.0',  # its plotly.js goes into that page, for curves and maps that can be hovered over and zoomed into
   'tqdm>=4.66',
 ]
 
@@ -65,7 +67,10 @@ setup(
   # top-level package called gin would be installed into gin-config's own folder.
   packages=[*find_packages(include=['switch_jax', 'switch_jax.*', 'tasks', 'tasks.*']), 'switch_jax.share.gin'],
   package_dir={'switch_jax.share.gin': 'gin'},
-  package_data={'switch_jax.share.gin': ['**/*.gin']},
+  package_data={
+    'switch_jax.share.gin': ['**/*.gin'],
+    'switch_jax.report': ['page.html.jinja', 'page.css', 'page.js'],
+  },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
   zip_safe=False,

@@ -70,7 +70,7 @@ def test_direction(path):
   if parts[1] == '__init__':
     assert not others, 'importing the package imports none of its parts'
     return
-  mine = parts[1]
+  mine = 'main' if parts[-1] == '__main__' else parts[1]  # `python -m switch_jax.report` is an entry point
   allowed = {n for n, level in LEVEL.items() if level < LEVEL[mine]} | {mine} | (set(TOP) if mine in TOP else set())
   assert others <= allowed
 

@@ -1,0 +1,135 @@
+"""Makes the report: `python -m switch_jax.report MODEL_DIR [MODEL_DIR ...] --out=report.html`."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from switch_jax import launch
+from switch_jax.config import ConfigError
+from switch_jax.report import runs as runs_on_disk
+from switch_jax.report.runs import Run
+
+_EPILOG = """\
+MODEL_DIR is the folder of a run, finished or not, or a folder of such folders (the --out of switch_jax.sweep).
+
+  python -m switch_jax.report runs/quickstart
+  python -m switch_jax.report runs/sweep runs/another --experts --out=comparison.html
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are the user's configuration errors."""
+
+  def error(self, message):
+    raise ConfigError(f'{message}; see --help.')
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+  parser = _Parser(
+    prog='python -m switch_jax.report',
+    description='Pictures and tables of runs, one HTML file that needs no network.',
+    epilog=_EPILOG,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('model_dirs', nargs='+', metavar='MODEL_DIR', help='runs, or folders of runs')
+  add('--out', default='report.html', metavar='FILE', help='the file to write (default: report.html)')
+  add('--experts', action='store_true', help='measure what each expert takes on held-out data, where it is missing')
+  add('--debug', action='store_true', help='show tracebacks')
+  return parser.parse_args(argv)
+
+
+def check_output(file: str) -> None:
+  """Raises a `ConfigError` if a file cannot be written: before any work, and without touching it."""
+  path = pathlib.Path(file).absolute()
+  if path.is_dir():
+    raise ConfigError(
+      f'--out is {file!r}, which is a folder; give a file, such as {os.path.join(file, "report.html")}.'
+    )
+  if not path.parent.is_dir():
+    raise ConfigError(f'--out is {file!r}, and the folder {path.parent} does not exist; make it, or write elsewhere.')
+  if not os.access(path if path.exists() else path.parent, os.W_OK):
+    raise ConfigError(f'--out is {file!r}, which cannot be written; see to the rights, or write elsewhere.')
+
+
+def _print(text: str) -> None:
+  print(text, flush=True)
+
+
+def _read(folders: Sequence, problems: list[str]) -> list[Run]:
+  """Reads all runs; what is wrong with them is added to `problems`."""
+  found = []
+  for folder, name in zip(folders, runs_on_disk.names_of(folders), strict=True):
+    run, wrong = runs_on_disk.read_run(folder, name)
+    problems += wrong
+    found += [run] if run else []
+  return found
+
+
+def _measure(runs: Sequence[Run]) -> list[str]:
+  """Measures what experts take in the runs where it is not known for the newest checkpoint; returns what failed."""
+  launch.quiet_logging(False)
+  launch.use_compilation_cache(None)
+  from switch_jax.checkpoints import CheckpointStore
+  from switch_jax.inference import expert_affinity
+
+  problems = []
+  for number, run in enumerate(runs, 1):
+    place = f'[{number}/{len(runs)}] {run.name}'
+    if not run.moe:
+      _print(f'{place}: no experts')
+      continue
+    try:
+      store = CheckpointStore(run.path)
+      step = store.latest_step()
+      known = step is not None and expert_affinity.experts_file(run.path, run.task, step)
+      if known and known.exists() and known.stat().mtime >= (store.path(step) / 'config.json').stat().mtime:
+        _print(f'{place}: {known.name} is there')
+        continue
+      _print(f'{place}: running the newest checkpoint on the held-out data ...')
+      _print(f'{place}: wrote {expert_affinity.write_experts(run.path)}')
+    except ConfigError as error:
+      _print(f'{place}: {error}')
+      problems.append(f'{run.name}: what its experts take could not be measured: {error}')
+  return problems
+
+
+def _run(argv: Sequence[str]) -> int:
+  flags = _parse(argv)
+  check_output(flags.out)
+  folders, problems = runs_on_disk.find_folders(flags.model_dirs)
+  runs = _read(folders, problems)
+  if not runs:
+    raise ConfigError('there is no run to report on: ' + ' '.join(problems) + ' Name the MODEL_DIR of a run.')
+  if flags.experts:
+    failed = _measure(runs)
+    problems = runs_on_disk.find_folders(flags.model_dirs)[1]
+    runs = _read(folders, problems)
+    problems += failed
+  from switch_jax.report.page import render
+
+  page = render(runs, problems)
+  try:
+    pathlib.Path(flags.out).write_text(page, encoding='utf-8')
+  except OSError as error:
+    raise ConfigError(f'--out is {flags.out!r}, which cannot be written ({error}); write elsewhere.') from error
+  for problem in problems:
+    print(f'note: {problem}', file=sys.stderr)
+  missing = [run.name for run in runs if run.moe and not run.experts]
+  if missing:
+    _print(f'{len(missing)} of the runs have experts that were not measured; --experts does it.')
+  _print(f'wrote {flags.out}: {len(runs)} run{"s" if len(runs) != 1 else ""}, {len(page.encode()) / 1e6:.1f} MB')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line and returns the exit status: 0, 1 for an error, 130 after Ctrl-C."""
+  argv = sys.argv[1:] if argv is None else argv
+  return launch.exit_status(_run, argv, interrupted='what was measured is kept; the same command goes on')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

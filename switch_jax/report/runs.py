@@ -1,0 +1,221 @@
+"""The runs of a report: which folders are runs, and what their files say."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from switch_jax.config import ConfigError, suggest
+
+# What a MODEL_DIR holds, any of it.
+_MARKS = ('checkpoints', 'train', 'eval')
+_METRICS, _EXPERT_TOKENS = 'metrics.jsonl', 'expert_tokens.jsonl'
+# How deep a folder of runs is looked through.
+_DEPTH = 2
+UNKNOWN_TASK = 'task not recorded'
+
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What is on disk of one run.
+
+  Attributes:
+    path: its MODEL_DIR.
+    name: how the report calls it, unique in the report.
+    task: whose held-out loss it measures.
+    record: `config.json` of its newest checkpoint that has one; empty if none has.
+    train, held_out: lines of `metrics.jsonl`, NaN for null.
+    expert_tokens: lines of `train/expert_tokens.jsonl`: `step`, and by layer the tokens of each expert.
+    experts: the newest `experts_<step>.json`, or None.
+  """
+
+  path: epath.Path
+  name: str
+  task: str
+  record: dict[str, Any]
+  train: list[Line]
+  held_out: list[Line]
+  expert_tokens: list[Line]
+  experts: dict[str, Any] | None
+
+  @property
+  def settings(self) -> dict[str, Any]:
+    """The run's configuration as JSON; empty if it is not recorded."""
+    return self.record.get('run') or {}
+
+  @property
+  def seed(self) -> int | None:
+    """The random seed."""
+    return self.settings.get('random_seed')
+
+  @property
+  def parameters(self) -> int | None:
+    """The number of scalars of the model, if its checkpoint records it."""
+    return self.record.get('parameters')
+
+  @property
+  def moe(self) -> dict[str, Any]:
+    """The configuration of its Switch layers; empty for a dense model."""
+    return (self.record.get('model') or {}).get('moe') or {}
+
+
+def find_folders(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[epath.Path], list[str]]:
+  """Returns the folders of runs, and what is wrong with others.
+
+  Args:
+    paths: MODEL_DIRs, or folders with MODEL_DIRs in them.
+
+  Raises:
+    ConfigError: a path does not exist.
+  """
+  found, problems = {}, []
+  for text in paths:
+    path = epath.Path(os.fspath(text))
+    if not path.exists():
+      beside = path.parent.iterdir() if path.parent.is_dir() else ()
+      near = suggest(path.name, [p.name for p in beside if p.is_dir()])
+      raise ConfigError(f'MODEL_DIR is {os.fspath(text)!r}, and there is no such folder; name those of runs.{near}')
+    if not path.is_dir():
+      problems.append(f'{text} is a file; a run is a folder.')
+      continue
+    folders = list(_runs_below(path, _DEPTH))
+    if not folders:
+      problems.append(f'{text} holds no run: it has no {" and no ".join(_MARKS)}.')
+    found |= {os.path.realpath(folder): folder for folder in folders}
+  return list(found.values()), problems
+
+
+def _runs_below(path: epath.Path, depth: int) -> Iterator[epath.Path]:
+  """Yields a folder if it is a run, else the runs in its folders."""
+  try:
+    inside = sorted(p for p in path.iterdir() if p.is_dir())
+  except OSError:
+    return
+  if any(p.name in _MARKS for p in inside):
+    yield path
+  elif depth:
+    for folder in inside:
+      yield from _runs_below(folder, depth - 1)
+
+
+def names_of(folders: Sequence[epath.Path]) -> list[str]:
+  """Returns the shortest ends of the paths that are all different."""
+  parts = [os.path.abspath(folder).split(os.sep) for folder in folders]
+  for length in range(1, max(map(len, parts), default=1) + 1):
+    names = ['/'.join(part[-length:]) for part in parts]
+    if len(set(names)) == len(names):
+      break
+  return names
+
+
+def read_run(path: epath.Path, name: str) -> tuple[Run | None, list[str]]:
+  """Reads one run.
+
+  Args:
+    path: its MODEL_DIR.
+    name: what to call it.
+
+  Returns:
+    The run, or None if it has no line of metrics; and what is missing or damaged, in sentences.
+  """
+  problems: list[str] = []
+  try:
+    record = _newest_record(path, problems)
+    task = ((record.get('run') or {}).get('data') or {}).get('mixture_or_task_name')
+    task = task or _only_task(path) or UNKNOWN_TASK
+    run = Run(
+      path=path,
+      name=name,
+      task=task,
+      record=record,
+      train=_read_lines(path / 'train' / _METRICS, problems),
+      held_out=_read_lines(path / 'eval' / task / _METRICS, problems),
+      expert_tokens=_read_lines(path / 'train' / _EXPERT_TOKENS, problems),
+      experts=_newest_experts(path / 'eval' / task, problems),
+    )
+  except OSError as error:
+    return None, [f'{name} is left out: it cannot be read ({error}).']
+  if not run.train and not run.held_out:
+    return None, [*(f'{name}: {p}' for p in problems), f'{name} is left out: it has no metrics yet.']
+  if not record:
+    problems.append('no checkpoint with a config.json, so its settings are not known and it stands alone.')
+  elif not run.held_out:
+    problems.append('no held-out loss yet.')
+  return run, [f'{name}: {p}' for p in problems]
+
+
+def _read_lines(path: epath.Path, problems: list[str]) -> list[Line]:
+  """Returns the whole lines of a file of JSON objects with a step; says what is torn or damaged."""
+  if not path.exists():
+    return []
+  where = f'{path.parent.name}/{path.name}'
+  lines, damaged = [], []
+  texts = path.read_bytes().decode(errors='replace').splitlines(keepends=True)
+  for number, text in enumerate(texts, 1):
+    try:
+      line = json.loads(text)
+    except ValueError:
+      line = None
+    whole = text.endswith('\n') and isinstance(line, dict) and isinstance(line.get('step'), int)
+    if whole:
+      lines.append({name: math.nan if value is None else value for name, value in line.items()})
+    elif number == len(texts):
+      problems.append(f'the last line of {where} is torn (killed while writing, or still running) and left out.')
+    else:
+      damaged.append(number)
+  if damaged:
+    problems.append(f'{where} is damaged in {_numbered(damaged)}, which is left out.')
+  return lines
+
+
+def _numbered(lines: Sequence[int]) -> str:
+  shown = ', '.join(map(str, lines[:3])) + (', ...' if len(lines) > 3 else '')
+  return f'line {shown}'
+
+
+def _newest_record(path: epath.Path, problems: list[str]) -> dict[str, Any]:
+  """Returns `config.json` of the newest checkpoint that has a readable one."""
+  folder = path / 'checkpoints'
+  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
+  for step in sorted(steps, reverse=True):
+    file = folder / str(step) / 'config.json'
+    try:
+      record = json.loads(file.read_text())
+      if isinstance(record, dict):
+        return record
+      problems.append(f'config.json of checkpoint {step} is damaged.')
+    except FileNotFoundError:
+      problems.append(f'checkpoint {step} has no config.json (half written).')
+    except ValueError:
+      problems.append(f'config.json of checkpoint {step} is damaged.')
+  return {}
+
+
+def _only_task(path: epath.Path) -> str | None:
+  """Returns the task that a run without a record is evaluated on, if there is just one."""
+  folder = path / 'eval'
+  tasks = [p.name for p in folder.iterdir() if (p / _METRICS).exists()] if folder.is_dir() else []
+  tasks = [task for task in tasks if not task.endswith('.metrics')]
+  return tasks[0] if len(tasks) == 1 else None
+
+
+def _newest_experts(folder: epath.Path, problems: list[str]) -> dict[str, Any] | None:
+  """Returns what the experts took at the newest step it was measured at."""
+  if not folder.is_dir():
+    return None
+  numbers = {p.name.removeprefix('experts_').removesuffix('.json'): p for p in folder.glob('experts_*.json')}
+  for _, file in sorted(((int(n), p) for n, p in numbers.items() if n.isdecimal()), reverse=True):
+    try:
+      experts = json.loads(file.read_text())
+      if isinstance(experts.get('layers'), dict):
+        return experts
+    except (ValueError, AttributeError):
+      pass
+    problems.append(f'{file.name} is damaged; delete it and use --experts.')
+  return None
