@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from switch_jax import launch
@@ -51,8 +52,12 @@ def check_output(file: str) -> None:
     )
   if not path.parent.is_dir():
     raise ConfigError(f'--out is {file!r}, and the folder {path.parent} does not exist; make it, or write elsewhere.')
-  if not os.access(path if path.exists() else path.parent, os.W_OK):
-    raise ConfigError(f'--out is {file!r}, which cannot be written; see to the rights, or write elsewhere.')
+  try:
+    # Asking is not enough: the superuser may write to folders that take no file.
+    with path.open('ab') if path.exists() else tempfile.TemporaryFile(dir=path.parent):
+      pass
+  except OSError as error:
+    raise ConfigError(f'--out is {file!r}, which cannot be written ({error.strerror}); write elsewhere.') from error
 
 
 def _print(text: str) -> None:

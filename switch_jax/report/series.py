@@ -1,5 +1,6 @@
 """Runs that differ in nothing but the seed are one series: a mean, a band, and the number of runs."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -79,7 +80,8 @@ def comparable_settings(run: Run, key_of_path: Callable[[str], str | None]) -> d
 
   Args:
     run: the run.
-    key_of_path: from a path to what identifies the series of the run whose checkpoint lies there, None if unknown.
+    key_of_path: from the path of a checkpoint to what stands for the series of its run. If that is not known (None),
+      it is the path without a seed in it.
   """
   # None is what a field has that a checkpoint of an older version does not know.
   settings = {name: value for name, value in flatten(run.settings).items() if value is not None}
@@ -87,7 +89,7 @@ def comparable_settings(run: Run, key_of_path: Callable[[str], str | None]) -> d
     settings.pop(name, None)
   for name in _CHECKPOINTS:
     if path := settings.get(name):
-      settings[name] = key_of_path(path) or path
+      settings[name] = key_of_path(path) or _SEED.sub('', path)
   return settings
 
 
@@ -129,25 +131,33 @@ def make_series(runs: Sequence[Run], all_runs: Sequence[Run] = ()) -> list[Serie
   """
   homes = {os.path.realpath(run.path): run for run in (*all_runs, *runs)}
 
-  def key_of_path(path: str, depth: int = 8) -> str | None:
+  def key_of(run: Run, depth: int = 8) -> str:
+    if not run.settings:
+      return f'not recorded: {run.path}'
+    return json.dumps(comparable_settings(run, lambda path: key_of_path(path, depth)), sort_keys=True, default=str)
+
+  def key_of_path(path: str, depth: int) -> str | None:
     run = homes.get(run_folder(path))
-    if run is None or not run.settings or not depth:
-      return None
-    inner = comparable_settings(run, lambda path: key_of_path(path, depth - 1))
-    return json.dumps(inner, sort_keys=True, default=str)
+    return key_of(run, depth - 1) if run is not None and depth else None
 
   groups: dict[str, list[Run]] = {}
-  settings: dict[str, dict[str, Any]] = {}
+  seen: collections.Counter[tuple[str, ...]] = collections.Counter()
   for run in runs:
-    found = comparable_settings(run, key_of_path)
-    key = json.dumps(found, sort_keys=True, default=str) if run.settings else f'unknown: {run.path}'
-    groups.setdefault(key, []).append(run)
-    settings[key] = found
-  labels = _labels(list(groups.values()))
+    key, checkpoints = key_of(run), flatten(run.settings)
+    once = (key, repr(run.seed), *(repr(checkpoints.get(name)) for name in _CHECKPOINTS))
+    seen[once] += 1  # the same seed again is no other seed: it begins another series
+    groups.setdefault(f'{key} {seen[once]}', []).append(run)
+  labels = dict(zip(groups, _labels(list(groups.values())), strict=True))
+
+  def shown(path: str) -> str | None:
+    """What stands for a checkpoint in a table: the series it is of, or its run."""
+    run = homes.get(run_folder(path))
+    return None if run is None else labels.get(f'{key_of(run)} 1') or run.name
+
   by_seed = lambda run: (run.seed is None, run.seed, run.name)  # noqa: E731
   return [
-    Series(label=label, runs=tuple(sorted(members, key=by_seed)), settings=settings[key])
-    for label, (key, members) in zip(labels, groups.items(), strict=True)
+    Series(label=labels[key], runs=tuple(sorted(members, key=by_seed)), settings=comparable_settings(members[0], shown))
+    for key, members in groups.items()
   ]
 
 
@@ -155,11 +165,15 @@ def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
   """Returns a name for each series: that of its runs without the seed, or what they have in common."""
   labels: list[str] = []
   for members in groups:
-    names = {_SEED.sub('', run.name).strip(_PUNCTUATION) or run.name for run in members}
+    names = {_without_seed(run) for run in members}
     label = names.pop() if len(names) == 1 else _common(sorted(names))
     count = sum(other == label or other.startswith(f'{label} (') for other in labels)
     labels.append(f'{label} ({count + 1})' if count else label)
   return labels
+
+
+def _without_seed(run: Run) -> str:
+  return _SEED.sub('', run.name).strip(_PUNCTUATION) or run.path.parent.name or run.name
 
 
 def _common(names: Sequence[str]) -> str:
