@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from switch_jax.config import flatten
@@ -28,7 +28,7 @@ class Student:
     loss, teacher_loss, dense_loss: held-out losses after the last step (the teacher's: at the step that taught), over
       seeds.
     teacher_parameters, parameters: scalars of the models, None if not recorded.
-    teacher, dense: names of the runs compared with.
+    teacher, dense: the series compared with (of a teacher of another task: the run).
     share_kept: (dense - student) / (dense - teacher), paired by seed.
     compression: 1 - parameters / teacher's parameters, or None.
     missing: what cannot be told, and which run to add, in sentences.
@@ -65,11 +65,12 @@ def students(series: Sequence[Series], all_runs: Sequence[Run]) -> list[Student]
     series: of the task.
     all_runs: every run of the report, where teachers are looked for.
   """
+  labels = {run.name: s.label for s in series for run in s.runs}
   own = [run for s in series for run in s.runs]
-  return [_student(s, own, all_runs) for s in series if is_student(s.runs[0])]
+  return [_student(s, own, all_runs, labels) for s in series if is_student(s.runs[0])]
 
 
-def _student(series: Series, own: Sequence[Run], all_runs: Sequence[Run]) -> Student:
+def _student(series: Series, own: Sequence[Run], all_runs: Sequence[Run], labels: Mapping[str, str]) -> Student:
   missing: list[str] = []
   teachers, teacher_losses = [], []
   for run in series.runs:
@@ -88,17 +89,19 @@ def _student(series: Series, own: Sequence[Run], all_runs: Sequence[Run]) -> Stu
       )
   losses = [final_loss(run) for run in series.runs]
   dense_losses = [final_loss(control) if control else math.nan for control in controls]
-  shares = []
-  for run, student, teacher, dense in zip(series.runs, losses, teacher_losses, dense_losses, strict=True):
-    if math.isfinite(teacher) and math.isfinite(dense) and teacher >= dense:
-      missing.append(f'the teacher of {run.name} is no better than the dense control, so there is no gain to keep.')
-      shares.append(math.nan)
-    else:
-      shares.append((dense - student) / (dense - teacher))
+  gains = [dense - teacher for dense, teacher in zip(dense_losses, teacher_losses, strict=True)]
+  shares = [
+    (dense - loss) / gain if gain else math.nan for dense, loss, gain in zip(dense_losses, losses, gains, strict=True)
+  ]
+  if without := [run.name for run, gain in zip(series.runs, gains, strict=True) if gain <= 0]:
+    missing.append(
+      f'the teacher of {", ".join(without)} is no better than the dense control: there is no gain to keep.'
+    )
+    shares = []  # those of the other seeds alone would be the lucky ones
   parameters = next((run.parameters for run in series.runs if run.parameters), None)
   recorded = [_teacher_record(run).get('parameters') for run in series.runs]
   teacher_parameters = next((n for n in [*recorded, *(t.parameters for t in teachers if t)] if n), None)
-  names = lambda found: ', '.join(dict.fromkeys(run.name for run in found if run)) or NOTHING  # noqa: E731
+  names = lambda found: ', '.join(dict.fromkeys(labels.get(run.name, run.name) for run in found if run)) or NOTHING  # noqa: E731
   return Student(
     series=series,
     loss=spread(losses),

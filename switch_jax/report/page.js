@@ -35,9 +35,9 @@ function plot(element, traces, layout) {
     return;
   }
   element.querySelector('.nothing')?.remove();
-  const axis = {gridcolor: '#e9edf0', zeroline: false, linecolor: '#b8c2ca', automargin: true, ticks: 'outside', tickcolor: '#b8c2ca'};
+  const axis = {gridcolor: '#e9edf0', zeroline: false, linecolor: '#b8c2ca', automargin: true, ticks: 'outside', ticklabeloverflow: 'allow', tickcolor: '#b8c2ca'};
   const merged = {
-    margin: {l: 46, r: 10, t: 8, b: 40}, showlegend: false, hovermode: 'closest', dragmode: narrow() ? false : 'zoom',
+    margin: {l: 46, r: 16, t: 8, b: 40}, showlegend: false, hovermode: 'closest', dragmode: narrow() ? false : 'zoom',
     font: {family: 'system-ui, sans-serif', size: 12, color: '#1f2933'}, paper_bgcolor: '#fff', plot_bgcolor: '#fff',
     hoverlabel: {bgcolor: '#fff', bordercolor: '#b8c2ca', font: {color: '#1f2933'}, align: 'left'},
     ...layout, xaxis: {...axis, ...layout.xaxis}, yaxis: {...axis, ...layout.yaxis},
@@ -82,7 +82,7 @@ function drawCurves(element, task, state) {
   const range = isCut ? {range: [isLoss ? low - 0.05 * (high - low) : 0, high + 0.05 * (high - low)]} : {autorange: true};
   plot(element, traces, {
     xaxis: {title: {text: X_TITLES[state.x], standoff: 6}, ...positive, tickformat: '~s'},
-    yaxis: {tickformat: shares ? ',.0%' : '', ...range},
+    yaxis: {tickformat: shares ? ',.1~%' : '', ...range},
   });
 }
 function bandText(curve, j, scale, shares) {
@@ -113,7 +113,7 @@ function drawLayers(element, task, state) {
   const highest = metric === 'router_entropy' && run.num_experts ? Math.log(run.num_experts) : null;
   plot(element, traces, {
     xaxis: {title: {text: 'step', standoff: 6}, tickformat: '~s', rangemode: 'tozero'},
-    yaxis: {tickformat: share ? ',.0%' : '', rangemode: 'tozero'},
+    yaxis: {tickformat: share ? ',.1~%' : '', rangemode: 'tozero'},
     shapes: highest ? [{type: 'line', xref: 'paper', x0: 0, x1: 1, y0: highest, y1: highest, line: {dash: 'dot', width: 1, color: '#6b7780'}}] : [],
   });
 }

@@ -53,7 +53,7 @@ def test_shares_are_paired_by_seed(write_run, table):
     write_run(f'student_seed{seed}', seed, losses=(9.0, student), distillation=taught_by(folder))
   [row] = table().values()
   assert (row.share_kept.mean, row.share_kept.low, row.share_kept.high, row.share_kept.count) == (0.375, 0.25, 0.5, 2)
-  assert (row.teacher, row.dense) == ('teacher_seed0, teacher_seed1', 'dense_seed0, dense_seed1')
+  assert (row.teacher, row.dense) == ('teacher', 'dense')
   assert row.compression == 0.75
 
 
@@ -110,4 +110,14 @@ def test_a_teacher_without_a_gain_has_nothing_to_keep(write_run, table):
   write_run('student', losses=(9.0, 3.0), distillation=taught_by(teacher))
   [row] = table().values()
   assert row.share_kept.count == 0
-  assert row.missing == ('the teacher of student is no better than the dense control, so there is no gain to keep.',)
+  assert row.missing == ('the teacher of student is no better than the dense control: there is no gain to keep.',)
+
+
+def test_one_seed_without_a_gain_leaves_no_share_of_the_lucky_others(write_run, table):
+  for seed, teacher_loss in enumerate((2.0, 4.5)):
+    teacher = write_run(f'teacher_seed{seed}', seed, losses=(9.0, teacher_loss), experts=4)
+    write_run(f'dense_seed{seed}', seed, losses=(9.0, 4.0))
+    write_run(f'student_seed{seed}', seed, losses=(9.0, 3.0), distillation=taught_by(teacher))
+  [row] = table().values()
+  assert row.share_kept.count == 0
+  assert row.missing[0].startswith('the teacher of student_seed1 is no better')
