@@ -73,6 +73,8 @@ def test_a_run_leaves_what_it_promises(finished):
   assert (finished / 'config.gin').read_text().count('ModelConfig')
   assert (finished / 'summary.png').read_bytes().startswith(b'\x89PNG')
   assert list((finished / 'train').glob('events.out.tfevents.*'))
+  loads = read_metrics(finished / 'train' / 'expert_tokens.jsonl')
+  assert [(line['step'], len(line['encoder_1']), len(line['decoder_1'])) for line in loads] == [(1, 8, 8), (8, 8, 8)]
   config = json.loads((finished / 'checkpoints' / str(STEPS) / 'config.json').read_text())
   assert config['model']['moe']['num_experts'] == 8
   assert config['vocabulary']['size'] == 359
@@ -116,6 +118,8 @@ def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path):
     assert [line['step'] for line in killed] == [line['step'] for line in alone]
     for key in ('loss', 'cross_ent_loss', 'grad_norm', 'accuracy'):
       assert [line.get(key) for line in killed] == [line.get(key) for line in alone]
+  loads = [(folder / 'train' / 'expert_tokens.jsonl').read_text() for folder in (finished, tmp_path)]
+  assert loads[0] == loads[1]
 
 
 def test_another_mesh_continues_with_the_same_losses_to_rounding(tmp_path):

@@ -64,19 +64,19 @@ def _print(text: str) -> None:
   print(text, flush=True)
 
 
-def _read(folders: Sequence, problems: list[str]) -> list[Run]:
-  """Reads all runs; what is wrong with them is added to `problems`."""
-  found = []
+def _read(folders: Sequence[os.PathLike[str]]) -> tuple[list[Run], list[str]]:
+  """Reads all runs; returns those that can be shown, and what is wrong with these and others."""
+  found, problems = [], []
   for folder, name in zip(folders, runs_on_disk.names_of(folders), strict=True):
     run, wrong = runs_on_disk.read_run(folder, name)
     problems += wrong
     found += [run] if run else []
-  return found
+  return found, problems
 
 
-def _measure(runs: Sequence[Run]) -> list[str]:
+def _measure(runs: Sequence[Run], debug: bool) -> list[str]:
   """Measures what experts take in the runs where it is not known for the newest checkpoint; returns what failed."""
-  launch.quiet_logging(False)
+  launch.quiet_logging(debug)
   launch.use_compilation_cache(None)
   from switch_jax.checkpoints import CheckpointStore
   from switch_jax.inference import expert_affinity
@@ -105,15 +105,17 @@ def _measure(runs: Sequence[Run]) -> list[str]:
 def _run(argv: Sequence[str]) -> int:
   flags = _parse(argv)
   check_output(flags.out)
-  folders, problems = runs_on_disk.find_folders(flags.model_dirs)
-  runs = _read(folders, problems)
+  folders, of_folders = runs_on_disk.find_folders(flags.model_dirs)
+  runs, of_runs = _read(folders)
+  failed: list[str] = []
   if not runs:
-    raise ConfigError('there is no run to report on: ' + ' '.join(problems) + ' Name the MODEL_DIR of a run.')
+    raise ConfigError(
+      f'there is no run to report on: {" ".join([*of_folders, *of_runs])} Name the MODEL_DIR of a run that has begun.'
+    )
   if flags.experts:
-    failed = _measure(runs)
-    problems = runs_on_disk.find_folders(flags.model_dirs)[1]
-    runs = _read(folders, problems)
-    problems += failed
+    failed = _measure(runs, flags.debug)
+    runs, of_runs = _read(folders)
+  problems = [*of_folders, *of_runs, *failed]
   from switch_jax.report.page import render
 
   page = render(runs, problems)

@@ -126,7 +126,7 @@ def _teacher_of(student: Run, own: Sequence[Run], all_runs: Sequence[Run]) -> tu
   """Returns the teacher's run, its loss on this task at the step that taught, and what is missing."""
   record = _teacher_record(student)
   path = record.get('path') or student.settings['distillation']['teacher_path']
-  homes = {os.path.realpath(run.path): run for run in all_runs}
+  homes = {run_folder(os.fspath(run.path)): run for run in all_runs}
   teacher = homes.get(run_folder(path))
   if teacher is None and (identity := record.get('identity')):
     teacher = next((run for run in all_runs if run.record.get('identity') == identity), None)

@@ -76,7 +76,7 @@ function drawCurves(element, task, state) {
         (state.x === 'steps' ? '' : `<br>%{x:,.4~s} ${X_TITLES[state.x]}`) + `<br>%{y:${format}}%{customdata[1]}<extra></extra>`,
     });
   });
-  const positive = state.log ? {type: 'log', dtick: 1, minor: {dtick: 'D1', showgrid: true, gridcolor: '#f3f5f7'}} : {rangemode: 'tozero'};
+  const positive = state.log ? {type: 'log', nticks: 8} : {rangemode: 'tozero'};
   const isLoss = asked === 'held_out' || asked === 'training', [low, high] = [Math.min(...seen), Math.max(...seen)];
   const isCut = high > low && !(isLoss && state.whole);
   const range = isCut ? {range: [isLoss ? low - 0.05 * (high - low) : 0, high + 0.05 * (high - low)]} : {autorange: true};
@@ -211,7 +211,7 @@ function groupMap(groups, layer) {
     yaxis: {autorange: 'reversed', type: 'category', showgrid: false, dtick: 1, tickfont: {size: 10}}, margin: {l: 50, r: 6, t: 4, b: 42},
   }));
   return [make('h4', {}, 'Experts by group'),
-    make('p', {class: 'note'}, `Share of a group's tokens that each expert takes, groups ordered by their first expert. Mutual information ${layer.group_bits.toFixed(3)} bits (by chance about ${layer.group_bits_by_chance.toFixed(3)}).`),
+    make('p', {class: 'note'}, `Share of a group's tokens that each expert takes, groups ordered by the expert that takes most of them. Mutual information ${layer.group_bits.toFixed(3)} bits (by chance about ${layer.group_bits_by_chance.toFixed(3)}).`),
     element];
 }
 

@@ -129,7 +129,7 @@ def make_series(runs: Sequence[Run], all_runs: Sequence[Run] = ()) -> list[Serie
     runs: of one task.
     all_runs: runs whose checkpoints these may have begun with or learnt from.
   """
-  homes = {os.path.realpath(run.path): run for run in (*all_runs, *runs)}
+  homes = {run_folder(os.fspath(run.path)): run for run in (*all_runs, *runs)}
 
   def key_of(run: Run, depth: int = 8) -> str:
     if not run.settings:

@@ -287,6 +287,18 @@ def test_the_report_measures_what_is_missing_and_what_is_older_than_its_checkpoi
   assert experts.stat().st_mtime > 0
 
 
+def test_a_run_that_cannot_be_measured_is_named_and_the_report_made(tmp_path, tasks, capsys):
+  from switch_jax.report.__main__ import main
+
+  folder = write_checkpoints(tmp_path / 'run', steps=(1,), **run_record('repeat_lettres'))
+  (folder / 'eval' / 'repeat_lettres').mkdir(parents=True)
+  (folder / 'eval' / 'repeat_lettres' / 'metrics.jsonl').write_text('{"step": 1, "cross_ent_loss": 2.0}\n')
+  assert main([str(folder), '--experts', f'--out={tmp_path}/report.html']) == 0
+  said = 'note: run: what its experts take could not be measured: DataConfig.mixture_or_task_name is'
+  assert said in capsys.readouterr().err
+  assert 'what its experts take could not be measured' in (tmp_path / 'report.html').read_text()
+
+
 def test_parameters_of_the_shared_fixture_route_to_several_experts():
   """Guards the tests above: with one busy expert they would show little."""
   batch = random_batch()

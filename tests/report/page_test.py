@@ -83,6 +83,23 @@ def test_curves_of_series_by_all_three_axes(write_run, page):
   assert task['routed'] == []
 
 
+def test_every_plot_of_the_page_has_its_data(write_run, page):
+  write_run('a', experts=4)
+  found = page()
+  [task] = data_of(found)
+  attributes = [a for _, a in found.tags]
+  curves = {a['data-curve'] for a in attributes if 'data-curve' in a}
+  curves |= {a['value'] for tag, a in found.tags if tag == 'option' and a['value'].startswith('held_out')}
+  assert {'held_out', 'held_out_text', 'training', 'seconds_per_step', 'input_wait'} <= curves
+  assert curves <= set(task['curves'])
+  by_layer = {a['data-layers'] for a in attributes if 'data-layers' in a}
+  assert 'router_entropy' in by_layer
+  assert by_layer <= set(task['routed'][0]['over_time'])
+  axes = {a['value'] for tag, a in found.tags if tag == 'button'}
+  assert axes == {'steps', 'tokens', 'seconds'}
+  assert axes <= set(task['curves']['training'][0])
+
+
 def test_tasks_are_apart(write_run, page):
   write_run('a')
   write_run('b', data__mixture_or_task_name='other_task')
