@@ -60,6 +60,12 @@ def test_every_gin_file_is_installed(setup_arguments):
   assert found == {p for p in (ROOT / 'gin').rglob('*') if p.is_file()}
 
 
+def test_the_parts_of_the_report_page_are_installed(setup_arguments):
+  folder = ROOT / 'switch_jax' / 'report'
+  files = {path.name for path in folder.iterdir() if path.is_file() and path.suffix != '.py'}
+  assert set(setup_arguments['package_data']['switch_jax.report']) == files
+
+
 def test_version(setup_arguments):
   assert setup_arguments['version'] == switch_jax.__version__
   assert f'[{switch_jax.__version__}]' in (ROOT / 'CHANGELOG.md').read_text()

@@ -85,7 +85,6 @@ def _curves(series: Sequence[Series]) -> dict[str, list[dict[str, Any] | None]]:
     'training': (train, 'cross_ent_loss'),
     'seconds_per_step': (train, seconds_per_step),
     'input_wait': (train, 'input_wait_fraction'),
-    'fraction_dropped': (train, 'fraction_dropped'),
   }
   return {name: [curve(s, lines, values, timelines) for s in series] for name, (lines, values) in wanted.items()}
 
