@@ -2,13 +2,15 @@
 
 A stretch has one token less than the inputs' length and is cut at a place of which each is as likely. As T5's, a target
 that is longer than its length loses its end when EOS is appended; with targets as long as the inputs none is.
+
+`continuation` always cuts at the same place, so that all rows are full without packing.
 """
 
 from collections.abc import Mapping
 
 from switch_jax.config import ConfigError
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from switch_jax.data.span_corruption import choose_random_chunk, split_tokens
+from switch_jax.data.span_corruption import choose_random_chunk, join_documents, split_tokens
 
 
 def prefix_lm(
@@ -43,3 +45,24 @@ def prefix_lm(
 
   dataset = dataset.map(lambda example: {'targets': tf.cast(example['targets'], tf.int32)})
   return cut(split_tokens(choose_random_chunk(dataset), length))
+
+
+def continuation(
+  dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+  """Makes inputs of a fixed number of tokens, and targets of those that follow them; as `prefix_lm`.
+
+  Documents are joined and cut into stretches that fill a row of inputs and one of targets, EOS apart. What is left at
+  the end of the joined documents is a shorter target, or is left out if it has no more than the inputs.
+  """
+  del output_features
+  inputs, targets = (sequence_length[name] - 1 for name in ('inputs', 'targets'))
+  if inputs < 1 or targets < 1:
+    raise ConfigError(
+      f'feature_lengths is {dict(sequence_length)}; a continuation needs a token on either side and EOS; use at least '
+      "2 of each, such as {'inputs': 16, 'targets': 48}."
+    )
+  dataset = dataset.map(lambda example: {'targets': tf.cast(example['targets'], tf.int32)})
+  dataset = split_tokens(join_documents(choose_random_chunk(dataset)), inputs + targets)
+  dataset = dataset.filter(lambda example: tf.size(example['targets']) > inputs)
+  return dataset.map(lambda example: {'inputs': example['targets'][:inputs], 'targets': example['targets'][inputs:]})

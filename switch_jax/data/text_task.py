@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from switch_jax.data.corpus import NEWLINE_MARK, TRAIN, VALIDATION, Corpus
-from switch_jax.data.prefix_lm import prefix_lm
+from switch_jax.data.prefix_lm import continuation, prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.span_corruption import span_corruption
 
@@ -70,6 +70,13 @@ def add_span_corruption_task(
 def add_prefix_lm_task(name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY) -> None:
   """Registers prefix language modelling over a corpus; as `add_span_corruption_task`."""
   _add_task(name, get_corpus, vocabulary, [prefix_lm, append_eos_after_trim])
+
+
+def add_continuation_task(
+  name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY
+) -> None:
+  """Registers prefix language modelling with a fixed cut over a corpus; as `add_span_corruption_task`."""
+  _add_task(name, get_corpus, vocabulary, [continuation, append_eos_after_trim])
 
 
 def _add_task(
