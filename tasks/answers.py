@@ -99,3 +99,20 @@ def wsc(text: str, example: Any = None, is_target: bool = False) -> int:
   if any("'" in word for word in predicted) != any("'" in word for word in referent):
     return 0
   return int(set(predicted) <= set(referent) or set(referent) <= set(predicted))
+
+
+def in_its_own_group(text: str, example: Any = None, is_target: bool = False) -> str | dict[str, str]:
+  """Returns a prediction as it is, and a target with itself as its group; for `metrics.by_group`."""
+  del example
+  return {'value': text, 'group': text} if is_target else text
+
+
+def translated(text: str, example: Any = None, is_target: bool = False) -> str | dict[str, str]:
+  """Returns a prediction as it is, and a target with its language; for `metrics.by_group`.
+
+  The language is what stands in the inputs, "translate English to German: ...".
+  """
+  if not is_target:
+    return text
+  task = _text(example['inputs_pretokenized']).partition(': ')[0]
+  return {'value': text, 'group': task.removeprefix('translate English to ')}

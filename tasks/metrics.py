@@ -215,3 +215,48 @@ def chrf(targets: Sequence[str], predictions: Sequence[str], max_order: int = 6,
   precision, recall = np.mean(used[:, 0] / used[:, 1]), np.mean(used[:, 0] / used[:, 2])
   scale = beta**2 * precision + recall
   return {'chrf': 100 * (1 + beta**2) * precision * recall / scale if scale else 0.0}
+
+
+# Scripts that put no spaces between words: Chinese and Japanese, Thai, Lao, Burmese, Khmer.
+_WITHOUT_SPACES = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]')
+
+
+@_checked
+def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+  """sacreBLEU's BLEU of the whole corpus, on words; on characters where more than half of the targets have no words."""
+  import sacrebleu
+
+  by_characters = sum(bool(_WITHOUT_SPACES.search(target)) for target in targets) > len(targets) / 2
+  scorer = sacrebleu.BLEU(tokenize='char' if by_characters else '13a')
+  return {'bleu': scorer.corpus_score(list(predictions), [list(targets)]).score}
+
+
+def by_group(*wanted: Metric) -> Metric:
+  """Returns metrics over all examples, and over those of each group (language).
+
+  Args:
+    wanted: metrics of values.
+
+  Returns:
+    A metric of targets `{'value', 'group'}` and predictions that are values. Its results are those of the metrics;
+    for each name also `name/group`, and `name_mean_over_groups`, in which every group counts the same.
+  """
+
+  def by_group(targets: Sequence[Mapping], predictions: Sequence[Any]) -> dict[str, float]:
+    values = [target['value'] for target in targets]
+    results = {}
+    numbers = collections.defaultdict(list)
+    for number, target in enumerate(targets):
+      numbers[target['group']].append(number)
+    for metric in wanted:
+      results |= (found := metric(values, predictions))
+      parts = {
+        group: metric([values[i] for i in chosen], [predictions[i] for i in chosen])
+        for group, chosen in sorted(numbers.items())
+      }
+      for name in found:
+        results |= {f'{name}/{group}': part[name] for group, part in parts.items()}
+        results[f'{name}_mean_over_groups'] = np.mean([part[name] for part in parts.values()])
+    return results
+
+  return _checked(by_group)

@@ -5,10 +5,10 @@ Registers, when `register` is called with a configuration,
     django_translation           all languages: "translate English to German: Enter a number." and the German for it
     django_translation_LOCALE    one of them, by the name of its folder: de, pt_BR, zh_Hans
 
-Metrics: chrF and how many are translated exactly. The vocabulary is bytes unless `VOCABULARY` names another. Django has
-only about a thousand different English messages, and each occurs in up to 96 languages: the hash of its letters decides
-what is held out, so a held-out message is trained on in no language, with other case or punctuation neither. Messages
-with placeholders, and those that stay as they are, are left out.
+Metrics: chrF, sacreBLEU's BLEU and how many are translated exactly, over all and by language. The vocabulary is bytes
+unless `VOCABULARY` names another. Django has only about a thousand different English messages, and each occurs in up to
+96 languages: the hash of its letters decides what is held out, so a held-out message is trained on in no language, with
+other case or punctuation neither. Messages with placeholders, and those that stay as they are, are left out.
 """
 
 import collections
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data import corpus
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from tasks import installed_text, metrics, text_to_text
+from tasks import answers, installed_text, metrics, text_to_text
 
 NAME = 'django_translation'
 BUILDER_VERSION = 1
@@ -111,10 +111,14 @@ def read_pairs() -> dict[str, dict[str, str]]:
   return pairs
 
 
+def letters(text: str) -> str:
+  """Returns the letters and digits of a text without case, other characters between them as one space."""
+  return re.sub(r'\W+', ' ', text.lower()).strip()
+
+
 def choose_split(message: str) -> str:
   """Returns the split of an English message, by the hash of its letters and digits."""
-  letters = re.sub(r'\W+', ' ', message.lower()).strip()
-  return corpus.VALIDATION if corpus.is_held_out(letters, HELD_OUT_FRACTION) else corpus.TRAIN
+  return corpus.VALIDATION if corpus.is_held_out(letters(message), HELD_OUT_FRACTION) else corpus.TRAIN
 
 
 def _lines(locales: list[str]) -> Iterator[tuple[str, str]]:
@@ -168,7 +172,8 @@ def register(data: DataConfig) -> None:
   for locale in dict.fromkeys([None, _locale_of(data)]):
     name = f'{NAME}_{locale}' if locale else NAME
     source = functools.cache(functools.partial(get_corpus, locale))
-    text_to_text.add_pair_task(name, source, vocabulary, [metrics.chrf, metrics.accuracy])
+    metric = metrics.by_group(metrics.chrf, metrics.bleu, metrics.accuracy)
+    text_to_text.add_pair_task(name, source, vocabulary, [metric], answers.translated)
 
 
 def corpus_digest(data: DataConfig) -> str:

@@ -7,11 +7,22 @@ import numpy as np
 
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import providers
+from switch_jax.data.groups import group_names
 from switch_jax.data.layout import Batch, rows_to_global
 from switch_jax.data.streams import add_missing_features, bounded_options, reading, to_rows
 
 # The masks of the held-out rows are the same in every run, so that losses of different seeds compare.
 EVALUATION_SEED = 0
+
+
+def groups_of(config: DataConfig) -> tuple[str, ...]:
+  """Returns the names of the groups (languages) of the configured task; none if it has no groups.
+
+  Raises:
+    ConfigError: the task cannot be found.
+  """
+  providers.import_task_module(config)
+  return group_names(providers.find_provider(config, config.eval_split))
 
 
 def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
@@ -24,8 +35,9 @@ def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
     num_batches: how many, at least 1; fewer come if the split has no more.
 
   Returns:
-    Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`. Where the split ends within a
-    batch, rows of padding fill it up.
+    Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`; of a task with groups also
+    `encoder_group_ids` and `decoder_group_ids`, which give each token the number of its group, from 1. Where the split
+    ends within a batch, rows of padding fill it up.
 
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
@@ -42,7 +54,7 @@ def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
       num_epochs=1,
       try_in_mem_cache=False,
     )
-    dataset = to_rows(dataset, config)
+    dataset = to_rows(dataset, config, with_groups=bool(group_names(provider)))
   dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
   batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
   if not batches:
@@ -56,16 +68,22 @@ def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
 
 
 class EvaluationBatches(Sequence[dict[str, jax.Array]]):
-  """Global batches of the held-out split; every pass gives the same ones."""
+  """Global batches of the held-out split; every pass gives the same ones.
 
-  def __init__(self, batches: list[Batch], rows_sharding: jax.sharding.Sharding):
+  Attributes:
+    groups: names of the groups whose losses are reported apart; `decoder_group_ids` counts them from 1.
+  """
+
+  def __init__(self, batches: list[Batch], rows_sharding: jax.sharding.Sharding, groups: Sequence[str] = ()):
     """Keeps the batches on the host.
 
     Args:
       batches: what `host_batches` returned, on every process.
       rows_sharding: of arrays [batch, length].
+      groups: what `groups_of` returned.
     """
     self._batches = batches
+    self.groups = tuple(groups)
     self._sharding = rows_sharding
 
   @property
@@ -100,4 +118,4 @@ def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, nu
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
   """
-  return EvaluationBatches(host_batches(config, num_batches), rows_sharding)
+  return EvaluationBatches(host_batches(config, num_batches), rows_sharding, groups_of(config))

@@ -22,6 +22,7 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
   if config.cached_tasks_dir:
     seqio.add_global_cache_dirs([config.cached_tasks_dir])
   if config.task_module is None:
+    _check_languages(config, None)
     return None
   try:
     module = importlib.import_module(config.task_module)
@@ -32,9 +33,20 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
       f'DataConfig.task_module is {config.task_module!r}, which cannot be imported ({type(error).__name__}: {error}); '
       'it must be the dotted name of a module on the Python path, such as tasks.docstrings.'
     ) from error
+  _check_languages(config, module)
   if hasattr(module, 'register'):
     module.register(config)
   return module
+
+
+def _check_languages(config: DataConfig, module: types.ModuleType | None) -> None:
+  """Raises where languages are set and nothing reads them; a module that does has `READS_LANGUAGES = True`."""
+  for name in ('languages', 'sampling_exponent'):
+    if (value := getattr(config, name)) is not None and not getattr(module, 'READS_LANGUAGES', False):
+      raise ConfigError(
+        f'DataConfig.{name} is {value!r}, but the tasks of {config.task_module} have no languages to choose from; '
+        'leave it None, or use task_module tasks.multilingual.'
+      )
 
 
 def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
@@ -78,7 +90,25 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
       'None, or let the function register(data) of the task module use data.vocabulary.'
     )
   check_vocabulary(vocabulary)
+  _check_weights(provider, split)
   return provider
+
+
+def _check_weights(provider: seqio.Task | seqio.Mixture, split: str) -> None:
+  """Raises where all tasks of a mixture that have the split have the weight zero, so that none could be drawn.
+
+  Raises:
+    ConfigError: names them.
+  """
+  if not isinstance(provider, seqio.Mixture):
+    return
+  tasks = [task for task in provider.tasks if split in task.splits]
+  if tasks and not any(provider.get_rate(task) > 0 for task in tasks):
+    names = ', '.join(task.name for task in tasks[:5]) + (', ...' if len(tasks) > 5 else '')
+    raise ConfigError(
+      f'The mixture {provider.name} has the weight zero: so have all its tasks with a split {split!r} ({names}), or '
+      'they have no examples; give one of them a positive weight, or train on a task.'
+    )
 
 
 def vocabulary_of(config: DataConfig) -> seqio.Vocabulary:

@@ -85,7 +85,7 @@ def find_raw_length(
   return raw_length
 
 
-def _check_sentinels(vocabulary, spans: int) -> None:
+def check_sentinels(vocabulary, spans: int) -> None:
   """Raises unless the vocabulary has a sentinel for every span; beyond them lie the ids of ordinary tokens."""
   # A vocabulary without extra ids keeps its sentinels, if any, among its pieces (as mT5's): nothing to count.
   if vocabulary.extra_ids and spans > vocabulary.extra_ids:
@@ -199,7 +199,7 @@ def span_corruption(
   """
   raw_length = find_raw_length(sequence_length, noise_density, mean_span_length)
   vocabulary = output_features['targets'].vocabulary
-  _check_sentinels(vocabulary, count_noise(raw_length, noise_density, mean_span_length)[1])
+  check_sentinels(vocabulary, count_noise(raw_length, noise_density, mean_span_length)[1])
   denoise = functools.partial(
     corrupt,
     first_sentinel=vocabulary.vocab_size - 1,

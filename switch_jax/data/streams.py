@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from switch_jax.config import ConfigError, DataConfig
+from switch_jax.data.groups import GROUP, to_grouped_rows
 from switch_jax.data.layout import Batch
 from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
 
@@ -117,8 +118,18 @@ def reading(config: DataConfig) -> Iterator[None]:
     ) from error
 
 
-def to_rows(dataset: tf.data.Dataset, config: DataConfig) -> tf.data.Dataset:
-  """Packs, or else pads, examples into rows of the configured lengths, with the features of the batch."""
+def to_rows(dataset: tf.data.Dataset, config: DataConfig, with_groups: bool = False) -> tf.data.Dataset:
+  """Packs, or else pads, examples into rows of the configured lengths, with the features of the batch.
+
+  Args:
+    dataset: examples of a task or mixture.
+    config: lengths, and whether to pack.
+    with_groups: also give every token the number of its example's group; see `switch_jax.data.groups`.
+  """
+  if with_groups:
+    return to_grouped_rows(dataset, config.feature_lengths, config.pack)
+  if GROUP in dataset.element_spec:  # SeqIO would say at length that it leaves it out
+    dataset = dataset.map(lambda example: {name: example[name] for name in config.feature_lengths})
   return seqio.EncDecFeatureConverter(pack=config.pack)(dataset, task_feature_lengths=config.feature_lengths)
 
 

@@ -7,9 +7,11 @@ A run writes its SentencePiece model into its MODEL_DIR, so that a checkpoint ca
 with is not, and every checkpoint's `config.json` says which vocabulary it needs and the digest it must have.
 """
 
+import functools
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,21 +23,33 @@ from switch_jax.data.quiet_tensorflow import seqio, tf
 BYTES = 'bytes'
 # T5's own: 32,000 English, French, German and Romanian pieces. The model's name says "100extra"; they are not in it.
 T5_VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
+# mT5's own: 250,000 pieces of 101 languages. Its 100 extra ids are pieces of the model, the last ones.
+MT5_VOCABULARY = 'gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model'
 EXTRA_IDS = 100
 # The name of a run's copy of its SentencePiece model, in its MODEL_DIR.
 MODEL_FILE = 'vocabulary.model'
 
 
-def make_vocabulary(name: str, extra_ids: int = EXTRA_IDS) -> seqio.Vocabulary:
+def make_vocabulary(name: str, extra_ids: int | None = None) -> seqio.Vocabulary:
   """Returns the vocabulary of a name. A file is not read before it is needed; see `check_vocabulary`.
 
   Args:
     name: 'bytes' (256 bytes and 3 special ids), or the path of a SentencePiece model, which may be `gs://`.
-    extra_ids: ids on top, which stand for masked spans.
+    extra_ids: ids on top, which stand for masked spans. None is 100, or 0 for a model that has them among its pieces,
+      as mT5's and copies of it.
   """
+  if extra_ids is None:
+    extra_ids = 0 if _has_sentinels(name) else EXTRA_IDS
   if name == BYTES:
     return seqio.ByteVocabulary(extra_ids=extra_ids)
   return seqio.SentencePieceVocabulary(os.path.expanduser(name), extra_ids)
+
+
+@functools.cache
+def _has_sentinels(name: str) -> bool:
+  """Whether a SentencePiece model has the ids for masked spans among its pieces; only local files are looked into."""
+  path = pathlib.Path(os.path.expanduser(name))
+  return name == MT5_VOCABULARY or (path.is_file() and b'<extra_id_0>' in path.read_bytes())
 
 
 def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:

@@ -49,10 +49,7 @@ def token_sums(
   """
   weights = weights.astype(jnp.float32)
   vocab_size = logits.shape[-1]
-  log_partition = jax.nn.logsumexp(logits, axis=-1)
-  # A masked sum and not a lookup: it stays local where the vocabulary is split over devices.
-  is_target = jnp.arange(vocab_size) == targets[..., None]
-  target_logit = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+  log_partition, target_logit = _log_partition_and_target(logits, targets)
   cross_entropy = log_partition - target_logit
   if config.label_smoothing > 0:
     low = config.label_smoothing / (vocab_size - 1)
@@ -68,6 +65,33 @@ def token_sums(
     text_tokens=jnp.sum(text),
     text_cross_entropy=jax.lax.stop_gradient(jnp.sum(text * cross_entropy)),
   )
+
+
+def _log_partition_and_target(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the logarithm of the sum of exponentials and the target's logit, each `[batch, length]`."""
+  # A masked sum and not a lookup: it stays local where the vocabulary is split over devices.
+  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+  return jax.nn.logsumexp(logits, axis=-1), jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+
+
+def group_sums(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array, group_ids: jax.Array, num_groups: int
+) -> dict[str, jax.Array]:
+  """Returns sums over the target tokens of each group, `tokens` and `cross_entropy` in nats, float32 `[num_groups]`.
+
+  Args:
+    logits: float32 `[batch, length, vocab]`.
+    targets: int32 `[batch, length]`.
+    weights: `[batch, length]`, 0 where there is no target.
+    group_ids: int32 `[batch, length]`, the number of each token's group, from 1; 0 belongs to none.
+    num_groups: how many groups there are.
+  """
+  log_partition, target_logit = _log_partition_and_target(logits, targets)
+  members = jax.nn.one_hot(group_ids - 1, num_groups) * weights.astype(jnp.float32)[..., None]
+  values = {'tokens': jnp.ones_like(target_logit), 'cross_entropy': log_partition - target_logit}
+  # A product and not a scatter: it stays local where the batch is split over devices. Never rounded to bfloat16.
+  contract = lambda x: jnp.einsum('bl,blg->g', x, members, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+  return {name: contract(value) for name, value in values.items()}
 
 
 @jax.tree_util.register_dataclass

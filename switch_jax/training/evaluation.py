@@ -14,7 +14,8 @@ class EvaluationResult:
 
   Attributes:
     metrics: plain numbers by the names of `metrics.jsonl`; losses in nats per target token. `cross_ent_loss_text`
-      leaves out sentinels and EOS, which any model soon learns.
+      leaves out sentinels and EOS, which any model soon learns. Where the batches have groups (languages), also
+      `cross_ent_loss/<group>` and `target_tokens/<group>`, of those that have target tokens.
     expert_tokens: by layer, the tokens that wanted each expert, float64 `[num_experts]`.
   """
 
@@ -28,7 +29,7 @@ def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterabl
   Args:
     eval_step: from `make_eval_step`.
     params: parameters on the mesh.
-    batches: global batches.
+    batches: global batches; `EvaluationBatches.groups`, if they have it, names the groups of the sums.
 
   Raises:
     ValueError: there is no batch.
@@ -46,6 +47,10 @@ def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterabl
     'accuracy': totals['correct'] / tokens,
     'target_tokens': totals['tokens'],
   }
+  if groups := getattr(batches, 'groups', ()):
+    for name, tokens, loss in zip(groups, totals['groups']['tokens'], totals['groups']['cross_entropy'], strict=True):
+      if tokens:
+        metrics |= {f'cross_ent_loss/{name}': loss / tokens, f'target_tokens/{name}': tokens}
   layers = totals['routed']
   for layer, load in totals['expert_tokens'].items():
     metrics[f'fraction_dropped/{layer}'] = totals['dropped'][layer] / max(layers[layer], 1.0)

@@ -162,7 +162,7 @@ class _Session:
       self.state = init_state(run, layout, plan, params)
     self.train_step = make_train_step(run, layout, plan, special_tokens, self.distillation)
     self.teacher = self.distillation.step_arguments if self.distillation else ()
-    self.eval_step = make_eval_step(run.model, layout, plan, special_tokens)
+    self.eval_step = make_eval_step(run.model, layout, plan, special_tokens, len(self.held_out.groups))
     self.are_finite = make_finite_check(layout, plan)
     self.train_files = MetricFiles(_folder(self.run, 'train'), active=self.is_first_host)
     self.eval_files = MetricFiles(_folder(self.run, 'eval'), active=self.is_first_host)

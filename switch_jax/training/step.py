@@ -9,7 +9,15 @@ import optax
 
 from switch_jax.config import DistillationConfig, LossConfig, ModelConfig, RunConfig
 from switch_jax.model import Transformer
-from switch_jax.model.losses import Metrics, RouterCounts, TokenSums, router_losses, routing_metrics, token_sums
+from switch_jax.model.losses import (
+  Metrics,
+  RouterCounts,
+  TokenSums,
+  group_sums,
+  router_losses,
+  routing_metrics,
+  token_sums,
+)
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
 from switch_jax.training import microbatches
@@ -162,7 +170,11 @@ def make_finite_check(layout: Layout, plan: StatePlan) -> Callable[[Any], jax.Ar
 
 
 def make_eval_step(
-  model_config: ModelConfig, layout: Layout, plan: StatePlan, special_tokens: tuple[int, ...] = ()
+  model_config: ModelConfig,
+  layout: Layout,
+  plan: StatePlan,
+  special_tokens: tuple[int, ...] = (),
+  num_groups: int = 0,
 ) -> Callable[[Any, Batch], dict[str, Any]]:
   """Returns the jitted evaluation `(params, batch) -> sums`, with the evaluation capacity and without noise.
 
@@ -171,10 +183,12 @@ def make_eval_step(
     layout: where.
     plan: gives the shardings of the parameters.
     special_tokens: target tokens that `text_cross_entropy` and `text_tokens` leave out (sentinels, EOS).
+    num_groups: groups (languages) of the target tokens, which the batch's `decoder_group_ids` count from 1.
 
   Returns:
     A function whose result adds up over batches: float32 scalars `tokens`, `cross_entropy`, `correct`, `text_tokens`,
-    `text_cross_entropy`, and by layer `dropped`, `routed` and `expert_tokens` `[num_experts]`.
+    `text_cross_entropy`, and by layer `dropped`, `routed` and `expert_tokens` `[num_experts]`; with groups also
+    `groups`: `tokens` and `cross_entropy` `[num_groups]`.
   """
   model = Transformer(model_config, layout, deterministic=True)
 
@@ -182,7 +196,10 @@ def make_eval_step(
     logits, statistics = model.apply({'params': params}, batch)
     targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
     sums = token_sums(logits, targets, weights, LossConfig(), special_tokens)
-    return {
+    groups = {}
+    if num_groups:
+      groups = {'groups': group_sums(logits, targets, weights, batch['decoder_group_ids'], num_groups)}
+    return groups | {
       'tokens': sums.tokens,
       'cross_entropy': sums.cross_entropy,
       'correct': sums.correct,
