@@ -67,7 +67,7 @@ def load_run(
     bindings: `NAME=VALUE` of each `--gin.NAME=VALUE`, over all files. A value that gin cannot read is a string.
     search_paths: more folders to look for files in.
     placeholders: values of macros that are asked for and set nowhere, where nothing depends on them.
-    root: the class that describes the run: `RunConfig`, `EvaluationConfig` or `PredictionConfig`.
+    root: the class that is described: `RunConfig`, `EvaluationConfig`, `PredictionConfig` or `SweepConfig`.
 
   Returns:
     A `root`, and the operative configuration as gin text: every value that was used, readable as a gin file again.
@@ -143,7 +143,9 @@ def _evaluate(effective: _Effective, root: type[Checked]) -> tuple[Checked, str,
     The run; the operative configuration; and the (scope, class) and (macro, '') pairs that were evaluated.
   """
   if not any(b.owner == root.__name__ for b in effective.values()):
-    file = _RUN_FILES[root.__name__]
+    file = _RUN_FILES.get(root.__name__)
+    if file is None:
+      raise ConfigError(f'nothing is bound of config.{root.__name__}; see the example in its documentation.')
     raise ConfigError(f'no gin file describes the run (config.{root.__name__}); include {file!r}.')
   lines = [f'{b.target} = {b.value!r}' for b in effective.values()]
   gin.clear_config()

@@ -16,6 +16,7 @@ from switch_jax.config.run import (
   RunConfig,
   flatten,
 )
+from switch_jax.config.sweep import SweepConfig
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError, suggest
 
@@ -37,6 +38,7 @@ __all__ = [
   'OptimizerConfig',
   'PredictionConfig',
   'RunConfig',
+  'SweepConfig',
   'UpcycleConfig',
   'flatten',
   'layer_indices',

@@ -5,10 +5,9 @@ import hashlib
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from switch_jax import gin_statements
 from switch_jax.config import ConfigError, SweepConfig
 from switch_jax.config.sweep import GIN_FILE, NAME, SEED
 
@@ -16,6 +15,8 @@ from switch_jax.config.sweep import GIN_FILE, NAME, SEED
 _MAX_NAME = 160
 # Texts that can stand in a name as they are, and could not be taken for another value.
 _PLAIN_TEXT = re.compile(r'(?!(?:None|True|False)$)[A-Za-z][A-Za-z0-9_.-]*')
+# Texts that gin could not read as anything else.
+_NO_LITERAL = re.compile(r'(?!(?:None|True|False)$)[A-Za-z/][A-Za-z0-9_.,=+/-]*')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,15 +100,8 @@ def _digest(text: str) -> str:
 
 
 def binding_text(name: str, value: Any) -> str:
-  """Returns `NAME=VALUE` as in `--gin.NAME=VALUE`: gin reads exactly this value; texts have quotes where they need them."""
-  text = repr(value)
-  if isinstance(value, str):
-    try:
-      if value and gin_statements.gin_literal(name, value) == text:
-        text = value
-    except ConfigError:
-      pass  # it looks like a list and is none; with quotes it is a text
-  return f'{name}={text}'
+  """Returns `NAME=VALUE` as in `--gin.NAME=VALUE`: gin reads exactly this value; a text has quotes where needed."""
+  return f'{name}={value if isinstance(value, str) and _NO_LITERAL.fullmatch(value) else repr(value)}'
 
 
 def point_arguments(
@@ -125,12 +119,9 @@ def point_arguments(
   return [*base_files, *point.gin_files], [*base_bindings, *own, binding_text('MODEL_DIR', model_dir)]
 
 
-def main_arguments(gin_files: Sequence[str], bindings: Sequence[str], search_paths: str, others: Sequence[str]) -> list[str]:
+def main_arguments(
+  gin_files: Sequence[str], bindings: Sequence[str], search_paths: str, others: Sequence[str]
+) -> list[str]:
   """Returns the arguments of `python -m switch_jax.main`."""
   paths = [f'--gin_search_paths={search_paths}'] if search_paths else []
   return [*(f'--gin_file={file}' for file in gin_files), *paths, *others, *(f'--gin.{b}' for b in bindings)]
-
-
-def binding_names(bindings: Sequence[str]) -> Iterator[str]:
-  """Yields the names of bindings `NAME=VALUE`."""
-  return (binding.partition('=')[0].strip() for binding in bindings)

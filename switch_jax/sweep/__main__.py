@@ -1,0 +1,148 @@
+"""Runs a sweep: `python -m switch_jax.sweep --gin_file=BASE --sweep=FILE.gin --out=DIR`."""
+
+import argparse
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from switch_jax import gin_files, launch
+from switch_jax import main as command_line
+from switch_jax.config import ConfigError, SweepConfig
+from switch_jax.sweep import results, runner
+from switch_jax.sweep.points import Point, main_arguments, make_points, point_arguments
+
+_EPILOG = """\
+FILE.gin says what varies:
+
+  from __gin__ import dynamic_registration
+  from switch_jax import config
+  config.SweepConfig.grid = {'NUM_EXPERTS': (4, 8), 'config.MoeConfig.router': ('top1', 'top2')}
+  config.SweepConfig.seeds = (0, 1, 2)
+
+Each point is a run of switch_jax.main whose MODEL_DIR is DIR/NAME_OF_THE_POINT. What has finished is not run again, and
+one that was stopped goes on from its checkpoint. --gin.NAME=VALUE sets what all points share.
+
+  python -m switch_jax.sweep --gin_file=gin/examples/quickstart.gin --sweep=seeds.gin --out=runs/seeds --jobs=2
+  python -m switch_jax.sweep ... --print_commands > commands.txt    # for a cluster's own queue, a command a line
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are the user's configuration errors."""
+
+  def error(self, message):
+    raise ConfigError(f'{message}; see --help.')
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and the gin bindings of all points as `NAME=VALUE`.
+
+  Raises:
+    ConfigError: a flag is unknown, wrong or missing.
+  """
+  others, bindings = command_line.split_gin_bindings(argv)
+  parser = _Parser(
+    prog='python -m switch_jax.sweep',
+    description='Run one configuration with many values of some bindings.',
+    epilog=_EPILOG,
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--gin_file', action='append', required=True, metavar='FILE', help='a gin file of all points; may be repeated')
+  add('--sweep', required=True, metavar='FILE', help='the gin file that says what varies')
+  add('--out', required=True, metavar='DIR', help='where the folders of the points are made')
+  add('--gin_search_paths', default='', metavar='DIRS', help='folders, with commas, to look for gin files in')
+  add('--jobs', type=int, default=1, metavar='N', help='points that run at once (default: 1)')
+  add('--print_commands', action='store_true', help='print a command for each point, and run nothing')
+  add('--table', action='store_true', help='write the summary of what is there, and run nothing')
+  add('--compilation_cache_dir', metavar='DIR', help='where compiled programs are kept; off for nowhere')
+  add('--debug', action='store_true', help='show tracebacks and the log lines of libraries')
+  flags = parser.parse_args(others)
+  if flags.jobs < 1:
+    raise ConfigError(f'--jobs is {flags.jobs}; it must be at least 1.')
+  for name, value in (('out', flags.out), ('sweep', flags.sweep)):
+    if not value:
+      raise ConfigError(f'--{name} is empty; give it a path.')
+  if '://' in flags.out and not flags.print_commands:
+    raise ConfigError(f'--out is {flags.out!r}, which is not on this disk; with --print_commands it may be.')
+  if flags.print_commands and flags.table:
+    raise ConfigError('--print_commands and --table both ask for output and no run; give one of them.')
+  return flags, bindings
+
+
+def make_commands(points: Sequence[Point], flags: argparse.Namespace, bindings: Sequence[str]) -> dict[str, list[str]]:
+  """Returns the arguments of `switch_jax.main` for each point, each configuration having been built once.
+
+  Raises:
+    ConfigError: a point's configuration is refused, such as for a binding that does not exist.
+  """
+  others = [f'--compilation_cache_dir={flags.compilation_cache_dir}'] if flags.compilation_cache_dir else []
+  others += ['--debug'] if flags.debug else []
+  search_paths = [path for path in flags.gin_search_paths.split(',') if path]
+  commands = {}
+  for point in points:
+    model_dir = f'{flags.out.rstrip("/") or "/"}/{point.name}'
+    files, bound = point_arguments(point, flags.gin_file, bindings, model_dir)
+    try:
+      gin_files.load_run(files, bound, search_paths)
+    except ConfigError as error:
+      raise ConfigError(f'nothing was run, because the point {point.name} is refused: {error}') from None
+    commands[point.name] = main_arguments(files, bound, flags.gin_search_paths, others)
+  return commands
+
+
+def _make_folder(out: str) -> pathlib.Path:
+  path = pathlib.Path(out)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / results.SUMMARY).touch()
+  except OSError as error:
+    raise ConfigError(f'--out is {out!r}, which cannot be written ({error.strerror}); write elsewhere.') from None
+  return path
+
+
+def _note(text: str) -> None:
+  print(text, flush=True)
+
+
+def _run(argv: Sequence[str]) -> int:
+  flags, bindings = parse_flags(argv)
+  search_paths = [path for path in flags.gin_search_paths.split(',') if path]
+  sweep, _ = gin_files.load_run([flags.sweep], (), search_paths, root=SweepConfig)
+  points = make_points(sweep)
+  commands = make_commands(points, flags, bindings)
+  if flags.print_commands:
+    for arguments in commands.values():
+      print(shlex.join(['python', '-m', 'switch_jax.main', *arguments]))
+    return 0
+  out = _make_folder(flags.out)
+  if flags.table:
+    done = [name for name, arguments in commands.items() if runner.is_finished(out / name, arguments)]
+    statuses = dict.fromkeys(done, results.FINISHED_STATUS)
+  else:
+    _note(f'{len(points)} points, {flags.jobs} at once, in {out}')
+    statuses = runner.run_points(commands, out, flags.jobs, _note)
+  found = results.rows(points, out, statuses)
+  results.write_csv(found, out / results.SUMMARY)
+  _note(results.table(found))
+  failed = [name for name, status in statuses.items() if status == results.FAILED]
+  _note(f'wrote {out / results.SUMMARY}')
+  if failed:
+    logs = ', '.join(str(out / name / runner.LOG) for name in failed)
+    print(
+      f'error: {len(failed)} of {len(points)} points failed, see {logs}; the same command tries them again',
+      file=sys.stderr,
+    )
+  return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line and returns the exit status: 0, 1 for an error or a failed point, 130 after Ctrl-C."""
+  argv = sys.argv[1:] if argv is None else argv
+  return launch.exit_status(_run, argv, interrupted='the same command goes on where it stopped')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,123 @@
+"""Runs the points of a sweep as commands of their own, some at once, and goes on where it stopped."""
+
+import concurrent.futures
+import fcntl
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED, FINISHED_STATUS, read_finished
+
+LOG = 'run.log'
+_COMMAND = ('-m', 'switch_jax.main')
+
+
+class _Progress:
+  """Says what has ended, and how long the rest may take."""
+
+  def __init__(self, total: int, jobs: int, note: Callable[[str], None]):
+    self._total, self._jobs, self._note = total, jobs, note
+    self._ended, self._seconds = 0, []
+    self._lock = threading.Lock()
+
+  def began(self, name: str) -> None:
+    with self._lock:
+      self._note(f'{name}: began')
+
+  def ended(self, name: str, outcome: str, seconds: float | None = None) -> None:
+    with self._lock:
+      self._ended += 1
+      left = self._total - self._ended
+      if seconds is not None:
+        self._seconds.append(seconds)
+      text = f'[{self._ended}/{self._total}] {name}: {outcome}'
+      if self._seconds and left:
+        minutes = sum(self._seconds) / len(self._seconds) * left / self._jobs / 60
+        text += f'; about {minutes:.0f} min left' if minutes >= 1 else '; less than a minute left'
+      self._note(text)
+
+
+def last_error(log: pathlib.Path) -> str:
+  """Returns the line of a log that says what went wrong: the last `error: ...`, or else its last line."""
+  lines = [line for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
+  errors = [line for line in lines if line.startswith('error: ')]
+  return (errors or lines or ['it wrote nothing'])[-1].removeprefix('error: ').strip()
+
+
+def is_finished(folder: pathlib.Path, arguments: Sequence[str]) -> bool:
+  """Whether a point has been run to its end by this command; a longer one goes on from its checkpoint."""
+  record = read_finished(folder)
+  return record is not None and record.get('arguments') == list(arguments)
+
+
+def run_points(
+  commands: Mapping[str, Sequence[str]], out: pathlib.Path, jobs: int, note: Callable[[str], None]
+) -> dict[str, str]:
+  """Runs every point that has not finished.
+
+  Two sweeps over the same folder share its points: the log of a running point is locked, by the run itself, so that
+  it stays locked if the sweep is killed and the run is not.
+
+  Args:
+    commands: for each point the arguments of `switch_jax.main`.
+    out: the folder of the points' folders.
+    jobs: how many run at once.
+    note: takes lines of progress.
+
+  Returns:
+    The status of each point: `finished`, `failed` or `running elsewhere`.
+  """
+  children: set[subprocess.Popen[bytes]] = set()
+  todo = [name for name, arguments in commands.items() if not is_finished(out / name, arguments)]
+  if len(todo) < len(commands):
+    note(f'{len(commands) - len(todo)} of {len(commands)} have finished before')
+  progress = _Progress(len(todo), jobs, note)
+  stopping = threading.Event()
+
+  def run(name: str) -> str:
+    arguments, folder = list(commands[name]), out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG).open('ab') as log:
+      try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        progress.ended(name, ELSEWHERE)
+        return ELSEWHERE
+      if is_finished(folder, arguments):  # by another sweep, since this one began
+        progress.ended(name, 'finished elsewhere')
+        return FINISHED_STATUS
+      if stopping.is_set():
+        return FAILED
+      progress.began(name)
+      start = time.monotonic()
+      child = subprocess.Popen([sys.executable, *_COMMAND, *arguments], stdout=log, stderr=subprocess.STDOUT)
+      children.add(child)
+      status = child.wait()
+      children.discard(child)
+      seconds = time.monotonic() - start
+      if status:
+        progress.ended(name, f'FAILED with status {status}: {last_error(folder / LOG)} ({folder / LOG})', seconds)
+        return FAILED
+      before = (read_finished(folder) or {}).get('seconds', 0)
+      record = {'arguments': arguments, 'seconds': seconds + before}
+      (folder / FINISHED).write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+      progress.ended(name, f'finished in {seconds:.0f} s', seconds)
+      return FINISHED_STATUS
+
+  statuses = dict.fromkeys(commands, FINISHED_STATUS)
+  pool = concurrent.futures.ThreadPoolExecutor(jobs)
+  try:
+    futures = {name: pool.submit(run, name) for name in todo}
+    statuses |= {name: future.result() for name, future in futures.items()}
+  except BaseException:
+    stopping.set()
+    for child in list(children):  # each writes a checkpoint before it ends
+      child.terminate()
+    raise
+  finally:
+    pool.shutdown(cancel_futures=True)
+  return statuses
