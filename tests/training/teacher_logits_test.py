@@ -1,0 +1,170 @@
+"""A teacher's logits in files: they train as the teacher itself, resumably, and are refused where they do not fit."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from switch_jax import main
+from switch_jax.checkpoints import CheckpointStore
+from switch_jax.training.metric_files import read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHRUNK = [
+  '--gin_file=gin/examples/quickstart.gin', "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 12}",
+  '--gin.BATCH_SIZE=8', '--gin.LOG_PERIOD=1', '--gin.CHECKPOINT_PERIOD=3', '--gin.EVAL_PERIOD=100',
+  '--gin.EVAL_STEPS=1', '--gin.config.ModelConfig.emb_dim=32', '--gin.config.ModelConfig.mlp_dim=64',
+]  # fmt: skip
+STEPS = 6
+DISTIL = ['--gin_file=gin/runs/distill.gin', '--gin.TEACHER_DTYPE=float32', '--gin.TEMPERATURE=2.0']
+
+
+def run(folder, *more, steps=STEPS):
+  return main.main([*SHRUNK, *more, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={steps}'])
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('teacher')
+  assert run(folder, '--gin.NUM_EXPERTS=4', steps=3) == 0
+  return folder
+
+
+@pytest.fixture(scope='module')
+def recipe(teacher):
+  return [*DISTIL, f'--gin.TEACHER_PATH={teacher}', '--gin.SOFT_WEIGHT=0.5']
+
+
+@pytest.fixture(scope='module')
+def live(recipe, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('live')
+  assert run(folder, *recipe) == 0
+  return folder
+
+
+@pytest.fixture(scope='module')
+def logits(recipe, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('files') / 'logits'
+  assert run('unused', '--run_mode=teacher', *recipe, f'--gin.TEACHER_LOGITS={folder}') == 0
+  return folder
+
+
+def losses(folder, name='loss'):
+  return [line[name] for line in read_metrics(folder / 'train' / 'metrics.jsonl')]
+
+
+def test_files_of_the_whole_vocabulary_train_as_the_teacher_itself(recipe, live, logits, tmp_path):
+  """Stopped after three steps too: the files are read on from the position of the data."""
+  cached = [*recipe, f'--gin.TEACHER_LOGITS={logits}']
+  assert run(tmp_path, *cached, steps=3) == 0
+  assert run(tmp_path, *cached) == 0
+  assert losses(tmp_path) == losses(live)
+  assert losses(tmp_path, 'teacher_divergence') == losses(live, 'teacher_divergence')
+
+
+def test_a_checkpoint_of_a_student_says_who_taught_it(teacher, live):
+  record = CheckpointStore(live).read_config(STEPS)
+  assert record['teacher']['path'] == str(teacher / 'checkpoints' / '3')
+  assert record['teacher']['step'] == 3
+  assert record['teacher']['parameters'] > record['parameters'] > 0
+  assert 'token_embedder/embedding' in record['teacher']['initialized']
+  assert record['run']['distillation']['soft_weight'] == 0.5
+
+
+def test_a_resumed_student_repeats_an_uninterrupted_one(recipe, live, tmp_path):
+  assert run(tmp_path, *recipe, steps=3) == 0
+  assert run(tmp_path, *recipe) == 0
+  assert losses(tmp_path) == losses(live)
+
+
+def test_fewer_tokens_with_one_class_for_the_rest(recipe, live, tmp_path):
+  """Near the whole distribution, and less of a divergence: joining classes hides some."""
+  cached = [*recipe, f'--gin.TEACHER_LOGITS={tmp_path / "logits"}', '--gin.TOP_K=48']
+  assert run('unused', '--run_mode=teacher', *cached) == 0
+  assert run(tmp_path / 'run', *cached) == 0
+  whole, part = losses(live, 'teacher_divergence'), losses(tmp_path / 'run', 'teacher_divergence')
+  assert losses(tmp_path / 'run') != losses(live)
+  assert 0 < part[0] < whole[0]
+  assert part[0] > 0.3 * whole[0]
+
+
+def test_a_killed_writer_goes_on(recipe, logits, tmp_path):
+  """Killed at any moment, the same command ends with the same files."""
+  folder = tmp_path / 'logits'
+  arguments = [*SHRUNK, '--run_mode=teacher', *recipe, f'--gin.TEACHER_LOGITS={folder}', '--gin.MODEL_DIR=unused']
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'switch_jax.main', *arguments, '--gin.TRAIN_STEPS=5000'], cwd=ROOT, stderr=subprocess.DEVNULL
+  )
+  began = time.monotonic()
+  while not (folder / 'teacher_logits.json').exists() and time.monotonic() < began + 300:
+    assert process.poll() is None
+    time.sleep(0.01)
+  os.kill(process.pid, signal.SIGKILL)
+  process.wait()
+  record = json.loads((folder / 'teacher_logits.json').read_text())
+  assert record['batches'] >= 128
+  enough = record['batches'] + 20
+  assert main.main([*arguments, f'--gin.TRAIN_STEPS={enough}']) == 0
+  assert json.loads((folder / 'teacher_logits.json').read_text())['batches'] == enough
+  assert [path.name for path in folder.glob('position_*')] == [f'position_{enough}']
+  import numpy as np
+  import tensorstore
+
+  whole, first = (
+    tensorstore.open({'driver': 'zarr', 'kvstore': f'file://{place}/teacher_log_probabilities'}).result()
+    for place in (folder, logits)
+  )
+  assert whole.shape[0] >= enough
+  np.testing.assert_array_equal(whole[:STEPS].read().result(), first[:STEPS].read().result())
+  sums = np.exp(whole[enough - 1].read().result()).sum(axis=-1)
+  np.testing.assert_allclose(sums, 1.0, atol=1e-4)
+
+
+def refused(capsys, *arguments, steps=STEPS):
+  assert run(*arguments, steps=steps) == 1
+  error = capsys.readouterr().err.rpartition('error: ')[2]
+  assert 'Traceback' not in error
+  return error
+
+
+def test_files_of_other_data_or_another_temperature_are_refused(recipe, logits, tmp_path, capsys):
+  cached = [*recipe, f'--gin.TEACHER_LOGITS={logits}']
+  assert 'seed is 0 there and 1 here' in refused(capsys, tmp_path, *cached, '--gin.RANDOM_SEED=1')
+  assert 'temperature is 2.0 there and 3.0 here' in refused(capsys, tmp_path, *cached, '--gin.TEMPERATURE=3.0')
+  assert 'holds the logits of 6 batches, and this run has 7' in refused(capsys, tmp_path, *cached, steps=7)
+  before = {path: path.stat().st_mtime_ns for path in logits.rglob('*')}
+  error = refused(capsys, 'unused', '--run_mode=teacher', *cached, '--gin.TOP_K=4')
+  assert 'top_k is 384 there and 4 here' in error
+  assert {path: path.stat().st_mtime_ns for path in logits.rglob('*')} == before
+
+
+def test_files_that_are_not_there_or_damaged(recipe, logits, tmp_path, capsys):
+  nowhere = f'--gin.TEACHER_LOGITS={tmp_path / "nowhere"}'
+  assert "holds no teacher's logits" in refused(capsys, tmp_path / 'run', *recipe, nowhere)
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'thesis.txt').write_text('mine')
+  other = f'--gin.TEACHER_LOGITS={tmp_path / "other"}'
+  assert 'holds other files' in refused(capsys, 'unused', '--run_mode=teacher', *recipe, other)
+  broken = tmp_path / 'broken'
+  shutil.copytree(logits, broken)
+  (broken / 'teacher_log_probabilities' / '.zarray').write_text('{')
+  assert 'is damaged' in refused(capsys, tmp_path / 'run', *recipe, f'--gin.TEACHER_LOGITS={broken}')
+
+
+def test_the_run_mode_needs_a_teacher_and_a_folder(recipe, capsys):
+  assert '--run_mode=teacher writes the logits of a teacher' in refused(capsys, 'unused', '--run_mode=teacher')
+  assert 'TEACHER_LOGITS=/some/dir' in refused(capsys, 'unused', '--run_mode=teacher', *recipe)
+
+
+def test_dry_run_lists_what_the_student_begins_with(recipe, tmp_path, capsys):
+  assert run(tmp_path / 'new', *recipe, '--dry_run') == 0
+  text = capsys.readouterr().out
+  for expected in ('0.5 hard + 0.5 soft', '4 experts a layer', 'from the teacher:', 'layers_{0,1}/attention/{key,out'):
+    assert expected in text
+  assert not (tmp_path / 'new').exists()
