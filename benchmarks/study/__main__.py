@@ -1,0 +1,147 @@
+"""The paper's claims as studies: each is a sweep of paired seeds, and each claim an interval and a verdict.
+
+    python benchmarks/study experts                  # run a study; the same command goes on where it stopped
+    python benchmarks/study --list                   # the studies, and how long each takes
+    python benchmarks/study --table                  # one table of all claims, from what has been run
+
+All runs see the same batches in the same order for the same seed, and are compared seed by seed. A point is one run of
+`switch_jax.main`; a study is run by `switch_jax.sweep`, so two of these commands over one folder share the work.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import measures
+import pictures
+from studies import STUDIES
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+def sweep_arguments(name: str, out: pathlib.Path) -> list[str]:
+  """Returns the arguments of the sweep of a study; its file is copied to `out`, with `OUT` replaced by that folder."""
+  text = (HERE / f'{name}.gin').read_text(encoding='utf-8')
+  sweep = out / f'{name}.gin'
+  sweep.write_text(text.replace('OUT/', f'{out}/'), encoding='utf-8')
+  files = [f'--gin_file=benchmarks/study/{file}' for file in STUDIES[name].files]
+  return [*files, f'--sweep={sweep}', f'--out={out / name}']
+
+
+def run(name: str, out: pathlib.Path, arguments: list[str]) -> int:
+  """Runs a study's sweep; returns its exit status."""
+  command = [sys.executable, '-m', 'switch_jax.sweep', *sweep_arguments(name, out), *arguments]
+  return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def finished_seeds(folder: pathlib.Path, point: str) -> dict[int, pathlib.Path]:
+  """Returns the folders of a point's finished runs by seed."""
+  found = {}
+  for path in folder.glob(f'{point},RANDOM_SEED=*'):
+    if (path / 'finished.json').exists():
+      found[int(path.name.rpartition('=')[2])] = path
+  return found
+
+
+def judge(name: str, out: pathlib.Path) -> list[dict]:
+  """Returns for each claim of a study what its finished seeds say; `found` is None where there is no seed."""
+  rows = []
+  for claim in STUDIES[name].claims:
+    runs = {point: finished_seeds(out / name, point) for point in claim.points}
+    seeds = sorted(set.intersection(*(set(found) for found in runs.values())))
+    values = [claim.measure({point: found[seed] for point, found in runs.items()}) for seed in seeds]
+    found = measures.estimate(values) if values else None
+    rows.append({'study': name, 'claim': claim, 'seeds': seeds, 'found': found})
+  return rows
+
+
+def describe(row: dict) -> list[str]:
+  """Returns a claim as cells: claim, the paper's number, ours, verdict."""
+  claim, found = row['claim'], row['found']
+  if found is None:
+    return [claim.text, claim.paper, 'not run here', '']
+  said = measures.verdict(found, claim.above, claim.near)
+  low, high = found.interval
+  if claim.above == 0.0 and low <= 0 <= high and len(found.values) > 1:
+    said += ' (no difference)' if claim.near is None else ''
+  return [claim.text, claim.paper, f'{found} {claim.unit}, {len(found.values)} seeds', said]
+
+
+def table(out: pathlib.Path, names: list[str]) -> str:
+  """Returns the claims of studies as Markdown."""
+  lines = ['| claim | paper | here, ± the 95 % interval | verdict |', '| --- | --- | --- | --- |']
+  for name in names:
+    lines += [f'| **{STUDIES[name].title}** | | | |']
+    rows = judge(name, out)
+    if not any(row['found'] for row in rows):
+      command = f'`python benchmarks/study {name}`, {STUDIES[name].minutes} min'
+      lines += [f'| {row["claim"].text} | {row["claim"].paper} | not run here: {command} | |' for row in rows]
+    else:
+      lines += [f'| {" | ".join(describe(row))} |' for row in rows]
+  return '\n'.join(lines)
+
+
+def points_table(name: str, out: pathlib.Path) -> str:
+  """Returns what each point of a study came to as Markdown: loss, parameters and FLOPs."""
+  import flops
+
+  lines = ['| point | parameters | forward FLOPs a target token | held-out loss | tokens dropped |']
+  lines += ['| --- | --- | --- | --- | --- |']
+  points = sorted({path.name.rpartition(',')[0] for path in (out / name).glob('*,RANDOM_SEED=*')}, key=pictures.order)
+  for point in points:
+    runs = finished_seeds(out / name, point)
+    if not runs:
+      continue
+    losses = measures.estimate([measures.final_loss(path) for path in runs.values()])
+    first = runs[min(runs)]
+    record = json.loads(sorted(first.glob('checkpoints/*/config.json'))[-1].read_text())
+    arguments = json.loads((first / 'finished.json').read_text())['arguments']
+    dropped = measures.trained(first, 'router/fraction_dropped')
+    lines += [
+      f'| {point} | {record["parameters"] / 1e6:.2f}M | {flops.per_target_token(arguments) / 1e6:.3f}M | '
+      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({len(runs)}) | {"" if dropped != dropped else f"{dropped:.1%}"} |'
+    ]
+  return '\n'.join(lines)
+
+
+def main() -> int:
+  """Runs the studies that are named, or makes the table."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('studies', nargs='*', metavar='STUDY', help=', '.join(STUDIES))
+  parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'study', help='folder of all runs')
+  parser.add_argument('--jobs', type=int, default=1, help='runs at once')
+  parser.add_argument('--list', action='store_true', help='say what there is, and run nothing')
+  parser.add_argument('--table', action='store_true', help='tables and pictures of what there is, and run nothing')
+  flags = parser.parse_args()
+  if flags.list:
+    for name, study in STUDIES.items():
+      print(f'{name:<12} {study.minutes:>4} min   {study.title}')
+    print(f'{"all":<12} {sum(study.minutes for study in STUDIES.values()):>4} min   on two cores, with --jobs=2')
+    return 0
+  if unknown := [name for name in flags.studies if name not in STUDIES]:
+    parser.error(f'there is no study {unknown[0]!r}; there are {", ".join(STUDIES)}')
+  if not flags.studies and not flags.table:
+    parser.error(f'name a study ({", ".join(STUDIES)}), or say --list or --table')
+  out = flags.out.resolve()
+  out.mkdir(parents=True, exist_ok=True)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  names, failed = flags.studies or list(STUDIES), False
+  for name in names if not flags.table else ():
+    for needed in filter(None, (STUDIES[name].needs, name)):
+      failed |= run(needed, out, [f'--jobs={flags.jobs}']) != 0
+  text = table(out, names)
+  for name in names:
+    if any((out / name).glob('*/finished.json')):
+      text += f'\n\n{STUDIES[name].title}\n\n{points_table(name, out)}'
+      pictures.draw(name, out)
+  (out / 'table.md').write_text(text + '\n', encoding='utf-8')
+  print(text)
+  return int(failed)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,99 @@
+"""Numbers of finished runs, and what paired seeds can say about a difference."""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import statistics
+
+TASK = 'source_code_continuation'
+LOSS = 'cross_ent_loss_text'
+CONFIDENCE = 0.95
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+  """Returns the lines of a `metrics.jsonl`; none if there is no file."""
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curve(folder: pathlib.Path, task: str = TASK) -> list[tuple[int, float]]:
+  """Returns steps and held-out losses in nats per target token, in order."""
+  return [(line['step'], line[LOSS]) for line in read_lines(folder / 'eval' / task / 'metrics.jsonl')]
+
+
+def final_loss(folder: pathlib.Path, task: str = TASK) -> float:
+  """Returns the held-out loss after the last step; infinity where it is no number."""
+  loss = curve(folder, task)[-1][1]
+  return math.inf if loss is None else loss
+
+
+def trained(folder: pathlib.Path, name: str) -> float:
+  """Returns the mean of a training metric over the last tenth of the logged steps."""
+  lines = [line[name] for line in read_lines(folder / 'train' / 'metrics.jsonl') if name in line]
+  last = lines[-max(len(lines) // 10, 1) :]
+  return statistics.fmean(last) if last and None not in last else math.nan
+
+
+def steps_to_reach(points: list[tuple[int, float]], loss: float) -> float | None:
+  """Returns after how many steps a curve first is at a loss, between evaluations on a straight line; None if never."""
+  for (before, high), (step, low) in itertools.pairwise(points):
+    if low <= loss:
+      return step if high <= loss else before + (step - before) * (high - loss) / (high - low)
+  return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Values of paired seeds, their mean, and how far it may be off.
+
+  Attributes:
+    values: one for each seed.
+    mean, deviation: of the values; the deviation of one value is NaN.
+    half_width: half of the 95 % t-interval of the mean; infinite for one value.
+  """
+
+  values: tuple[float, ...]
+  mean: float
+  deviation: float
+  half_width: float
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """The 95 % t-interval of the mean."""
+    return self.mean - self.half_width, self.mean + self.half_width
+
+  def __str__(self):
+    around = f' ± {self.half_width:.2g}' if math.isfinite(self.half_width) else ' (one seed)'
+    digits = 3 if abs(self.mean) < 1 else 2
+    return f'{self.mean:.{digits}f}{around}'
+
+
+def estimate(values: list[float]) -> Estimate:
+  """Returns what seeds say together, by Student's t-distribution."""
+  from scipy import stats
+
+  count, mean = len(values), statistics.fmean(values)
+  if count < 2 or not all(math.isfinite(value) for value in values):
+    return Estimate(tuple(values), mean, math.nan, math.inf)
+  deviation = statistics.stdev(values)
+  half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+  return Estimate(tuple(values), mean, deviation, half)
+
+
+def verdict(found: Estimate, above: float | None, near: tuple[float, float] | None) -> str:
+  """Returns `agrees`, `cannot tell` or `disagrees`.
+
+  Args:
+    found: the paired seeds.
+    above: the claim is that the mean is above this number,
+    near: or that it lies between these two.
+  """
+  low, high = found.interval
+  if not math.isfinite(found.half_width):
+    return 'cannot tell'
+  if near is None:
+    return 'agrees' if low > above else 'disagrees' if high < above else 'cannot tell'
+  if near[0] <= low and high <= near[1]:
+    return 'agrees'
+  return 'disagrees' if high < near[0] or low > near[1] else 'cannot tell'

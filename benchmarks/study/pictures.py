@@ -1,0 +1,90 @@
+"""Pictures of studies: held-out loss against steps, with bands of seeds, and how many fewer steps experts need."""
+
+import pathlib
+import re
+import statistics
+
+import measures
+import numpy as np
+
+_DENSE, _GREY = '#c8553d', '#5c5c5c'
+
+
+def order(point: str) -> tuple:
+  """Returns what points are sorted by: the dense models first, then by the numbers in their names."""
+  return (not point.startswith('dense'), [int(x) if x.isdigit() else x for x in re.split(r'(\d+)', point)])
+
+
+def draw(name: str, out: pathlib.Path) -> None:
+  """Draws the loss of all points of a study against steps to `<study>.png`; the experts' picture has a second panel."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  folders: dict[str, list[pathlib.Path]] = {}
+  for path in sorted((out / name).glob('*,RANDOM_SEED=*')):
+    if (path / 'finished.json').exists():
+      folders.setdefault(path.name.rpartition(',')[0], []).append(path)
+  curves = {point: [measures.curve(path) for path in folders[point]] for point in sorted(folders, key=order)}
+  experts = name == 'experts' and 'dense' in curves
+  figure = Figure(figsize=(10.5, 4.2) if experts else (7.5, 4.2), layout='constrained', facecolor='white')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(1, 2 if experts else 1, squeeze=False)[0]
+  _draw_losses(axes[0], curves)
+  if experts:
+    _draw_speed(axes[1], curves, folders)
+  for axis in axes:
+    axis.grid(color='#e8e8e8')
+    axis.spines[['top', 'right']].set_visible(False)
+  figure.savefig(out / f'{name}.png', dpi=130)
+
+
+def _colors(points: list[str]) -> dict[str, str]:
+  from matplotlib import colormaps
+
+  others = [point for point in points if point != 'dense']
+  shades = colormaps['viridis'](np.linspace(0.9, 0.05, max(len(others), 2)))
+  return {'dense': _DENSE} | dict(zip(others, shades, strict=False))
+
+
+def _draw_losses(axis, curves) -> None:
+  colors = _colors(list(curves))
+  lows = []
+  for point, seeds in curves.items():
+    shared = sorted(set.intersection(*({step for step, _ in seed} for seed in seeds)) - {0})
+    losses = np.array([[dict(seed)[step] for step in shared] for seed in seeds], dtype=float)
+    axis.plot(shared, losses.mean(0), color=colors[point], label=point.replace('=', ' '), linewidth=1.6)
+    axis.fill_between(shared, losses.min(0), losses.max(0), color=colors[point], alpha=0.25, linewidth=0)
+    lows.append(losses.mean(0))
+  if 'dense' in curves:
+    final = statistics.fmean(seed[-1][1] for seed in curves['dense'])
+    axis.axhline(final, color=_DENSE, linewidth=1, linestyle='--')
+  axis.set_ylim(min(low.min() for low in lows) - 0.03, float(np.median([low[len(low) // 8] for low in lows])) + 0.1)
+  axis.set_xlabel('training steps')
+  axis.set_ylabel('held-out loss, nats per target token')
+  axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_speed(axis, curves, folders) -> None:
+  colors = _colors(list(curves))
+  counts, means = [], []
+  for point, seeds in curves.items():
+    if point == 'dense':
+      continue
+    experts, ratios = int(point.rpartition('=')[2]), []
+    for path, curve in zip(folders[point], seeds, strict=True):
+      dense = folders['dense'][0].parent / f'dense,{path.name.rpartition(",")[2]}'
+      if dense in folders['dense']:
+        slow = measures.curve(dense)
+        steps = measures.steps_to_reach(curve, slow[-1][1])
+        ratios += [slow[-1][0] / steps] if steps else []
+    if ratios:
+      axis.plot([experts] * len(ratios), ratios, 'o', color=colors[point], markersize=6)
+      counts, means = [*counts, experts], [*means, statistics.fmean(ratios)]
+      axis.annotate(f'{means[-1]:.1f}', (experts, means[-1]), (0, 8), textcoords='offset points', ha='center')
+  axis.plot(counts, means, color=_GREY, linewidth=1, zorder=0)
+  axis.axhline(1, color=_DENSE, linewidth=1, linestyle='--')
+  axis.set_xscale('log', base=2)
+  axis.set_xticks(counts, [str(count) for count in counts])
+  axis.set_ylim(bottom=0)
+  axis.set_xlabel('experts in every layer, FLOPs a token the same')
+  axis.set_ylabel('times fewer steps than the dense model')
