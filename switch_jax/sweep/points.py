@@ -16,7 +16,7 @@ _MAX_NAME = 160
 # Texts that can stand in a name as they are, and could not be taken for another value.
 _PLAIN_TEXT = re.compile(r'(?!(?:None|True|False)$)[A-Za-z][A-Za-z0-9_.-]*')
 # Texts that gin could not read as anything else.
-_NO_LITERAL = re.compile(r'(?!(?:None|True|False)$)[A-Za-z/][A-Za-z0-9_.,=+/-]*')
+_NO_LITERAL = re.compile(r'(?!(?:None|True|False)$)[A-Za-z/][A-Za-z0-9_.,:=+/-]*')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
