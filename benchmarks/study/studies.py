@@ -76,7 +76,8 @@ def lower(better: str, than: str, metric: str, text: str, paper: str, unit: str,
 
 # A difference smaller than this is none: a third of what the paper calls a large one (0.03 nats).
 _SAME = (-0.01, 0.01)
-_DROPPED = 'router/fraction_dropped'
+_SHORT = ('base.gin', 'short.gin')
+_DROPPED = 'fraction_dropped'
 
 STUDIES = {
   'experts': Study(
@@ -90,8 +91,75 @@ STUDIES = {
       gain('experts=4', 'experts=2', '4 experts beat 2', '0.03'),
       gain('experts=8', 'experts=4', '8 experts beat 4', '0.04'),
       gain('experts=16', 'experts=8', '16 experts beat 8', '0.04'),
-      gain('experts=32', 'experts=16', '32 experts beat 16', '0.03'),
-      gain('experts=64', 'experts=32', '64 experts beat 32', '0.02'),
+      gain('experts=64', 'experts=16', '64 experts beat 16', '0.05'),
+    ),
+  ),
+  'balance': Study(
+    title='weight of the balance loss (equation 4)',
+    minutes=20,
+    files=_SHORT,
+    claims=(
+      lower('alpha=0.01', 'alpha=0', _DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
+      gain('alpha=0.01', 'alpha=0', '0.01 has a lower loss than no balance loss', 'not given'),
+      gain('alpha=0.01', 'alpha=0.1', '0.01 has a lower loss than 0.1', '0.01 is best of 0.1 to 0.00001'),
+      gain('alpha=0.01', 'alpha=0.0001', '0.01 has a lower loss than 0.0001', '0.01 is best of 0.1 to 0.00001'),
+    ),
+  ),
+  'capacity': Study(
+    title='Switch, top-2 experts and dense by capacity factor (Table 1)',
+    minutes=30,
+    files=_SHORT,
+    claims=(
+      gain('switch_cf=1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
+      gain('switch_cf=1.0', 'moe_cf=1.0', 'at 1.0 Switch beats top-2', '0.011'),
+      gain('switch_cf=1.25', 'moe_cf=1.25', 'at 1.25 Switch beats top-2', '0.006'),
+      gain('moe_cf=2.0', 'switch_cf=2.0', 'at 2.0 top-2 beats Switch', '0.007'),
+      gain('switch_cf=2.0', 'switch_cf=1.0', 'Switch at 2.0 beats Switch at 1.0', '0.007'),
+      lower('switch_cf=2.0', 'switch_cf=1.0', _DROPPED, 'at 2.0 fewer tokens are dropped', 'not given', 'of all'),
+    ),
+  ),
+  'precision': Study(
+    title='selective precision (Table 2)',
+    minutes=20,
+    files=_SHORT,
+    claims=(
+      gain('selective', 'float32', 'a float32 router in bfloat16 is as good as float32', '0.002', near=_SAME),
+      gain('selective', 'bfloat16', 'it is better than bfloat16 everywhere', 'diverged'),
+    ),
+  ),
+  'init_scale': Study(
+    title='scale of the initial weights (Table 3)',
+    minutes=10,
+    files=_SHORT,
+    claims=(gain('scale=0.1', 'scale=1.0', 'a tenth of the usual scale has a lower loss early', '0.88'),),
+  ),
+  'exploration': Study(
+    title='exploration of the router (Table 11)',
+    minutes=20,
+    files=_SHORT,
+    claims=(
+      gain('input_jitter', 'sample', 'jitter beats sampling', '0.102'),
+      gain('input_jitter', 'input_dropout', 'jitter beats dropout of the input', '0.012'),
+      gain('input_jitter', 'argmax', 'jitter beats argmax', '0.003'),
+    ),
+  ),
+  'no_token_left_behind': Study(
+    title='No-Token-Left-Behind (Appendix B)',
+    minutes=15,
+    files=_SHORT,
+    claims=(
+      lower('ntlb', 'top1', _DROPPED, 'it drops fewer tokens', 'almost none dropped', 'of all'),
+      gain('ntlb', 'top1', 'the loss is the same', 'no benefit', near=_SAME),
+    ),
+  ),
+  'attention': Study(
+    title='experts in self-attention (Table 10)',
+    minutes=35,
+    files=_SHORT,
+    claims=(
+      gain('attention', 'ffn', 'experts in attention beat experts in feed-forward networks', '0.024'),
+      gain('both', 'ffn', 'experts in both beat those in feed-forward networks', '0.035'),
+      gain('both', 'both_bfloat16', 'with them float32 beats bfloat16', 'diverges'),
     ),
   ),
 }
