@@ -19,6 +19,7 @@ import collections
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 from switch_jax.config import ConfigError
 from switch_jax.data import corpus
+from switch_jax.data.sampled_groups import SAMPLING_EXPONENT, sampling_probabilities
 from tasks import installed_text, translation
 
 # Raise this when the rules below change: caches of older rules are then left alone.
@@ -200,3 +202,27 @@ def count_bytes(made: corpus.Corpus, split: str) -> Mapping[str, int]:
   for language, text in tagged(made, split):
     sizes[language] += len(text.encode('utf-8')) + 1
   return sizes
+
+
+def balanced(exponent: float = SAMPLING_EXPONENT) -> Iterator[str]:
+  """Yields texts of the training split, as many in all as there are, each language in the share it is sampled with.
+
+  Small languages come more than once and large ones in part, so that a vocabulary has pieces for all.
+
+  Args:
+    exponent: see `switch_jax.data.sampled_groups.sampling_probabilities`.
+
+  Raises:
+    ConfigError: a package is not installed, or the cache folder cannot be written.
+  """
+  texts = collections.defaultdict(list)
+  for language, text in tagged(get_corpus(), corpus.TRAIN):
+    texts[language].append(text)
+  sizes = [sum(map(len, own)) for own in texts.values()]
+  for own, share in zip(texts.values(), sampling_probabilities(sizes, exponent), strict=True):
+    wanted = share * sum(sizes)
+    for text in itertools.cycle(own):
+      if wanted <= 0:
+        break
+      yield text
+      wanted -= len(text)

@@ -2,6 +2,7 @@
 
     python -m tasks.train_vocabulary --text_files='/data/books/*.txt' --out=vocabulary.model
     python -m tasks.train_vocabulary --demo --size=4000 --out=vocabulary.model
+    python -m tasks.train_vocabulary --multilingual --size=16000 --out=vocabulary.model
 
 Unigram pieces with byte fallback, so that any text can be written and read back; padding is 0, EOS 1, unknown 2, and
 there is no beginning-of-sequence. The 100 ids that stand for masked spans are not in the file: SeqIO puts them on top,
@@ -108,8 +109,11 @@ def get_cached(digest: str, size: int, texts: Callable[[], Iterable[str]]) -> st
 
 def _texts(flags: argparse.Namespace) -> Iterator[str]:
   """Yields the paragraphs that the flags name."""
-  from tasks import text_files, wikipedia
+  from tasks import multilingual_text, text_files, wikipedia
 
+  if flags.multilingual:
+    yield from multilingual_text.balanced()
+    return
   if flags.demo:
     yield from wikipedia.get_corpus(wikipedia.SPAN_CORRUPTION).paragraphs(corpus.TRAIN)
     return
@@ -128,11 +132,12 @@ def _run(argv: Sequence[str]) -> None:
   parser = _Parser(prog='python -m tasks.train_vocabulary', description=__doc__.split('\n')[0], allow_abbrev=False)
   parser.add_argument('--text_files', metavar='PATTERN', help='pattern of .txt and .jsonl files, in quotes')
   parser.add_argument('--demo', action='store_true', help='the openings of Wikipedia articles that the demo trains on')
+  parser.add_argument('--multilingual', action='store_true', help='a hundred languages of the demo, evened out as in mT5')
   parser.add_argument('--size', type=int, default=T5_SIZE, help=f'number of pieces (default: {T5_SIZE})')
   parser.add_argument('--out', required=True, metavar='FILE', help='where the model is written')
   flags = parser.parse_args(argv)
-  if flags.demo == (flags.text_files is not None):
-    raise ConfigError("give either --text_files='/some/dir/*.txt' or --demo.")
+  if flags.demo + flags.multilingual + (flags.text_files is not None) != 1:
+    raise ConfigError("give one of --text_files='/some/dir/*.txt', --demo and --multilingual.")
   out = pathlib.Path(flags.out).expanduser()
   if out.is_dir() or not out.parent.is_dir():
     raise ConfigError(f'--out is {flags.out}, which is a folder or lies in none; name a file in a folder that exists.')

@@ -51,13 +51,13 @@ def write(name, *lines, header=True):
 
 class TestShippedFiles:
   def test_there_are_some(self):
-    assert len(MODELS) >= 11
+    assert len(MODELS) >= 13
     assert QUICKSTART in EXAMPLES
 
   @pytest.mark.parametrize('name', MODELS)
   def test_model(self, name):
     model = load_model(name)
-    assert (model.moe is None) == pathlib.Path(name).name.startswith('t5_')
+    assert (model.moe is None) == pathlib.Path(name).name.startswith(('t5_', 'mt5_'))
 
   @pytest.mark.parametrize('name', EXAMPLES)
   def test_example(self, name):
@@ -72,6 +72,13 @@ class TestShippedFiles:
     used = {leaf.name for b in reader.bindings for leaf in gin_statements.leaves(b.value) if hasattr(leaf, 'name')}
     assert {b.name for b in reader.bindings if not b.owner} <= used
 
+  @pytest.mark.parametrize('model', ['mswitch_base', 'mt5_base'])
+  def test_mc4(self, model):
+    run = load(f'gin/models/{model}.gin', 'gin/runs/pretrain_mc4.gin', bindings=['MODEL_DIR=/some/dir'])
+    assert run.data.feature_lengths == {'inputs': 1024, 'targets': 229}
+    assert (run.data.languages, run.data.sampling_exponent, run.data.vocabulary) == (None, 0.3, None)
+    assert (run.data.batch_size, run.train_steps) == (1024, 10**6)
+
   def test_quickstart(self):
     run = quickstart()
     assert run.model_dir == 'runs/quickstart'
@@ -82,7 +89,7 @@ class TestShippedFiles:
 
   @pytest.mark.parametrize(
     ('name', 'billions'),
-    [  # Paper: 223M and 739M; 7.4B, 26B, 395B and 1571B. T5-XXL is 11B.
+    [  # Paper: 223M and 739M; 7.4B, 26B, 395B and 1571B. T5-XXL is 11B, mT5-Base 580M; mSwitch's size is not known.
       ('t5_base', 0.2229),
       ('t5_large', 0.7377),
       ('t5_xxl', 11.1),
@@ -90,6 +97,8 @@ class TestShippedFiles:
       ('switch_large', 26.27),
       ('switch_xxl', 395),
       ('switch_c', 1571),
+      ('mt5_base', 0.5824),
+      ('mswitch_base', 7.774),
     ],
   )
   def test_number_of_parameters_is_the_papers(self, name, billions):

@@ -92,6 +92,17 @@ def test_names_fill_up_what_is_short():
   assert sizes['iw'] < 30_000
 
 
+def test_text_for_a_vocabulary_has_languages_in_the_shares_they_are_sampled_with():
+  train = {code: set(texts) for code, texts in texts_of(corpus.TRAIN).items()}
+  sizes = {code: sum(map(len, texts)) for code, texts in train.items()}
+  total = sum(size**0.3 for size in sizes.values())
+  found = collections.Counter()
+  for text in multilingual_text.balanced():
+    found[next(code for code, texts in train.items() if text in texts)] += len(text)
+  for code, size in sizes.items():
+    assert found[code] == pytest.approx(sum(sizes.values()) * size**0.3 / total, abs=100)
+
+
 def read(config, split, count=None):
   """Returns examples of the task with their languages."""
   providers.import_task_module(config)

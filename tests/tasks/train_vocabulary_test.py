@@ -41,8 +41,8 @@ def test_long_lines_are_cut_and_nothing_is_lost():
   ('arguments', 'message'),
   [
     (['--size=400'], 'required: --out'),
-    (['--out=x.model'], 'give either --text_files'),
-    (['--demo', '--text_files=x', '--out=x.model'], 'give either --text_files'),
+    (['--out=x.model'], 'give one of --text_files'),
+    (['--demo', '--text_files=x', '--out=x.model'], 'give one of --text_files'),
     (['--text_files=absent/*.txt', '--out=x.model'], 'matches no file'),
     (['--text_files={file}', '--size=20', '--out=x.model'], 'must be at least 300'),
     (['--text_files={file}', '--size=30000', '--out=x.model'], 'no vocabulary of 30000 pieces .* smaller --size'),
