@@ -37,7 +37,7 @@ MODELS = {
   'dense': ['--gin.config.ModelConfig.moe=None'],
   'mswitch': ['--gin.NUM_EXPERTS=16', '--gin.config.MoeConfig.train_capacity_factor=2.0'],
 }
-EVALUATIONS = 10
+EVALUATIONS = 8
 # Figure 8 of the paper, from its pixels: step speed-up and number of languages.
 PAPER = {3.2: 10, 3.8: 6, 4.4: 17, 5.0: 48, 5.7: 18, 6.3: 2, 7.6: 1, 8.2: 1, 10.7: 3, 15.1: 1}
 
@@ -57,7 +57,7 @@ def train(flags, seed):
     folder.mkdir(parents=True, exist_ok=True)
     command = [*SETTINGS, *bindings, f'--gin.MODEL_DIR={folder}', f'--gin.RANDOM_SEED={seed}']
     command += [f'--gin.TRAIN_STEPS={flags.steps}', f'--gin.EVAL_PERIOD={flags.steps // EVALUATIONS}']
-    command += [f'--gin.CHECKPOINT_PERIOD={flags.steps // 2}']
+    command += [f'--gin.CHECKPOINT_PERIOD={flags.steps // EVALUATIONS}']
     call(f'{folder}.log', 'switch_jax.main', command)
   return time.monotonic() - began
 
@@ -320,7 +320,7 @@ def main():
     '--out', type=pathlib.Path, default=ROOT / 'runs' / 'multilingual_study', help='folder of the runs'
   )
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=3000)
+  parser.add_argument('--steps', type=int, default=2000)
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
   flags = parser.parse_args()

@@ -132,7 +132,7 @@ def _run(argv: Sequence[str]) -> None:
   parser = _Parser(prog='python -m tasks.train_vocabulary', description=__doc__.split('\n')[0], allow_abbrev=False)
   parser.add_argument('--text_files', metavar='PATTERN', help='pattern of .txt and .jsonl files, in quotes')
   parser.add_argument('--demo', action='store_true', help='the openings of Wikipedia articles that the demo trains on')
-  parser.add_argument('--multilingual', action='store_true', help='a hundred languages of the demo, evened out as in mT5')
+  parser.add_argument('--multilingual', action='store_true', help="the demo's hundred languages, evened out as in mT5")
   parser.add_argument('--size', type=int, default=T5_SIZE, help=f'number of pieces (default: {T5_SIZE})')
   parser.add_argument('--out', required=True, metavar='FILE', help='where the model is written')
   flags = parser.parse_args(argv)
