@@ -57,6 +57,21 @@ def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
   return found
 
 
+def one_line(numbers: Mapping[str, float]) -> str:
+  """Returns metrics as one line, without those of single groups (languages), which may be hundreds."""
+  mean = '_mean_over_groups'
+  grouped = {key.partition(mean)[0] for key in numbers if mean in key}
+
+  def is_of_a_group(key):
+    head, _, rest = key.partition('/')
+    return head in grouped and bool(rest) and not rest.startswith('capacity_')
+
+  shown = [f'{key} {value:.4g}' for key, value in numbers.items() if not is_of_a_group(key)]
+  if hidden := len(numbers) - len(shown):
+    shown.append(f'{hidden} more by group')
+  return ', '.join(shown) or 'no numbers'
+
+
 class EvaluationFiles:
   """The files of an evaluation.
 
@@ -86,8 +101,7 @@ class EvaluationFiles:
     """Writes the metrics of a step, by task, to `metrics.jsonl` and TensorBoard, and prints them."""
     for name, values in metrics.items():
       numbers = plain_numbers(values)
-      shown = ', '.join(f'{key} {value:.4g}' for key, value in numbers.items()) or 'no numbers'
-      note(f'  {name}: {shown}')
+      note(f'  {name}: {one_line(numbers)}')
       if self._active:
         folder = self.folder(name)
         self._write_line(folder, step, numbers)

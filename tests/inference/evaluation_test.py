@@ -9,7 +9,7 @@ from conftest import TEXTS, write_checkpoints
 
 from switch_jax.config import ConfigError, DataConfig, EvaluationConfig
 from switch_jax.inference import Generator, evaluate_run
-from switch_jax.inference.evaluation_records import mixture_averages
+from switch_jax.inference.evaluation_records import mixture_averages, one_line
 
 pytestmark = pytest.mark.usefixtures('tasks')
 
@@ -22,6 +22,14 @@ def evaluation_config(model_dir, task='repeat_both', **fields):
 
 def read(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_of_single_groups_are_counted_and_not_printed():
+  numbers = {'chrf': 20.0, 'chrf/de': 30.0, 'chrf/fr': 10.0, 'chrf_mean_over_groups': 20.0, 'f1/a': 1.5}
+  assert one_line(numbers) == 'chrf 20, chrf_mean_over_groups 20, f1/a 1.5, 2 more by group'
+  at_capacity = {f'{name}/capacity_2.0': value for name, value in numbers.items()}
+  assert one_line(at_capacity).startswith('chrf/capacity_2.0 20, chrf_mean_over_groups/capacity_2.0 20, f1/a')
+  assert one_line({}) == 'no numbers'
 
 
 def test_every_task_of_a_mixture_at_two_capacities(model_dir, capsys):
