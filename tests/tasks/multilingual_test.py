@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from switch_jax import data
-from switch_jax.config import ConfigError, DataConfig
+from switch_jax.config import ConfigError, DataConfig, LossConfig
 from switch_jax.data import corpus, providers, sampled_groups
 from switch_jax.data.quiet_tensorflow import seqio
+from switch_jax.model import losses
+from switch_jax.training import evaluation
 from tasks import answers, language_id, languages, mc4, metrics, multilingual, multilingual_text, translation
 
 pytestmark = pytest.mark.usefixtures('multilingual_packages')
@@ -161,14 +163,40 @@ def test_stretches_of_later_passes_are_others():
 
 
 def test_a_language_has_a_loss_of_its_own(config, rows_sharding):
-  evaluation = data.open_evaluation(config, rows_sharding, 5)
-  assert evaluation.groups == LANGUAGES
-  for batch in evaluation.on_host:
+  held_out = data.open_evaluation(config, rows_sharding, 5)
+  assert held_out.groups == LANGUAGES
+  for batch in held_out.on_host:
     for side, tokens in (('encoder', 'encoder_input_tokens'), ('decoder', 'decoder_target_tokens')):
       ids = batch[f'{side}_group_ids']
       np.testing.assert_array_equal(ids > 0, batch[tokens] > 0)
       assert ids.max() <= len(LANGUAGES)
       assert np.all(ids.max(axis=1) == ids[:, 0])
+
+
+def test_losses_of_languages_add_up_to_the_loss_of_all():
+  random = np.random.default_rng(0)
+  logits = random.normal(size=(3, 5, 11)).astype(np.float32)
+  targets, ids = (random.integers(0, count, (3, 5), dtype=np.int32) for count in (11, 5))
+  weights = (ids > 0).astype(np.float32)
+  nats = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), targets[..., None], axis=-1)[..., 0]
+  sums = losses.group_sums(logits, targets, weights, ids, 5)
+  np.testing.assert_array_equal(sums['tokens'], [np.sum(ids == number) for number in range(1, 6)])
+  expected = [np.sum(nats[ids == number]) for number in range(1, 6)]
+  np.testing.assert_allclose(sums['cross_entropy'], expected, rtol=1e-5)
+  whole = losses.token_sums(logits, targets, weights, LossConfig())
+  np.testing.assert_allclose(np.sum(sums['cross_entropy']), whole.cross_entropy, rtol=1e-5)
+
+  class Batches(list):
+    groups = ('de', 'fr', 'iw', 'pt', 'none')
+
+  zeros = {'dropped': {}, 'routed': {}, 'expert_tokens': {}, 'correct': 0.0, 'text_tokens': 1.0}
+  step = lambda params, batch: {  # noqa: E731
+    **zeros, 'tokens': whole.tokens, 'cross_entropy': whole.cross_entropy, 'text_cross_entropy': 0.0, 'groups': sums,
+  }  # fmt: skip
+  found = evaluation.evaluate(step, {}, Batches([{}, {}])).metrics
+  assert found['cross_ent_loss/fr'] == pytest.approx(float(expected[1] / np.sum(ids == 2)), rel=1e-5)
+  assert found['target_tokens/fr'] == 2 * np.sum(ids == 2)
+  assert 'cross_ent_loss/none' not in found
 
 
 def test_training_goes_on_where_it_was_on_any_streams(config, rows_sharding, tmp_path):
@@ -328,10 +356,10 @@ def test_mc4_is_mixed_by_size_to_a_power(config, fake_c4, rows_sharding):
   assert [task.name for task in mixture.tasks] == ['mc4.de', 'mc4.hi_Latn']
   de, hindi = (mixture.get_rate(task) for task in mixture.tasks)
   assert de / hindi == pytest.approx((10_000 / 100) ** 0.3)
-  evaluation = data.open_evaluation(config, rows_sharding, 4)
-  assert evaluation.groups == ('de', 'hi-Latn')
+  held_out = data.open_evaluation(config, rows_sharding, 4)
+  assert held_out.groups == ('de', 'hi-Latn')
   vocabulary = data.vocabulary_of(config)
-  for batch in evaluation.on_host:
+  for batch in held_out.on_host:
     for tokens, ids in zip(batch['decoder_target_tokens'], batch['decoder_group_ids'], strict=True):
       text = vocabulary.decode([int(t) for t in tokens[ids == 1] if t < 259])
       assert 'hi' not in text
