@@ -1,10 +1,10 @@
 """Distils Switch Transformers into dense ones: the rows of the paper's Tables 6 and 8, with paired seeds.
 
-    python benchmarks/distillation_study.py
+    python benchmarks/distillation
 
-Pre-training is span corruption on the bytes of the installed packages' docstrings; fine-tuning tells the topic of a
-Wikipedia article from its first bytes (extra demo). For each seed, everything sees the same batches in the same order.
-Each run is a command of its own; a finished one is not run again, and one that was stopped goes on where it was.
+Pre-training continues bytes of the installed packages' source code; fine-tuning tells the language of a text (extra
+demo). For each seed, everything sees the same batches in the same order. Each run is a command of its own; a finished
+one is not run again, and one that was stopped goes on where it was.
 
 `--experts=4,8,16,32` repeats the student of the best recipe for teachers of other sizes (Table 7); the first is that of
 the other rows. `--top_k=4,16,384` repeats it with so many of the teacher's logits, written to files first. `--table`
@@ -21,22 +21,17 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-PRETRAIN_TASK, FINETUNE_TASK = 'docstrings_span_corruption', 'wikipedia_topic'
-SIZES = ['--gin.config.ModelConfig.emb_dim=64', '--gin.config.ModelConfig.num_heads=2']
-SIZES += ['--gin.config.ModelConfig.mlp_dim=256']
-PRETRAIN = [
-  f'--gin.MIXTURE_OR_TASK_NAME={PRETRAIN_TASK}', "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 14}",
-  '--gin.BATCH_SIZE=64', '--gin.EVAL_PERIOD=250', '--gin.EVAL_STEPS=64', '--gin.LOG_PERIOD=20',
-  '--gin.config.DataConfig.task_module=tasks.docstrings', '--gin.config.OptimizerConfig.warmup_steps=200',
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+PRETRAIN_TASK, FINETUNE_TASK = 'source_code_continuation', 'multilingual_language_id'
+FINETUNE_DATA = [
+  f'--gin.MIXTURE_OR_TASK_NAME={FINETUNE_TASK}', "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 6}",
+  '--gin.config.DataConfig.task_module=tasks.multilingual', '--gin.VOCABULARY=bytes',
 ]  # fmt: skip
 FINETUNE = [
-  f'--gin.MIXTURE_OR_TASK_NAME={FINETUNE_TASK}', "--gin.TASK_FEATURE_LENGTHS={'inputs': 128, 'targets': 32}",
-  '--gin.BATCH_SIZE=32', '--gin.EVAL_PERIOD=200', '--gin.EVAL_STEPS=32', '--gin.LOG_PERIOD=20',
-  '--gin.config.DataConfig.task_module=tasks.wikipedia', '--gin.VOCABULARY=bytes', '--gin.LEARNING_RATE=0.01',
-  '--gin.config.CheckpointConfig.keep_best=None',
+  *FINETUNE_DATA, '--gin.BATCH_SIZE=64', '--gin.EVAL_PERIOD=200', '--gin.EVAL_STEPS=32', '--gin.LOG_PERIOD=20',
+  '--gin.LEARNING_RATE=0.01', '--gin.config.CheckpointConfig.keep_best=None',
 ]  # fmt: skip
-DENSE, SWITCH = '--gin_file=gin/models/t5_tiny.gin', '--gin_file=gin/models/switch_tiny.gin'
+DENSE, SWITCH = '--gin_file=benchmarks/distillation/dense.gin', '--gin_file=benchmarks/distillation/teacher.gin'
 # Row of Table 6: its name, bindings of the recipe, and the paper's share of the teacher's gain.
 ROWS = {
   'distil': ('distillation only', ['--gin.SOFT_WEIGHT=1.0', '--gin.INITIALIZE=()'], 3),
@@ -73,18 +68,13 @@ def call(folder, arguments):
   return time.monotonic() - began
 
 
-def experts(count):
-  """Returns the bindings of a teacher; at twice the mean load hardly a token is dropped."""
-  return [SWITCH, f'--gin.NUM_EXPERTS={count}', '--gin.config.MoeConfig.train_capacity_factor=2.0']
-
-
 def pretrain(flags, seed):
   """Runs pre-training of one seed: dense model, teachers and students. Returns the seconds taken."""
-  common = ['--gin_file=gin/runs/pretrain.gin', *SIZES, *PRETRAIN, f'--gin.RANDOM_SEED={seed}']
+  common = ['--gin_file=benchmarks/distillation/pretrain.gin', f'--gin.RANDOM_SEED={seed}']
   seconds = run(flags.out / f'dense-{seed}', [DENSE, *common], flags.steps)
   for count in flags.experts:
     teacher = flags.out / f'teacher_{count}-{seed}'
-    seconds += run(teacher, [*experts(count)[:1], *common, *experts(count)[1:]], flags.steps)
+    seconds += run(teacher, [SWITCH, *common, f'--gin.NUM_EXPERTS={count}'], flags.steps)
     distil = [DENSE, common[0], '--gin_file=gin/runs/distill.gin', *common[1:], '--gin.TEACHER_DTYPE=float32']
     for name, (_, bindings, _) in ROWS.items():
       if count == flags.experts[0] or name == BEST:
@@ -104,14 +94,13 @@ def pretrain(flags, seed):
 def finetune(flags, seed):
   """Runs fine-tuning of one seed: dense model, teacher, student, and their evaluations. Returns the seconds taken."""
   count, steps, seconds = flags.experts[0], flags.finetune_steps, 0.0
-  common = [*SIZES, *FINETUNE, f'--gin.RANDOM_SEED={seed}']
+  common = [*FINETUNE, f'--gin.RANDOM_SEED={seed}']
   teacher = flags.out / f'finetuned_teacher_{count}-{seed}'
   switch, dense = '--gin_file=gin/runs/finetune.gin', '--gin_file=gin/runs/finetune_dense.gin'
   start = lambda name: f'--gin.INITIAL_CHECKPOINT_PATH={flags.out / f"{name}-{seed}"}'  # noqa: E731
-  model = experts(count)
   student = [DENSE, dense, '--gin_file=gin/runs/distill.gin', *common, '--gin.INITIAL_CHECKPOINT_PATH=None']
   runs = {
-    teacher: [model[0], switch, *model[1:], *common, start(f'teacher_{count}')],
+    teacher: [SWITCH, switch, f'--gin.NUM_EXPERTS={count}', *common, start(f'teacher_{count}')],
     flags.out / f'finetuned_dense-{seed}': [DENSE, dense, *common, start('dense')],
     flags.out / f'finetuned_student_{count}-{seed}': [
       *student, f'--gin.TEACHER_PATH={teacher}', '--gin.TEACHER_DTYPE=float32',
@@ -121,13 +110,12 @@ def finetune(flags, seed):
     seconds += run(folder, arguments, steps)
     if accuracy(folder, steps) is None:
       evaluation = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}']
-      evaluation += [b for b in FINETUNE if b.startswith(('--gin.MIX', '--gin.TASK', '--gin.config.Data', '--gin.VOC'))]
-      seconds += call(folder, [*evaluation, '--gin.BATCH_SIZE=128'])
+      seconds += call(folder, [*evaluation, *FINETUNE_DATA, '--gin.BATCH_SIZE=256'])
   return seconds
 
 
 def accuracy(folder, steps):
-  """Returns the accuracy of the generated topics, in percent; None before it has been evaluated."""
+  """Returns the accuracy of the generated languages, in percent; None before it has been evaluated."""
   path = folder / 'eval' / f'{FINETUNE_TASK}.metrics' / 'metrics.jsonl'
   lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
   return next((line['accuracy'] for line in lines if line['step'] == steps and 'accuracy' in line), None)
@@ -137,7 +125,7 @@ def held_out(folder, steps):
   """Returns the held-out loss in nats per byte after the last step; None before it is finished."""
   path = folder / 'eval' / PRETRAIN_TASK / 'metrics.jsonl'
   lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-  return next((line['cross_ent_loss_text'] for line in lines if line['step'] == steps), None)
+  return next((line['cross_ent_loss'] for line in lines if line['step'] == steps), None)
 
 
 def parameters(folder, steps):
@@ -151,8 +139,9 @@ def spread(values):
 
 
 def shares(dense, teacher, student):
-  """Returns the share of the teacher's gain that the student keeps, in percent, for each seed."""
-  return [100 * (s - d) / (t - d) for d, t, s in zip(dense, teacher, student, strict=True)]
+  """Returns the share of the teacher's gain that the student keeps, in percent, for each seed; NaN without a gain."""
+  rows = zip(dense, teacher, student, strict=True)
+  return [100 * (s - d) / (t - d) if t != d else float('nan') for d, t, s in rows]
 
 
 def collect(flags):
@@ -208,7 +197,7 @@ def tables(result):
         lines += [f'\nWith the {name[4:]} largest logits: loss {mean:+.4f} ± {deviation:.4f} beside all of them, live.']
   found = result['finetuning']
   if {'dense', 'teacher', 'student'} <= set(found):
-    lines += ['', '| fine-tuned | parameters | accuracy of the topic, % |', '| --- | --- | --- |']
+    lines += ['', '| fine-tuned | parameters | accuracy of the language, % |', '| --- | --- | --- |']
     for name, values in found.items():
       mean, deviation = spread(values['values'])
       lines += [f'| {name} | {values["parameters"] / 1e6:.2f}M | {mean:.1f} ± {deviation:.1f} |']
@@ -255,7 +244,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'distillation', help='folder of the runs')
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=1000, help='of pre-training')
+  parser.add_argument('--steps', type=int, default=3000, help='of pre-training')
   parser.add_argument('--finetune_steps', type=int, default=600)
   parser.add_argument('--experts', type=lambda text: [int(x) for x in text.split(',')], default=[16], metavar='N[,N]')
   parser.add_argument('--top_k', type=lambda text: [int(x) for x in text.split(',')], default=[], metavar='K[,K]')
