@@ -126,7 +126,8 @@ class TeacherLogitsWriter:
     spec = _spec(self._folder, name)
     if self.batches:
       store = tensorstore.open(spec).result()
-      return store.resize(exclusive_max=shape, expand_only=True).result()
+      # Begun for a longer run it has room enough; nothing that is written is cut.
+      return store.resize(exclusive_max=(max(store.shape[0], shape[0]), *shape[1:])).result()
     spec['metadata'] = {'chunks': [BATCHES_PER_FILE, rows, *shape[2:]], 'compressor': {'id': 'zstd', 'level': 3}}
     return tensorstore.open(spec, create=True, delete_existing=True, dtype=dtype, shape=shape).result()
 

@@ -60,19 +60,25 @@ def losses(folder, name='loss'):
 
 
 def test_files_of_the_whole_vocabulary_train_as_the_teacher_itself(recipe, live, logits, tmp_path):
-  """Stopped after three steps too: the files are read on from the position of the data."""
+  """Stopped after three steps too: the files are read on from the position of the data.
+
+  Over several devices the two steps sum in another order; on one they agree in every bit.
+  """
   cached = [*recipe, f'--gin.TEACHER_LOGITS={logits}']
   assert run(tmp_path, *cached, steps=3) == 0
   assert run(tmp_path, *cached) == 0
-  assert losses(tmp_path) == losses(live)
-  assert losses(tmp_path, 'teacher_divergence') == losses(live, 'teacher_divergence')
+  assert losses(tmp_path) == pytest.approx(losses(live), rel=1e-5)
+  divergence = losses(live, 'teacher_divergence')
+  assert divergence[-1] > 1e-3
+  assert losses(tmp_path, 'teacher_divergence') == pytest.approx(divergence, rel=1e-4, abs=1e-6)
 
 
 def test_a_checkpoint_of_a_student_says_who_taught_it(teacher, live):
   record = CheckpointStore(live).read_config(STEPS)
   assert record['teacher']['path'] == str(teacher / 'checkpoints' / '3')
   assert record['teacher']['step'] == 3
-  assert record['teacher']['parameters'] > record['parameters'] > 0
+  assert record['teacher']['parameters'] == CheckpointStore(teacher).read_config(3)['parameters']
+  assert record['parameters'] > record['teacher']['parameters'] > 0  # eight experts learn from four
   assert 'token_embedder/embedding' in record['teacher']['initialized']
   assert record['run']['distillation']['soft_weight'] == 0.5
 
@@ -84,14 +90,13 @@ def test_a_resumed_student_repeats_an_uninterrupted_one(recipe, live, tmp_path):
 
 
 def test_fewer_tokens_with_one_class_for_the_rest(recipe, live, tmp_path):
-  """Near the whole distribution, and less of a divergence: joining classes hides some."""
+  """Less of a divergence than from the whole distribution: joining classes hides some."""
   cached = [*recipe, f'--gin.TEACHER_LOGITS={tmp_path / "logits"}', '--gin.TOP_K=48']
   assert run('unused', '--run_mode=teacher', *cached) == 0
   assert run(tmp_path / 'run', *cached) == 0
   whole, part = losses(live, 'teacher_divergence'), losses(tmp_path / 'run', 'teacher_divergence')
   assert losses(tmp_path / 'run') != losses(live)
-  assert 0 < part[0] < whole[0]
-  assert part[0] > 0.3 * whole[0]
+  assert all(0 < a < b for a, b in zip(part, whole, strict=True))
 
 
 def test_a_killed_writer_goes_on(recipe, logits, tmp_path):
