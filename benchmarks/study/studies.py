@@ -84,14 +84,13 @@ STUDIES = {
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
     minutes=130,
     claims=(
-      fewer_steps('experts=64', 'dense', '64 experts need fewer steps for the loss of the dense model', '7.5 times'),
-      fewer_steps('experts=64', 'dense', '... at least 3 times fewer', '7.5 times', above=3.0),
-      gain('experts=1', 'dense', '1 expert is the dense model', '0', near=_SAME),
-      gain('experts=2', 'dense', '2 experts beat the dense model', '0.02'),
+      fewer_steps('experts=32', 'dense', '32 experts need fewer steps for the loss of the dense model', '7.5 times'),
+      fewer_steps('experts=32', 'dense', '... at least 3 times fewer', '7.5 times', above=3.0),
+      gain('experts=2', 'experts=1', '2 experts beat 1', '0.02'),
       gain('experts=4', 'experts=2', '4 experts beat 2', '0.03'),
       gain('experts=8', 'experts=4', '8 experts beat 4', '0.04'),
       gain('experts=16', 'experts=8', '16 experts beat 8', '0.04'),
-      gain('experts=64', 'experts=16', '64 experts beat 16', '0.05'),
+      gain('experts=32', 'experts=16', '32 experts beat 16', '0.03'),
     ),
   ),
   'balance': Study(
