@@ -39,8 +39,9 @@ def run(name: str, out: pathlib.Path, arguments: list[str]) -> int:
 
 
 def finished_seeds(folder: pathlib.Path, point: str) -> dict[int, pathlib.Path]:
-  """Returns the folders of a point's finished runs by seed."""
+  """Returns the folders of a point's finished runs by seed; `other/point` is a point of another study."""
   found = {}
+  folder = folder.parent if '/' in point else folder
   for path in folder.glob(f'{point},RANDOM_SEED=*'):
     if (path / 'finished.json').exists():
       found[int(path.name.rpartition('=')[2])] = path

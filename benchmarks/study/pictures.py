@@ -52,7 +52,7 @@ def _draw_losses(axis, curves) -> None:
   for point, seeds in curves.items():
     shared = sorted(set.intersection(*({step for step, _ in seed} for seed in seeds)) - {0})
     losses = np.array([[dict(seed)[step] for step in shared] for seed in seeds], dtype=float)
-    axis.plot(shared, losses.mean(0), color=colors[point], label=point.replace('=', ' '), linewidth=1.6)
+    axis.plot(shared, losses.mean(0), color=colors[point], label=point.replace('_', ' '), linewidth=1.6)
     axis.fill_between(shared, losses.min(0), losses.max(0), color=colors[point], alpha=0.25, linewidth=0)
     lows.append(losses.mean(0))
   if 'dense' in curves:
@@ -68,9 +68,9 @@ def _draw_speed(axis, curves, folders) -> None:
   colors = _colors(list(curves))
   counts, means = [], []
   for point, seeds in curves.items():
-    if point == 'dense':
+    if not point.startswith('experts_'):
       continue
-    experts, ratios = int(point.rpartition('=')[2]), []
+    experts, ratios = int(point.rpartition('_')[2]), []
     for path, curve in zip(folders[point], seeds, strict=True):
       dense = folders['dense'][0].parent / f'dense,{path.name.rpartition(",")[2]}'
       if dense in folders['dense']:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import pathlib
+import statistics
 from collections.abc import Callable, Mapping
 
 import measures
 
+# Fine-tuning tells the topic of a Wikipedia article from its first bytes.
+DOWNSTREAM = 'wikipedia_topic'
 # What a claim measures for one seed: given the folder of each point by name, a number.
 Measure = Callable[[Mapping[str, pathlib.Path]], float]
 
@@ -45,11 +48,11 @@ class Study:
   needs: str | None = None  # another study, whose checkpoints it begins with
 
 
-def gain(better: str, than: str, text: str, paper: str, **kwargs) -> Claim:
+def gain(better: str, than: str, text: str, paper: str, task: str = measures.TASK, **kwargs) -> Claim:
   """A claim about the held-out loss after the last step: how much lower it is."""
 
   def measure(folder):
-    return measures.final_loss(folder[than]) - measures.final_loss(folder[better])
+    return measures.final_loss(folder[than], task) - measures.final_loss(folder[better], task)
 
   return Claim(text=text, paper=paper, measure=measure, points=(better, than), **kwargs)
 
@@ -74,9 +77,22 @@ def lower(better: str, than: str, metric: str, text: str, paper: str, unit: str,
   return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit=unit, **kwargs)
 
 
+def predicts(points: tuple[str, ...], upstream: str, text: str, paper: str) -> Claim:
+  """A claim that models with a lower pre-training loss have a lower loss after fine-tuning: Pearson's correlation."""
+
+  def measure(folder):
+    before = [measures.final_loss(folder[f'{upstream}/{point}']) for point in points]
+    after = [measures.final_loss(folder[point], DOWNSTREAM) for point in points]
+    return statistics.correlation(before, after)
+
+  needed = (*points, *(f'{upstream}/{point}' for point in points))
+  return Claim(text=text, paper=paper, measure=measure, points=needed, unit='correlation')
+
+
 # A difference smaller than this is none: a third of what the paper calls a large one (0.03 nats).
 _SAME = (-0.01, 0.01)
 _SHORT = ('base.gin', 'short.gin')
+_TUNE = ('base.gin', 'tune.gin')
 _DROPPED = 'fraction_dropped'
 
 STUDIES = {
@@ -84,13 +100,13 @@ STUDIES = {
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
     minutes=130,
     claims=(
-      fewer_steps('experts=32', 'dense', '32 experts need fewer steps for the loss of the dense model', '7.5 times'),
-      fewer_steps('experts=32', 'dense', '... at least 3 times fewer', '7.5 times', above=3.0),
-      gain('experts=2', 'experts=1', '2 experts beat 1', '0.02'),
-      gain('experts=4', 'experts=2', '4 experts beat 2', '0.03'),
-      gain('experts=8', 'experts=4', '8 experts beat 4', '0.04'),
-      gain('experts=16', 'experts=8', '16 experts beat 8', '0.04'),
-      gain('experts=32', 'experts=16', '32 experts beat 16', '0.03'),
+      fewer_steps('experts_32', 'dense', '32 experts need fewer steps for the loss of the dense model', '7.5 times'),
+      fewer_steps('experts_32', 'dense', '... at least 3 times fewer', '7.5 times', above=3.0),
+      gain('experts_2', 'experts_1', '2 experts beat 1', '0.02'),
+      gain('experts_4', 'experts_2', '4 experts beat 2', '0.03'),
+      gain('experts_8', 'experts_4', '8 experts beat 4', '0.04'),
+      gain('experts_16', 'experts_8', '16 experts beat 8', '0.04'),
+      gain('experts_32', 'experts_16', '32 experts beat 16', '0.03'),
     ),
   ),
   'balance': Study(
@@ -98,10 +114,10 @@ STUDIES = {
     minutes=20,
     files=_SHORT,
     claims=(
-      lower('alpha=0.01', 'alpha=0', _DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
-      gain('alpha=0.01', 'alpha=0', '0.01 has a lower loss than no balance loss', 'not given'),
-      gain('alpha=0.01', 'alpha=0.1', '0.01 has a lower loss than 0.1', '0.01 is best of 0.1 to 0.00001'),
-      gain('alpha=0.01', 'alpha=0.0001', '0.01 has a lower loss than 0.0001', '0.01 is best of 0.1 to 0.00001'),
+      lower('alpha_0.01', 'alpha_0', _DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
+      gain('alpha_0.01', 'alpha_0', '0.01 has a lower loss than no balance loss', 'not given'),
+      gain('alpha_0.01', 'alpha_0.1', '0.01 has a lower loss than 0.1', '0.01 is best of 0.1 to 0.00001'),
+      gain('alpha_0.01', 'alpha_0.0001', '0.01 has a lower loss than 0.0001', '0.01 is best of 0.1 to 0.00001'),
     ),
   ),
   'capacity': Study(
@@ -109,12 +125,12 @@ STUDIES = {
     minutes=30,
     files=_SHORT,
     claims=(
-      gain('switch_cf=1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
-      gain('switch_cf=1.0', 'moe_cf=1.0', 'at 1.0 Switch beats top-2', '0.011'),
-      gain('switch_cf=1.25', 'moe_cf=1.25', 'at 1.25 Switch beats top-2', '0.006'),
-      gain('moe_cf=2.0', 'switch_cf=2.0', 'at 2.0 top-2 beats Switch', '0.007'),
-      gain('switch_cf=2.0', 'switch_cf=1.0', 'Switch at 2.0 beats Switch at 1.0', '0.007'),
-      lower('switch_cf=2.0', 'switch_cf=1.0', _DROPPED, 'at 2.0 fewer tokens are dropped', 'not given', 'of all'),
+      gain('switch_cf_1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
+      gain('switch_cf_1.0', 'moe_cf_1.0', 'at 1.0 Switch beats top-2', '0.011'),
+      gain('switch_cf_1.25', 'moe_cf_1.25', 'at 1.25 Switch beats top-2', '0.006'),
+      gain('moe_cf_2.0', 'switch_cf_2.0', 'at 2.0 top-2 beats Switch', '0.007'),
+      gain('switch_cf_2.0', 'switch_cf_1.0', 'Switch at 2.0 beats Switch at 1.0', '0.007'),
+      lower('switch_cf_2.0', 'switch_cf_1.0', _DROPPED, 'at 2.0 fewer tokens are dropped', 'not given', 'of all'),
     ),
   ),
   'precision': Study(
@@ -130,7 +146,7 @@ STUDIES = {
     title='scale of the initial weights (Table 3)',
     minutes=10,
     files=_SHORT,
-    claims=(gain('scale=0.1', 'scale=1.0', 'a tenth of the usual scale has a lower loss early', '0.88'),),
+    claims=(gain('scale_0.1', 'scale_1.0', 'a tenth of the usual scale has a lower loss early', '0.88'),),
   ),
   'exploration': Study(
     title='exploration of the router (Table 11)',
@@ -159,6 +175,40 @@ STUDIES = {
       gain('attention', 'ffn', 'experts in attention beat experts in feed-forward networks', '0.024'),
       gain('both', 'ffn', 'experts in both beat those in feed-forward networks', '0.035'),
       gain('both', 'both_bfloat16', 'with them float32 beats bfloat16', 'diverges'),
+    ),
+  ),
+  'dense_large': Study(
+    title='a dense model of 3.5 times the FLOPs (Figure 6)',
+    minutes=25,
+    needs='experts',
+    claims=(
+      gain('experts/experts_32', 'dense_large', '32 experts have a lower loss after as many steps', '0.06'),
+      fewer_steps('experts/experts_32', 'dense_large', '32 experts need fewer steps for its last loss', 'fewer'),
+    ),
+  ),
+  'finetune': Study(
+    title='after fine-tuning (Table 5, Appendix E)',
+    minutes=20,
+    files=_TUNE,
+    needs='experts',
+    claims=(
+      gain('experts_32', 'dense', '32 experts beat the dense model', 'SuperGLUE +4.4 points', DOWNSTREAM),
+      predicts(
+        ('dense', 'experts_4', 'experts_16', 'experts_32'),
+        'experts',
+        'a lower loss before fine-tuning is a lower one after it',
+        'mostly',
+      ),
+    ),
+  ),
+  'expert_dropout': Study(
+    title='dropout in fine-tuning (Table 4)',
+    minutes=20,
+    files=_TUNE,
+    needs='experts',
+    claims=(
+      gain('expert_0.4', 'dropout_0.1', 'expert dropout of 0.4 beats none', 'GLUE +0.5 points', DOWNSTREAM),
+      gain('expert_0.4', 'dropout_0.3', 'it beats dropout of 0.3 everywhere', 'GLUE +1.3 points', DOWNSTREAM),
     ),
   ),
 }

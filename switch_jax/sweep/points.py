@@ -66,7 +66,7 @@ def point_name(point: dict[str, Any], others: dict[str, Any]) -> str:
     point: one of `SweepConfig.points`; its `name`, if it has one, stands for all of it.
     others: what it binds besides.
   """
-  first = [_safe(point[NAME])] if NAME in point else [_part(*item) for item in point.items()]
+  first = [_safe(point[NAME], '=,')] if NAME in point else [_part(*item) for item in point.items()]
   name = ','.join([*first, *(_part(*item) for item in others.items())]) or 'base'
   if len(name) > _MAX_NAME:
     name = f'{name[: _MAX_NAME - 9]}-{_digest(name)}'
@@ -90,9 +90,9 @@ def _value_text(value: Any) -> str:
   return f'{_safe(text).strip("_")[:40]}-{_digest(repr(value))}'
 
 
-def _safe(text: str) -> str:
-  """Returns a text with only letters, digits and `_.+-`, not beginning like a hidden file or a flag."""
-  return re.sub(r'^[.-]', '_', re.sub(r'[^A-Za-z0-9_.+-]+', '_', text))
+def _safe(text: str, also: str = '') -> str:
+  """Returns a text with only letters, digits, `_.+-` and `also`, not beginning like a hidden file or a flag."""
+  return re.sub(r'^[.-]', '_', re.sub(rf'[^A-Za-z0-9_.+{also}-]+', '_', text))
 
 
 def _digest(text: str) -> str:
