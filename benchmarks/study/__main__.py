@@ -87,24 +87,25 @@ def table(out: pathlib.Path, names: list[str]) -> str:
 
 
 def points_table(name: str, out: pathlib.Path) -> str:
-  """Returns what each point of a study came to as Markdown: loss, parameters and FLOPs."""
+  """Returns what each point of a study came to as Markdown: parameters, FLOPs, and the loss after steps all reached."""
   import flops
 
-  lines = ['| point | parameters | forward FLOPs a target token | held-out loss | tokens dropped |']
+  names = {path.name.rpartition(',')[0] for path in (out / name).glob('*,RANDOM_SEED=*')}
+  runs = {point: finished_seeds(out / name, point) for point in sorted(names, key=pictures.order)}
+  runs = {point: found for point, found in runs.items() if found}
+  task, step = measures.last_shared_step(path for found in runs.values() for path in found.values())
+  lines = [f'| point | parameters | forward FLOPs a target token | held-out loss at {step:,} steps | tokens dropped |']
   lines += ['| --- | --- | --- | --- | --- |']
-  points = sorted({path.name.rpartition(',')[0] for path in (out / name).glob('*,RANDOM_SEED=*')}, key=pictures.order)
-  for point in points:
-    runs = finished_seeds(out / name, point)
-    if not runs:
-      continue
-    losses = measures.estimate([measures.final_loss(path) for path in runs.values()])
-    first = runs[min(runs)]
+  for point, found in runs.items():
+    losses = measures.estimate([dict(measures.curve(path, task))[step] for path in found.values()])
+    first = found[min(found)]
     record = json.loads(sorted(first.glob('checkpoints/*/config.json'))[-1].read_text())
     arguments = json.loads((first / 'finished.json').read_text())['arguments']
-    dropped = measures.trained(first, 'router/fraction_dropped')
+    dropped = measures.trained(first, 'fraction_dropped')
     lines += [
-      f'| {point} | {record["parameters"] / 1e6:.2f}M | {flops.per_target_token(arguments) / 1e6:.3f}M | '
-      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({len(runs)}) | {"" if dropped != dropped else f"{dropped:.1%}"} |'
+      f'| {point} | {record["parameters"] / 1e6:.3f}M | {flops.per_target_token(arguments) / 1e3:.1f}k | '
+      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({len(found)} seeds) | '
+      f'{"" if dropped != dropped else f"{dropped:.1%}"} |'
     ]
   return '\n'.join(lines)
 

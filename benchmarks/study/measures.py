@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import statistics
+from collections.abc import Iterable
 
 TASK = 'source_code_continuation'
 LOSS = 'cross_ent_loss_text'
@@ -22,10 +23,19 @@ def curve(folder: pathlib.Path, task: str = TASK) -> list[tuple[int, float]]:
   return [(line['step'], line[LOSS]) for line in read_lines(folder / 'eval' / task / 'metrics.jsonl')]
 
 
-def final_loss(folder: pathlib.Path, task: str = TASK) -> float:
-  """Returns the held-out loss after the last step; infinity where it is no number."""
-  loss = curve(folder, task)[-1][1]
-  return math.inf if loss is None else loss
+def last_shared_step(folders: Iterable[pathlib.Path]) -> tuple[str, int]:
+  """Returns the task that runs were evaluated on, and the last step at which all of them were."""
+  folders = list(folders)
+  (task,) = {path.parent.name for folder in folders for path in folder.glob('eval/*/metrics.jsonl')}
+  return task, max(set.intersection(*({step for step, _ in curve(folder, task)} for folder in folders)))
+
+
+def losses(folders: Iterable[pathlib.Path]) -> list[float]:
+  """Returns the held-out losses of runs after the last step that all of them reached; infinity for no number."""
+  folders = list(folders)
+  task, step = last_shared_step(folders)
+  found = [dict(curve(folder, task))[step] for folder in folders]
+  return [math.inf if loss is None else loss for loss in found]
 
 
 def trained(folder: pathlib.Path, name: str) -> float:
