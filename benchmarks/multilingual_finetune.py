@@ -26,8 +26,10 @@ TASKS = {
 }
 MODEL = [
   '--gin_file=gin/models/switch_tiny.gin', '--gin_file=gin/runs/finetune.gin', '--gin.NUM_EXPERTS=16',
-  '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.emb_dim=64',
-  '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.mlp_dim=256', '--gin.BATCH_SIZE=64',
+  '--gin.config.MoeConfig.encoder_layers=1', '--gin.config.MoeConfig.decoder_layers=1',
+  '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.emb_dim=32',
+  '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.head_dim=16',
+  '--gin.config.ModelConfig.mlp_dim=32', '--gin.BATCH_SIZE=64',
   '--gin.LEARNING_RATE=0.01', '--gin.EVAL_STEPS=32', '--gin.LOG_PERIOD=20',
   '--gin.config.CheckpointConfig.keep_best=None',
 ]  # fmt: skip
