@@ -1,6 +1,6 @@
-"""Fine-tunes the study's mSwitch on language identification and translation, beside what needs no model at all.
+"""Pre-trains a small mSwitch and fine-tunes it on language identification and on translation, beside trivial baselines.
 
-    python benchmarks/multilingual_study.py && python benchmarks/multilingual_finetune.py
+    pip install -e '.[demo]' && python benchmarks/multilingual_finetune.py
 
 Language identification tells the language of a held-out text of the multilingual corpus; the baseline says the most
 frequent language always. Translation is from English into Django's languages, of messages whose translations into any
@@ -24,14 +24,15 @@ TASKS = {
   LANGUAGE_ID: ('tasks.multilingual', {'inputs': 112, 'targets': 6}, 1000),
   TRANSLATION: ('tasks.translation', {'inputs': 112, 'targets': 80}, 2000),
 }
-MODEL = [
-  '--gin_file=gin/models/switch_tiny.gin', '--gin_file=gin/runs/finetune.gin', '--gin.NUM_EXPERTS=16',
-  '--gin.config.MoeConfig.encoder_layers=1', '--gin.config.MoeConfig.decoder_layers=1',
-  '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.emb_dim=32',
-  '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.head_dim=16',
-  '--gin.config.ModelConfig.mlp_dim=32', '--gin.BATCH_SIZE=64',
-  '--gin.LEARNING_RATE=0.01', '--gin.EVAL_STEPS=32', '--gin.LOG_PERIOD=20',
-  '--gin.config.CheckpointConfig.keep_best=None',
+SIZES = [
+  '--gin.NUM_EXPERTS=16', '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.emb_dim=64',
+  '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.mlp_dim=256', '--gin.BATCH_SIZE=64',
+  '--gin.LOG_PERIOD=20',
+]  # fmt: skip
+PRETRAIN = ['--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=100', *SIZES]
+FINETUNE = [
+  '--gin_file=gin/models/switch_tiny.gin', '--gin_file=gin/runs/finetune.gin', '--gin.LEARNING_RATE=0.01',
+  '--gin.EVAL_STEPS=32', '--gin.config.CheckpointConfig.keep_best=None', *SIZES,
 ]  # fmt: skip
 # BLEU's smallest languages have a handful of messages; chrF is what tells something of so short texts.
 METRICS = {LANGUAGE_ID: ('accuracy',), TRANSLATION: ('chrf', 'bleu', 'accuracy')}
@@ -59,20 +60,32 @@ def predictions(folder, task, steps):
   return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else None
 
 
+def is_finished(folder, steps):
+  """Whether a run has its last checkpoint and evaluation."""
+  return (folder / 'checkpoints' / str(steps)).is_dir() and (folder / 'summary.png').exists()
+
+
+def train(folder, arguments, steps, seed):
+  """Trains, unless that is done."""
+  if not is_finished(folder, steps):
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = [*arguments, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={steps}', f'--gin.RANDOM_SEED={seed}']
+    call(
+      pathlib.Path(f'{folder}.log'), [*arguments, *(f'--gin.{n}_PERIOD={steps // 2}' for n in ('CHECKPOINT', 'EVAL'))]
+    )
+
+
 def run(flags, task, seed):
-  """Fine-tunes on a task and evaluates, unless that is done."""
+  """Pre-trains, fine-tunes on a task and evaluates, each unless that is done."""
   module, lengths, _ = TASKS[task]
-  steps, folder = steps_of(flags, task), flags.out / f'{task}-{seed}'
+  steps, folder, pretrained = steps_of(flags, task), flags.out / f'{task}-{seed}', flags.out / f'pretrained-{seed}'
+  train(pretrained, PRETRAIN, flags.pretrain_steps, seed)
   data = [f'--gin.MIXTURE_OR_TASK_NAME={task}', f'--gin.TASK_FEATURE_LENGTHS={lengths}', '--gin.VOCABULARY=bytes']
-  data += [f'--gin.config.DataConfig.task_module={module}', f'--gin.MODEL_DIR={folder}']
-  folder.mkdir(parents=True, exist_ok=True)
-  if not ((folder / 'checkpoints' / str(steps)).is_dir() and (folder / 'summary.png').exists()):
-    start = [f'--gin.INITIAL_CHECKPOINT_PATH={flags.pretrained}/mswitch-{seed}', f'--gin.RANDOM_SEED={seed}']
-    periods = [f'--gin.{name}_PERIOD={steps // 2}' for name in ('CHECKPOINT', 'EVAL')]
-    call(flags.out / f'{task}-{seed}.log', [*MODEL, *data, *start, *periods, f'--gin.TRAIN_STEPS={steps}'])
+  data += [f'--gin.config.DataConfig.task_module={module}']
+  train(folder, [*FINETUNE, *data, f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}'], steps, seed)
   if predictions(folder, task, steps) is None:
-    evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', *data, '--gin.BATCH_SIZE=256']
-    call(flags.out / f'{task}-{seed}.log', evaluate)
+    evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}', '--gin.BATCH_SIZE=256']
+    call(pathlib.Path(f'{folder}.log'), [*evaluate, *data])
 
 
 def score(task, records):
@@ -142,13 +155,13 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   folder = ROOT / 'runs'
   parser.add_argument('--out', type=pathlib.Path, default=folder / 'multilingual_finetune', help='folder of the runs')
-  parser.add_argument('--pretrained', type=pathlib.Path, default=folder / 'multilingual_study', help='of the study')
+  parser.add_argument('--pretrain_steps', type=int, default=800)
   parser.add_argument('--seeds', type=int, default=1)
-  parser.add_argument('--steps', type=int, help='of each task')
+  parser.add_argument('--steps', type=int, help='of fine-tuning on each task')
   parser.add_argument('--tasks', nargs='+', choices=list(TASKS), default=list(TASKS))
   parser.add_argument('--table', action='store_true', help='run nothing')
   flags = parser.parse_args()
-  flags.out, flags.pretrained = flags.out.resolve(), flags.pretrained.resolve()
+  flags.out = flags.out.resolve()
   flags.out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   for task in () if flags.table else flags.tasks:
