@@ -1,10 +1,12 @@
 """Runs a sweep: `python -m switch_jax.sweep --gin_file=BASE --sweep=FILE.gin --out=DIR`."""
 
 import argparse
+import contextlib
 import pathlib
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from switch_jax import gin_files, launch
 from switch_jax import main as command_line
@@ -103,6 +105,20 @@ def _make_folder(out: str) -> pathlib.Path:
   return path
 
 
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+  """Lets SIGTERM (a queue that takes the machine back) end the sweep and its runs, as Ctrl-C does."""
+
+  def end(number, frame):
+    raise SystemExit(128 + number)
+
+  before = signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def _note(text: str) -> None:
   print(text, flush=True)
 
@@ -123,11 +139,12 @@ def _run(argv: Sequence[str]) -> int:
     statuses = dict.fromkeys(done, results.FINISHED_STATUS)
   else:
     _note(f'{len(points)} points, {flags.jobs} at once, in {out}')
-    statuses = runner.run_points(commands, out, flags.jobs, _note)
+    with _sigterm_raises():
+      statuses = runner.run_points(commands, out, flags.jobs, _note)
   found = results.rows(points, out, statuses)
   results.write_csv(found, out / results.SUMMARY)
   _note(results.table(found))
-  failed = [name for name, status in statuses.items() if status == results.FAILED]
+  failed = [name for name, status in statuses.items() if status in (results.FAILED, results.STOPPED)]
   _note(f'wrote {out / results.SUMMARY}')
   if failed:
     logs = ', '.join(str(out / name / runner.LOG) for name in failed)
@@ -139,7 +156,10 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line and returns the exit status: 0, 1 for an error or a failed point, 130 after Ctrl-C."""
+  """Runs the command line and returns the exit status: 0, 1 for an error or a failed point, 130 after Ctrl-C.
+
+  After SIGTERM it raises SystemExit(143), once the runs have been told to end.
+  """
   argv = sys.argv[1:] if argv is None else argv
   return launch.exit_status(_run, argv, interrupted='the same command goes on where it stopped')
 

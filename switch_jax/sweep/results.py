@@ -12,7 +12,8 @@ SUMMARY = 'summary.csv'
 HELD_OUT_LOSS = 'cross_ent_loss_text'
 # Written into the folder of a point when its run has ended without an error.
 FINISHED = 'finished.json'
-FINISHED_STATUS, FAILED, ELSEWHERE, NOT_RUN = 'finished', 'failed', 'running elsewhere', 'not run'
+FINISHED_STATUS, FAILED, STOPPED = 'finished', 'failed', 'stopped'
+ELSEWHERE, NOT_RUN = 'running elsewhere', 'not run'
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

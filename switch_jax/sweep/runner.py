@@ -4,16 +4,19 @@ import concurrent.futures
 import fcntl
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED, FINISHED_STATUS, read_finished
+from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED, FINISHED_STATUS, STOPPED, read_finished
 
 LOG = 'run.log'
 _COMMAND = ('-m', 'switch_jax.main')
+# What `switch_jax.main` returns after Ctrl-C and SIGTERM, and what the system says if that came before it could.
+_STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
 class _Progress:
@@ -69,7 +72,7 @@ def run_points(
     note: takes lines of progress.
 
   Returns:
-    The status of each point: `finished`, `failed` or `running elsewhere`.
+    The status of each point: `finished`, `failed`, `stopped` or `running elsewhere`.
   """
   children: set[subprocess.Popen[bytes]] = set()
   todo = [name for name, arguments in commands.items() if not is_finished(out / name, arguments)]
@@ -91,7 +94,7 @@ def run_points(
         progress.ended(name, 'finished elsewhere')
         return FINISHED_STATUS
       if stopping.is_set():
-        return FAILED
+        return STOPPED
       progress.began(name)
       start = time.monotonic()
       child = subprocess.Popen([sys.executable, *_COMMAND, *arguments], stdout=log, stderr=subprocess.STDOUT)
@@ -99,6 +102,9 @@ def run_points(
       status = child.wait()
       children.discard(child)
       seconds = time.monotonic() - start
+      if status in _STOPPED:
+        progress.ended(name, 'was stopped; the same command goes on from its checkpoint')
+        return STOPPED
       if status:
         progress.ended(name, f'FAILED with status {status}: {last_error(folder / LOG)} ({folder / LOG})', seconds)
         return FAILED
@@ -113,7 +119,7 @@ def run_points(
   try:
     futures = {name: pool.submit(run, name) for name in todo}
     statuses |= {name: future.result() for name, future in futures.items()}
-  except BaseException:
+  except BaseException:  # Ctrl-C and SIGTERM among them
     stopping.set()
     for child in list(children):  # each writes a checkpoint before it ends
       child.terminate()

@@ -7,6 +7,9 @@ import csv
 import fcntl
 import json
 import shlex
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -142,6 +145,27 @@ def test_longer_runs_are_run_again(tmp_path):
   assert len(ran(tmp_path)) == 2
   sweep.main(arguments(tmp_path, text, '--gin.TRAIN_STEPS=9'))
   assert len(ran(tmp_path)) == 4
+
+
+def test_sigterm_ends_the_runs_too(tmp_path):
+  stand_in = 'import time\nprint("began", flush=True)\ntime.sleep(600)'
+  program = (
+    'import sys\nfrom switch_jax.sweep import __main__ as sweep, runner\n'
+    f'runner._COMMAND = ("-c", {stand_in!r})\nsys.exit(sweep.main(sys.argv[1:]))'
+  )
+  given = arguments(tmp_path, 'config.SweepConfig.seeds = (0, 1, 2)', '--jobs=2')
+  process = subprocess.Popen([sys.executable, '-c', program, *given], stdout=subprocess.PIPE, text=True)
+  logs = [tmp_path / 'out' / f'RANDOM_SEED={seed}' / runner.LOG for seed in (0, 1)]
+  while not all(log.exists() and 'began' in log.read_text() for log in logs):
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.terminate()
+  out, _ = process.communicate(timeout=60)  # it would last ten minutes if it waited for its runs
+  assert process.returncode == 143
+  assert out.count('was stopped') == 2
+  with logs[0].open('ab') as log:
+    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing runs any more
+  assert not (tmp_path / 'out' / 'RANDOM_SEED=2' / runner.LOG).exists()
 
 
 def test_a_point_that_runs_elsewhere_is_left_alone(tmp_path, capsys):
