@@ -244,7 +244,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'distillation', help='folder of the runs')
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=2000, help='of pre-training')
+  parser.add_argument('--steps', type=int, default=1500, help='of pre-training')
   parser.add_argument('--finetune_steps', type=int, default=600)
   parser.add_argument('--experts', type=lambda text: [int(x) for x in text.split(',')], default=[16], metavar='N[,N]')
   parser.add_argument('--top_k', type=lambda text: [int(x) for x in text.split(',')], default=[], metavar='K[,K]')
