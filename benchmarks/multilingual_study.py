@@ -325,7 +325,7 @@ def main():
     '--out', type=pathlib.Path, default=ROOT / 'runs' / 'multilingual_study', help='folder of the runs'
   )
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=2000)
+  parser.add_argument('--steps', type=int, default=1600)
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
   flags = parser.parse_args()
