@@ -64,8 +64,9 @@ def test_the_dense_model_has_the_flops_of_the_experts(modules, monkeypatch):
   base = ['--gin_file=benchmarks/study/base.gin', '--gin.MODEL_DIR=/some/dir']
   switch = [*base, '--gin_file=benchmarks/study/switch.gin']
   count = modules['flops'].per_target_token
-  assert count([*base, '--gin.config.ModelConfig.mlp_dim=56']) == count([*switch, '--gin.NUM_EXPERTS=32'])
-  assert count([*base, '--gin.config.ModelConfig.mlp_dim=48']) == count([*switch, '--gin.NUM_EXPERTS=16'])
+  for width, experts in ((56, 32), (48, 16)):
+    dense = count([*base, f'--gin.config.ModelConfig.mlp_dim={width}'])
+    assert dense == pytest.approx(count([*switch, f'--gin.NUM_EXPERTS={experts}']), rel=1e-9)
   large = count([*base, '--gin_file=benchmarks/study/large.gin'])
   assert large / count(base) == pytest.approx(3.5, abs=0.1)
 
