@@ -10,6 +10,7 @@ All runs see the same batches in the same order for the same seed, and are compa
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -17,10 +18,12 @@ import sys
 
 import measures
 import pictures
+import speedup
 from studies import STUDIES
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+_WORTH = 'How many times more steps the dense model needs for the same loss; mean of the seeds, lowest and highest'
 
 
 def sweep_arguments(name: str, out: pathlib.Path) -> list[str]:
@@ -65,6 +68,8 @@ def describe(row: dict) -> list[str]:
   claim, found = row['claim'], row['found']
   if found is None:
     return [claim.text, claim.paper, 'not run here', '']
+  if math.isnan(found.mean):
+    return [claim.text, claim.paper, 'not reached', 'cannot tell']
   said = measures.verdict(found, claim.above, claim.near)
   low, high = found.interval
   if claim.above == 0.0 and low <= 0 <= high and len(found.values) > 1:
@@ -76,13 +81,10 @@ def table(out: pathlib.Path, names: list[str]) -> str:
   """Returns the claims of studies as Markdown."""
   lines = ['| claim | paper | here, ± the 95 % interval | verdict |', '| --- | --- | --- | --- |']
   for name in names:
-    lines += [f'| **{STUDIES[name].title}** | | | |']
     rows = judge(name, out)
-    if not any(row['found'] for row in rows):
-      command = f'`python benchmarks/study {name}`, {STUDIES[name].minutes} min'
-      lines += [f'| {row["claim"].text} | {row["claim"].paper} | not run here: {command} | |' for row in rows]
-    else:
-      lines += [f'| {" | ".join(describe(row))} |' for row in rows]
+    command = f'`python benchmarks/study {name}`, {STUDIES[name].minutes} min'
+    lines += [f'| **{STUDIES[name].title}** | | {command} | |']
+    lines += [f'| {" | ".join(describe(row))} |' for row in rows]
   return '\n'.join(lines)
 
 
@@ -140,6 +142,9 @@ def main() -> int:
     if any((out / name).glob('*/finished.json')):
       text += f'\n\n{STUDIES[name].title}\n\n{points_table(name, out)}'
       pictures.draw(name, out)
+      if name == 'experts':
+        points = sorted({path.name.partition(',')[0] for path in (out / name).glob('experts_*')}, key=pictures.order)
+        text += f'\n\n{_WORTH}\n\n{speedup.table(out / name, points)}'
   (out / 'table.md').write_text(text + '\n', encoding='utf-8')
   print(text)
   return int(failed)

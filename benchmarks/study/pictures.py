@@ -6,6 +6,7 @@ import statistics
 
 import measures
 import numpy as np
+import speedup
 
 _DENSE, _GREY = '#c8553d', '#5c5c5c'
 
@@ -31,7 +32,7 @@ def draw(name: str, out: pathlib.Path) -> None:
   axes = figure.subplots(1, 2 if experts else 1, squeeze=False)[0]
   _draw_losses(axes[0], curves)
   if experts:
-    _draw_speed(axes[1], curves, folders)
+    _draw_worth(axes[1], out / name, list(curves))
   for axis in axes:
     axis.grid(color='#e8e8e8')
     axis.spines[['top', 'right']].set_visible(False)
@@ -64,27 +65,22 @@ def _draw_losses(axis, curves) -> None:
   axis.legend(frameon=False, fontsize=8)
 
 
-def _draw_speed(axis, curves, folders) -> None:
-  colors = _colors(list(curves))
-  counts, means = [], []
-  for point, seeds in curves.items():
-    if not point.startswith('experts_'):
-      continue
-    experts, ratios = int(point.rpartition('_')[2]), []
-    for path, curve in zip(folders[point], seeds, strict=True):
-      dense = folders['dense'][0].parent / f'dense,{path.name.rpartition(",")[2]}'
-      if dense in folders['dense']:
-        slow = measures.curve(dense)
-        steps = measures.steps_to_reach(curve, slow[-1][1])
-        ratios += [slow[-1][0] / steps] if steps else []
-    if ratios:
-      axis.plot([experts] * len(ratios), ratios, 'o', color=colors[point], markersize=6)
-      counts, means = [*counts, experts], [*means, statistics.fmean(ratios)]
-      axis.annotate(f'{means[-1]:.1f}', (experts, means[-1]), (0, 8), textcoords='offset points', ha='center')
-  axis.plot(counts, means, color=_GREY, linewidth=1, zorder=0)
+def _draw_worth(axis, folder, points) -> None:
+  """Draws for each number of experts how many times more steps the dense model needs for its last shared loss."""
+  curves = {int(point.rpartition('_')[2]): speedup.pairs(folder, point) for point in points if '_' in point}
+  curves = {count: found for count, found in sorted(curves.items()) if found}
+  step = min(curve[-1][0] for found in curves.values() for _, curve in found)
+  shades = _colors([f'experts_{count}' for count in curves])
+  means = {}
+  for count, found in curves.items():
+    ratios = [speedup.worth(dense, curve, step) or dense[-1][0] / step for dense, curve in found]
+    means[count] = statistics.fmean(ratios)
+    axis.plot([count] * len(ratios), ratios, 'o', color=shades[f'experts_{count}'], markersize=5)
+    axis.annotate(f'{means[count]:.1f}', (count, max(ratios)), (0, 7), textcoords='offset points', ha='center')
+  axis.plot(list(means), list(means.values()), color=_GREY, linewidth=1, zorder=0)
   axis.axhline(1, color=_DENSE, linewidth=1, linestyle='--')
   axis.set_xscale('log', base=2)
-  axis.set_xticks(counts, [str(count) for count in counts])
-  axis.set_ylim(bottom=0)
-  axis.set_xlabel('experts in every layer, FLOPs a token the same')
-  axis.set_ylabel('times fewer steps than the dense model')
+  axis.set_xticks(list(curves), [str(count) for count in curves])
+  axis.set_ylim(bottom=0, top=1.15 * max(means.values()))
+  axis.set_xlabel(f'experts in every layer; their loss after {step:,} steps')
+  axis.set_ylabel('times more steps the dense model needs')

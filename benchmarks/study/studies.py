@@ -1,6 +1,7 @@
 """The studies: which claims of the paper each one tests, and how a claim is read off finished runs."""
 
 import dataclasses
+import math
 import pathlib
 import statistics
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ def fewer_steps(better: str, than: str, text: str, paper: str, above: float = 1.
   def measure(folder):
     slow = measures.curve(folder[than])
     steps = measures.steps_to_reach(measures.curve(folder[better]), slow[-1][1])
-    return slow[-1][0] / steps if steps else 0.0
+    return slow[-1][0] / steps if steps else math.nan
 
   return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit='times', above=above)
 

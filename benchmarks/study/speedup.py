@@ -1,0 +1,43 @@
+"""How many steps of the dense model the steps of another are worth, and how that grows with the length of training."""
+
+import pathlib
+import statistics
+
+import measures
+
+
+def worth(dense: list[tuple[int, float]], other: list[tuple[int, float]], step: int) -> float | None:
+  """Returns how many times more steps the dense model needs for the other's loss at a step; None if it never has it."""
+  steps = measures.steps_to_reach(dense, dict(other)[step])
+  return steps / step if steps else None
+
+
+def pairs(folder: pathlib.Path, point: str) -> list[tuple[list[tuple[int, float]], list[tuple[int, float]]]]:
+  """Returns the curves of the dense model and of a point for each seed that has finished both."""
+  found = []
+  for path in sorted(folder.glob(f'{point},RANDOM_SEED=*')):
+    dense = folder / path.name.replace(point, 'dense', 1)
+    if all((one / 'finished.json').exists() for one in (path, dense)):
+      found.append((measures.curve(dense), measures.curve(path)))
+  return found
+
+
+def table(folder: pathlib.Path, points: list[str]) -> str:
+  """Returns, by steps of each point, how many times more the dense model needs for the same loss, as Markdown."""
+  curves = {point: found for point in points if (found := pairs(folder, point))}
+  steps = sorted(
+    {step for found in curves.values() for _, curve in found for step, _ in curve if step and not step % 500}
+  )
+  lines = [f'| after steps | {" | ".join(f"{step:,}" for step in steps)} |', '| --- ' * (len(steps) + 1) + '|']
+  for point, found in curves.items():
+    cells = []
+    for step in steps:
+      ratios = [worth(dense, curve, step) for dense, curve in found if step in dict(curve)]
+      if not ratios:
+        cells.append('')
+      elif None in ratios:
+        cells.append(f'over {min(dense[-1][0] for dense, _ in found) / step:.1f}')
+      else:
+        cells.append(f'{statistics.fmean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
+    lines.append(f'| {point.replace("_", " ")} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
