@@ -24,7 +24,6 @@ class Claim:
     unit: of the number.
     above: the claim is that the mean is above this,
     near: or, if given, that it is between these two.
-    spread: compare the standard deviations over the seeds of two points, which no single seed has.
   """
 
   text: str
