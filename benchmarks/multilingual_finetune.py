@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LANGUAGE_ID, TRANSLATION = 'multilingual_language_id', 'django_translation'
 # Of each task: its module, its lengths in bytes, and how many steps by default.
 TASKS = {
-  LANGUAGE_ID: ('tasks.multilingual', {'inputs': 112, 'targets': 6}, 1000),
+  LANGUAGE_ID: ('tasks.multilingual', {'inputs': 112, 'targets': 6}, 700),
   TRANSLATION: ('tasks.translation', {'inputs': 112, 'targets': 80}, 2000),
 }
 SIZES = [
