@@ -182,7 +182,7 @@ def tables(result):
         mean, deviation = spread(found[name]['values'])
         kept, around = spread(shares(dense, teacher, found[name]['values']))
         share = f'{kept:.0f}' if name in titles else f'{kept:.0f} ± {around:.0f}'
-        count = f'{found[name]["parameters"] / 1e6:.2f}M'
+        count = f'{found[name]["parameters"]:,}'
         lines += [
           f'| {title} | {count} | {mean:.3f} ± {deviation:.3f} | {share} | {"none" if paper is None else paper} |'
         ]
@@ -200,7 +200,7 @@ def tables(result):
     lines += ['', '| fine-tuned | parameters | accuracy of the language, % |', '| --- | --- | --- |']
     for name, values in found.items():
       mean, deviation = spread(values['values'])
-      lines += [f'| {name} | {values["parameters"] / 1e6:.2f}M | {mean:.1f} ± {deviation:.1f} |']
+      lines += [f'| {name} | {values["parameters"]:,} | {mean:.1f} ± {deviation:.1f} |']
     kept, around = spread(shares(*(found[name]['values'] for name in ('dense', 'teacher', 'student'))))
     lines += [f'\nThe student keeps {kept:.0f} ± {around:.0f} % of the gain (the paper on SuperGLUE: 30).']
   return '\n'.join(lines)
@@ -235,7 +235,7 @@ def draw(result, path):
   axes.set_xlabel("share of the teacher's gain over the dense model that the student keeps, %")
   axes.grid(axis='x', color='#e8e8e8')
   axes.spines[['top', 'right']].set_visible(False)
-  axes.legend(frameon=False, loc='lower right')
+  axes.legend(frameon=False, loc='upper right')
   figure.savefig(path, dpi=130)
 
 
