@@ -22,7 +22,7 @@ LANGUAGE_ID, TRANSLATION = 'multilingual_language_id', 'django_translation'
 # Of each task: its module, its lengths in bytes, and how many steps by default.
 TASKS = {
   LANGUAGE_ID: ('tasks.multilingual', {'inputs': 112, 'targets': 6}, 700),
-  TRANSLATION: ('tasks.translation', {'inputs': 112, 'targets': 80}, 2000),
+  TRANSLATION: ('tasks.translation', {'inputs': 112, 'targets': 80}, 1000),
 }
 SIZES = [
   '--gin.NUM_EXPERTS=16', '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.emb_dim=64',
