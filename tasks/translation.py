@@ -5,10 +5,11 @@ Registers, when `register` is called with a configuration,
     django_translation           all languages: "translate English to German: Enter a number." and the German for it
     django_translation_LOCALE    one of them, by the name of its folder: de, pt_BR, zh_Hans
 
-Metrics: chrF, sacreBLEU's BLEU and how many are translated exactly, over all and by language. The vocabulary is bytes
-unless `VOCABULARY` names another. Django has only about a thousand different English messages, and each occurs in up to
-96 languages: the hash of its letters decides what is held out, so a held-out message is trained on in no language, with
-other case or punctuation neither. Messages with placeholders, and those that stay as they are, are left out.
+`config.DataConfig.languages` restricts the former to some of them. Metrics: chrF, sacreBLEU's BLEU and how many are
+translated exactly, over all and by language. The vocabulary is bytes unless `VOCABULARY` names another. Django has only
+about a thousand different English messages, and each occurs in up to 96 languages: the hash of its letters decides what
+is held out, so a held-out message is trained on in no language, with other case or punctuation neither. Messages with
+placeholders, and those that stay as they are, are left out.
 """
 
 import collections
@@ -17,14 +18,15 @@ import json
 import pathlib
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data import corpus
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from tasks import answers, installed_text, metrics, text_to_text
+from tasks import answers, installed_text, languages, metrics, text_to_text
 
 NAME = 'django_translation'
+READS_LANGUAGES = True  # the field languages of the configuration
 BUILDER_VERSION = 1
 HELD_OUT_FRACTION = 0.1
 MIN_CHARACTERS = 4
@@ -129,13 +131,13 @@ def _lines(locales: list[str]) -> Iterator[tuple[str, str]]:
       yield text_to_text.pair_line(f'translate English to {name}: {message}', text), choose_split(message)
 
 
-def get_corpus(locale: str | None = None) -> corpus.Corpus:
-  """Returns the corpus of one locale, or of all.
+def get_corpus(chosen: str | Sequence[str] | None = None) -> corpus.Corpus:
+  """Returns the corpus of one locale, of several, or of all.
 
   Raises:
     ConfigError: a package is not installed, or the cache folder cannot be written.
   """
-  locales = [locale] if locale else list(read_pairs())
+  locales = [chosen] if isinstance(chosen, str) else list(chosen or read_pairs())
 
   def write(writer: corpus.CorpusWriter) -> None:
     for line, split in _lines(locales):
@@ -161,6 +163,21 @@ def _locale_of(data: DataConfig) -> str | None:
   return locale or None
 
 
+def _chosen_locales(data: DataConfig) -> tuple[str, ...] | None:
+  """Returns the locales that the configuration restricts the task of all languages to; None if it does not.
+
+  Raises:
+    ConfigError: there is no such locale, or the configuration restricts what is no task of all.
+  """
+  if data.sampling_exponent is not None or (data.languages is not None and _locale_of(data)):
+    name = 'languages' if data.sampling_exponent is None else 'sampling_exponent'
+    raise ConfigError(
+      f'DataConfig.{name} is {getattr(data, name)!r}, which {data.mixture_or_task_name} has no use for: it takes every '
+      f'pair once, and {NAME} alone takes languages; leave it None.'
+    )
+  return None if data.languages is None else tuple(languages.choose(data.languages, read_pairs(), NAME))
+
+
 def register(data: DataConfig) -> None:
   """Registers the task of all languages, and that of the one that the configuration names.
 
@@ -169,13 +186,15 @@ def register(data: DataConfig) -> None:
   """
   read_pairs()
   vocabulary = make_vocabulary(data.vocabulary or BYTES)
-  for locale in dict.fromkeys([None, _locale_of(data)]):
-    name = f'{NAME}_{locale}' if locale else NAME
-    source = functools.cache(functools.partial(get_corpus, locale))
+  tasks = {NAME: _chosen_locales(data)}
+  if locale := _locale_of(data):
+    tasks[f'{NAME}_{locale}'] = locale
+  for name, chosen in tasks.items():
+    source = functools.cache(functools.partial(get_corpus, chosen))
     metric = metrics.by_group(metrics.chrf, metrics.bleu, metrics.accuracy)
     text_to_text.add_pair_task(name, source, vocabulary, [metric], answers.translated)
 
 
 def corpus_digest(data: DataConfig) -> str:
   """Returns the sha256 of the text and its split."""
-  return get_corpus(_locale_of(data)).digest
+  return get_corpus(_locale_of(data) or _chosen_locales(data)).digest
