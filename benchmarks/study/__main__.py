@@ -63,6 +63,10 @@ def judge(name: str, out: pathlib.Path) -> list[dict]:
   return rows
 
 
+def _seeds(count: int) -> str:
+  return '1 seed' if count == 1 else f'{count} seeds'
+
+
 def describe(row: dict) -> list[str]:
   """Returns a claim as cells: claim, the paper's number, ours, verdict."""
   claim, found = row['claim'], row['found']
@@ -74,7 +78,7 @@ def describe(row: dict) -> list[str]:
   low, high = found.interval
   if claim.above == 0.0 and low <= 0 <= high and len(found.values) > 1:
     said += ' (no difference)' if claim.near is None else ''
-  return [claim.text, claim.paper, f'{found} {claim.unit}, {len(found.values)} seeds', said]
+  return [claim.text, claim.paper, f'{found} {claim.unit}, {_seeds(len(found.values))}', said]
 
 
 def table(out: pathlib.Path, names: list[str]) -> str:
@@ -106,7 +110,7 @@ def points_table(name: str, out: pathlib.Path) -> str:
     dropped = measures.trained(first, 'fraction_dropped')
     lines += [
       f'| {point} | {record["parameters"] / 1e6:.3f}M | {flops.per_target_token(arguments) / 1e3:.1f}k | '
-      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({len(found)} seeds) | '
+      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({_seeds(len(found))}) | '
       f'{"" if dropped != dropped else f"{dropped:.1%}"} |'
     ]
   return '\n'.join(lines)

@@ -74,7 +74,7 @@ class Estimate:
     return self.mean - self.half_width, self.mean + self.half_width
 
   def __str__(self):
-    around = f' ± {self.half_width:.2g}' if math.isfinite(self.half_width) else ' (one seed)'
+    around = f' ± {self.half_width:.2g}' if math.isfinite(self.half_width) else ''
     digits = 3 if abs(self.mean) < 1 else 2
     return f'{self.mean:.{digits}f}{around}'
 

@@ -73,10 +73,14 @@ def _draw_worth(axis, folder, points) -> None:
   shades = _colors([f'experts_{count}' for count in curves])
   means = {}
   for count, found in curves.items():
-    ratios = [speedup.worth(dense, curve, step) or dense[-1][0] / step for dense, curve in found]
+    # None is a loss that the dense model has not reached when it stops: at least so many times more.
+    reached = [speedup.worth(dense, curve, step) for dense, curve in found]
+    ratios = [ratio or dense[-1][0] / step for ratio, (dense, _) in zip(reached, found, strict=True)]
     means[count] = statistics.fmean(ratios)
-    axis.plot([count] * len(ratios), ratios, 'o', color=shades[f'experts_{count}'], markersize=5)
-    axis.annotate(f'{means[count]:.1f}', (count, max(ratios)), (0, 7), textcoords='offset points', ha='center')
+    for ratio, exact in zip(ratios, reached, strict=True):
+      axis.plot(count, ratio, 'o' if exact else '^', color=shades[f'experts_{count}'], markersize=5)
+    label = f'{means[count]:.1f}' if all(reached) else f'over {min(ratios):.1f}'
+    axis.annotate(label, (count, max(ratios)), (0, 7), textcoords='offset points', ha='center')
   axis.plot(list(means), list(means.values()), color=_GREY, linewidth=1, zorder=0)
   axis.axhline(1, color=_DENSE, linewidth=1, linestyle='--')
   axis.set_xscale('log', base=2)
