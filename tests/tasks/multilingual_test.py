@@ -287,25 +287,6 @@ def test_language_identification(config, monkeypatch):
   fingerprint(config)
 
 
-def test_translation_into_some_languages(config, monkeypatch):
-  monkeypatch.setattr(translation, 'language_name', lambda locale, names: locale)
-  config = dataclasses.replace(
-    config, mixture_or_task_name=translation.NAME, task_module='tasks.translation', languages=('pt_BR', 'de')
-  )
-  assert {line.partition(':')[0] for line in translation.get_corpus(('de', 'pt_BR')).paragraphs(corpus.TRAIN)} == {
-    'translate English to de',
-    'translate English to pt_BR',
-  }
-  assert fingerprint(config) != fingerprint(dataclasses.replace(config, languages=('de',)))
-  for changes, expected in (
-    ({'languages': ('pt_BRR',)}, "languages has 'pt_BRR', .*Did you mean 'pt_BR'"),
-    ({'sampling_exponent': 0.3}, 'takes every pair once'),
-    ({'mixture_or_task_name': 'django_translation_de'}, 'alone takes languages'),
-  ):
-    with pytest.raises(ConfigError, match=expected):
-      providers.import_task_module(dataclasses.replace(config, **changes))
-
-
 def test_metrics_of_translation_by_language():
   example = {'inputs_pretokenized': b'translate English to Portuguese (BR): Yes: it is'}
   assert answers.translated('sim', example, is_target=True) == {'value': 'sim', 'group': 'Portuguese (BR)'}

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from switch_jax.config import ConfigError, DataConfig
-from switch_jax.data import corpus
+from switch_jax.data import corpus, providers
 from tasks import installed_text, translation
 
 
@@ -94,6 +94,27 @@ def test_languages_by_name():
   assert example['inputs_pretokenized'].startswith(b'translate English to German: ')
   with pytest.raises(ConfigError, match=r"no messages in 'pt'.*de, pt_BR"):
     register('django_translation_pt')
+
+
+def test_some_languages_of_all():
+  def make(languages, task=translation.NAME, **fields):
+    lengths = {'inputs': 32, 'targets': 32}
+    return DataConfig(
+      mixture_or_task_name=task, feature_lengths=lengths, batch_size=2, languages=languages,
+      task_module='tasks.translation', **fields,
+    )  # fmt: skip
+
+  lines = list(translation.get_corpus(('pt_BR',)).paragraphs(corpus.TRAIN))
+  assert {line.partition(':')[0] for line in lines} == {'translate English to Portuguese (BR)'}
+  assert translation.corpus_digest(make(('de',))) != translation.corpus_digest(make(('pt_BR', 'de')))
+  assert translation.corpus_digest(make(('de', 'pt_BR'))) == translation.corpus_digest(make(None))
+  for wrong, expected in (
+    (make(('de', 'pt_BRR')), "languages has 'pt_BRR', .*Did you mean 'pt_BR'"),
+    (make(('de',), 'django_translation_de'), 'alone takes languages'),
+    (make(None, sampling_exponent=0.3), 'takes every pair once'),
+  ):
+    with pytest.raises(ConfigError, match=expected):
+      providers.import_task_module(wrong)
 
 
 def test_damaged_catalogs(packages):
