@@ -15,9 +15,10 @@ The hash of a file's name decides whether it is held out (1.5 %). A block that o
 of the training files, so no held-out block is a copy of one that was trained on.
 
 Registers `source_code_span_corruption`, `source_code_prefix_lm` (cut at a random place) and `source_code_continuation`
-(cut after as many tokens as the inputs have), when `register` is called with a configuration. The vocabulary is a SentencePiece model of 1,000 pieces that is trained on a fortieth of the training text when it is first
-needed, unless `VOCABULARY` is `bytes` or names another. SentencePiece makes one space of several and of line ends: with
-pieces, indentation is not part of the text.
+(cut after as many tokens as the inputs have), when `register` is called with a configuration. The vocabulary is a
+SentencePiece model of 1,000 pieces that is trained on a fortieth of the training text when it is first needed, unless
+`VOCABULARY` is `bytes` or names another. SentencePiece makes one space of several and of line ends: with pieces,
+indentation is not part of the text.
 """
 
 import functools

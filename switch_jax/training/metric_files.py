@@ -2,8 +2,9 @@
 
 `metrics.jsonl` holds one JSON object a line: `"step"` and plain numbers, written out line by line. JSON has no NaN and
 no infinity, so both are written as `null` and read back as NaN. Each step stands once, also after a resume: the lines
-of steps that will be run again are cut, and TensorBoard is told to forget them by a restart record. `expert_tokens.jsonl`
-beside it is kept in the same way; it has the load of every expert at the steps at which pictures are drawn.
+of steps that will be run again are cut, and TensorBoard is told to forget them by a restart record.
+`expert_tokens.jsonl` beside it is kept in the same way; it has the load of every expert at the steps at which pictures
+are drawn.
 """
 
 import json
