@@ -242,6 +242,7 @@ def table(result):
   gains = [x['gain_mean'] for x in enough.values()]
   sure = [x['gain_mean'] for x in enough.values() if abs(x['gain_mean']) > x['gain_interval']]
   by_language = {name: statistics.fmean(x['speed_up']) for name, x in enough.items()}
+  whole, around = t_interval(mean_of('gain', enough))
   by_seed = mean_of('speed_up', enough)
   spread = f' (seeds: {", ".join(f"{x:.2f}" for x in by_seed)})'
   share = lambda found: f'{100 * len(found) / len(enough):.0f} % ({len(found)})'  # noqa: E731
@@ -254,8 +255,8 @@ def table(result):
     'languages with a lower final held-out loss': (share([x for x in gains if x > 0]), '100 %'),
     '... by more than the 95 % t-interval over seeds': (share([x for x in sure if x > 0]), 'not tested'),
     'languages with a higher one by more than that': (share([x for x in sure if x < 0]), 'none'),
-    'mean gain in nats a target token': (
-      f'{statistics.fmean(gains):.3f} (languages: {min(gains):.3f} to {max(gains):.3f})', 'not given'),
+    'mean gain in nats a target token, 95 % interval': (
+      f'{whole:.3f} ± {around:.3f} (languages: {min(gains):.3f} to {max(gains):.3f})', 'not given'),
     'mean step speed-up': (f'{statistics.fmean(by_language.values()):.2f}{spread}', '5'),
     'languages at least 4 times': (share([x for x in by_language.values() if x >= 4]), '91 %'),
     'languages at least 1.5 times': (share([x for x in by_language.values() if x >= 1.5]), 'all'),
@@ -290,15 +291,16 @@ def draw(result, path):
   figure = Figure(figsize=(11, 4.6), layout='constrained', facecolor='white')
   FigureCanvasAgg(figure)
   parts = figure.subplot_mosaic([['here', 'gain'], ['paper', 'gain']], width_ratios=[1, 1.25])
-  width = 0.25 if max(found) < 6 else 0.5
+  width = 0.05 if max(found) < 2 else 0.25
   low = np.floor(min(found) / width) * width
-  parts['here'].hist(found, np.arange(low, max(found) + 2 * width, width), color='#1f3a5f', edgecolor='white')
-  parts['here'].set_title(f'here: {len(found)} languages, mean {statistics.fmean(found):.1f}', loc='left', fontsize=10)
+  parts['here'].hist(found, np.arange(low, max(found) + width, width), color='#1f3a5f', edgecolor='white')
+  parts['here'].set_title(f'here: {len(found)} languages, mean {statistics.fmean(found):.2f}', loc='left', fontsize=10)
   parts['paper'].bar(list(PAPER), list(PAPER.values()), width=0.55, color='#9db4d0')
   parts['paper'].set_title('the paper, read off Figure 8: 107 tasks, mean 5', loc='left', fontsize=10)
   parts['paper'].set_xlabel("step speed-up over the dense twin's final loss")
   for name in ('here', 'paper'):
     parts[name].set_ylabel('languages')
+    parts[name].yaxis.get_major_locator().set_params(integer=True)
     parts[name].axvline(1, color='#5c5c5c', linewidth=1, linestyle='--')
   order = sorted(enough, key=lambda name: enough[name]['gain_mean'])
   for place, name in enumerate(order):
@@ -306,6 +308,10 @@ def draw(result, path):
     color = '#1f3a5f' if mean > interval else '#c8553d' if mean < -interval else '#b0b0b0'
     parts['gain'].errorbar(place, mean, 0 if np.isnan(interval) else interval, fmt='o', color=color, markersize=3.5,
                            elinewidth=1)  # fmt: skip
+  ends = [abs(x['gain_mean']) + x['gain_interval'] for x in enough.values()]
+  if np.isfinite(ends).all():  # three seeds make some intervals very wide; those are cut
+    limit = 1.1 * np.quantile(ends, 0.95)
+    parts['gain'].set_ylim(-limit, limit)
   parts['gain'].axhline(0, color='#5c5c5c', linewidth=1, linestyle='--')
   parts['gain'].set_xticks(range(len(order)), order, rotation=90, fontsize=5.5)
   parts['gain'].set_ylabel('lower held-out loss of mSwitch, nats a target token')
