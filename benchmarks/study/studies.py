@@ -37,7 +37,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-  """A sweep and its claims; `title` is what the paper has, `minutes` how long it takes on two cores."""
+  """A sweep and its claims; `title` is what the paper has, `minutes` what two idle cores should need for it."""
 
   title: str
   minutes: int
@@ -101,7 +101,7 @@ _DROPPED = 'fraction_dropped'
 STUDIES = {
   'experts': Study(
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
-    minutes=130,
+    minutes=30,
     claims=(
       fewer_steps('experts_32', 'dense', "32 experts: fewer steps for the dense model's last loss", '7.5 times'),
       fewer_steps('experts_32', 'dense', '... at least 3 times fewer', '7.5 times', above=3.0),
@@ -115,7 +115,7 @@ STUDIES = {
   ),
   'balance': Study(
     title='weight of the balance loss (equation 4)',
-    minutes=20,
+    minutes=10,
     files=_SHORT,
     claims=(
       lower('alpha_0.01', 'alpha_0', _DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
@@ -126,7 +126,7 @@ STUDIES = {
   ),
   'capacity': Study(
     title='Switch, top-2 experts and dense by capacity factor (Table 1)',
-    minutes=30,
+    minutes=15,
     files=_SHORT,
     claims=(
       gain('switch_cf_1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
@@ -139,7 +139,7 @@ STUDIES = {
   ),
   'precision': Study(
     title='selective precision (Table 2)',
-    minutes=20,
+    minutes=10,
     files=_SHORT,
     claims=(
       gain('selective', 'float32', 'a float32 router in bfloat16 is as good as float32', '0.002', near=_SAME),
@@ -148,13 +148,13 @@ STUDIES = {
   ),
   'init_scale': Study(
     title='scale of the initial weights (Table 3)',
-    minutes=10,
+    minutes=5,
     files=_SHORT,
     claims=(gain('scale_0.1', 'scale_1.0', 'a tenth of the usual scale has a lower loss early', '0.88'),),
   ),
   'exploration': Study(
     title='exploration of the router (Table 11)',
-    minutes=20,
+    minutes=10,
     files=_SHORT,
     claims=(
       gain('input_jitter', 'sample', 'jitter beats sampling', '0.102'),
@@ -164,7 +164,7 @@ STUDIES = {
   ),
   'no_token_left_behind': Study(
     title='No-Token-Left-Behind (Appendix B)',
-    minutes=15,
+    minutes=5,
     files=_SHORT,
     claims=(
       lower('ntlb', 'top1', _DROPPED, 'it drops fewer tokens', 'almost none dropped', 'of all'),
@@ -173,7 +173,7 @@ STUDIES = {
   ),
   'attention': Study(
     title='experts in self-attention (Table 10)',
-    minutes=35,
+    minutes=15,
     files=_SHORT,
     claims=(
       gain('attention', 'ffn', 'experts in attention beat experts in feed-forward networks', '0.024'),
@@ -183,7 +183,7 @@ STUDIES = {
   ),
   'dense_large': Study(
     title='a dense model of 3.5 times the FLOPs (Figure 6)',
-    minutes=25,
+    minutes=8,
     needs='experts',
     claims=(
       gain('experts/experts_32', 'dense_large', '32 experts have a lower loss after as many steps', '0.06'),
@@ -192,7 +192,7 @@ STUDIES = {
   ),
   'finetune': Study(
     title='after fine-tuning to tell the topic of an article (Table 5, Appendix E)',
-    minutes=20,
+    minutes=10,
     files=_TUNE,
     needs='experts',
     claims=(
@@ -207,7 +207,7 @@ STUDIES = {
   ),
   'expert_dropout': Study(
     title='dropout in fine-tuning (Table 4)',
-    minutes=20,
+    minutes=10,
     files=_TUNE,
     needs='experts',
     claims=(
