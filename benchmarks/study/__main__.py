@@ -127,8 +127,8 @@ def main() -> int:
   flags = parser.parse_args()
   if flags.list:
     for name, study in STUDIES.items():
-      print(f'{name:<12} {study.minutes:>4} min   {study.title}')
-    print(f'{"all":<12} {sum(study.minutes for study in STUDIES.values()):>4} min   on two idle cores')
+      print(f'{name:<20} {study.minutes:>4} min   {study.title}')
+    print(f'{"all":<20} {sum(study.minutes for study in STUDIES.values()):>4} min   on two idle cores')
     return 0
   if unknown := [name for name in flags.studies if name not in STUDIES]:
     parser.error(f'there is no study {unknown[0]!r}; there are {", ".join(STUDIES)}')
