@@ -120,7 +120,7 @@ def main():
   found = {}
   print(f'vocabulary: {flags.vocabulary}; load before: {os.getloadavg()[0]:.1f}; medians of {flags.repeats}')
   print(
-    '| way | rows a second | ... of processor time | first row, s | ... of processor time | ... from the start | filled, % |'
+    '| way | rows a second | per processor second | first row, s | its processor time | from the start | filled, % |'
   )
   print('| --- | --- | --- | --- | --- | --- | --- |')
   for way in WAYS:
