@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,10 +92,16 @@ def find_folders(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[epath.Pa
   return list(found.values()), problems
 
 
+def _by_number(name: str) -> list[tuple[bool, int, str]]:
+  """Returns a key that puts `experts_2` before `experts_16`."""
+  parts = re.split(r'(\d+)', name)
+  return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
 def _runs_below(path: epath.Path, depth: int) -> Iterator[epath.Path]:
   """Yields a folder if it is a run, else the runs in its folders."""
   try:
-    inside = sorted(p for p in path.iterdir() if p.is_dir())
+    inside = sorted((p for p in path.iterdir() if p.is_dir()), key=lambda p: _by_number(p.name))
   except OSError:
     return
   if any(p.name in _MARKS for p in inside):

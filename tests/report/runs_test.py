@@ -90,6 +90,11 @@ def test_folders_of_runs_are_looked_through(write_run, tmp_path):
   assert problems == []
 
 
+def test_numbers_in_names_are_in_their_order(write_run):
+  paths = [write_run(name) for name in ('experts_16', 'experts_2', 'dense')]
+  assert [p.name for p in find_folders([paths[0].parent])[0]] == ['dense', 'experts_2', 'experts_16']
+
+
 def test_an_empty_folder_and_a_file_are_named(write_run, tmp_path):
   write_run('a')
   (tmp_path / 'empty').mkdir()
