@@ -79,12 +79,13 @@ def _draw_worth(axis, folder, points) -> None:
     means[count] = statistics.fmean(ratios)
     for ratio, exact in zip(ratios, reached, strict=True):
       axis.plot(count, ratio, 'o' if exact else '^', color=shades[f'experts_{count}'], markersize=5)
-    label = f'{means[count]:.1f}' if all(reached) else f'over {min(ratios):.1f}'
+    label = f'{means[count]:.1f}' if all(reached) else f'over {means[count]:.1f}'
     axis.annotate(label, (count, max(ratios)), (0, 7), textcoords='offset points', ha='center')
   axis.plot(list(means), list(means.values()), color=_GREY, linewidth=1, zorder=0)
   axis.axhline(1, color=_DENSE, linewidth=1, linestyle='--')
   axis.set_xscale('log', base=2)
   axis.set_xticks(list(curves), [str(count) for count in curves])
+  axis.set_xlim(min(means) / 1.4, max(means) * 1.4)
   axis.set_ylim(bottom=0, top=1.15 * max(means.values()))
   axis.set_xlabel(f'experts in every layer; their loss after {step:,} steps')
   axis.set_ylabel('times more steps the dense model needs')

@@ -32,12 +32,11 @@ def table(folder: pathlib.Path, points: list[str]) -> str:
   for point, found in curves.items():
     cells = []
     for step in steps:
-      ratios = [worth(dense, curve, step) for dense, curve in found if step in dict(curve)]
-      if not ratios:
-        cells.append('')
-      elif None in ratios:
-        cells.append(f'over {min(dense[-1][0] for dense, _ in found) / step:.1f}')
-      else:
-        cells.append(f'{statistics.fmean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
+      reached = [(worth(dense, curve, step), dense[-1][0] / step) for dense, curve in found if step in dict(curve)]
+      # A loss that the dense model has not reached when it stops counts as its last step: a lower bound.
+      ratios = [ratio or bound for ratio, bound in reached]
+      over = 'over ' if any(ratio is None for ratio, _ in reached) else ''
+      spread = f' ({min(ratios):.2f} to {over}{max(ratios):.2f})' if ratios and min(ratios) < max(ratios) else ''
+      cells.append(f'{over}{statistics.fmean(ratios):.2f}{spread}' if ratios else '')
     lines.append(f'| {point.replace("_", " ")} | {" | ".join(cells)} |')
   return '\n'.join(lines)
