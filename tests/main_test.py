@@ -56,7 +56,7 @@ class TestMistakes:
       ([QUICKSTART, 'MODEL_DIR=/x'], 'macros are set with --gin.MODEL_DIR=/x.'),
       (['mine.gin'], 'a gin file is given with --gin_file=mine.gin.'),
       ([QUICKSTART, '--bogus'], 'see --help.'),
-      ([QUICKSTART, '--run_mode=trian'], "must be one of train, eval, infer, plan. Did you mean 'train'?"),
+      ([QUICKSTART, '--run_mode=trian'], "must be one of train, eval, infer, plan, teacher. Did you mean 'train'?"),
       ([QUICKSTART, '--run_mode=eval'], "(config.EvaluationConfig); include 'gin/runs/eval.gin'"),
       ([QUICKSTART, '--run_mode=infer'], "include 'gin/runs/infer.gin'"),
       ([QUICKSTART, '--run_mode=plan'], '--run_mode=plan needs the TPU to compile for: --topology=v3:32x32'),

@@ -50,7 +50,8 @@ def write_teacher_logits(run: RunConfig) -> int:
     source.close()
 
 
-def _write(run: RunConfig, teacher: Teacher, layout: Layout, source: data.TrainingSource, progress: Progress) -> int:
+# The annotation is text: looking it up would import TensorFlow.
+def _write(run: RunConfig, teacher: Teacher, layout: Layout, source: 'data.TrainingSource', progress: Progress) -> int:
   config, vocab_size = run.distillation, run.model.vocab_size
   top_k = min(config.top_k or vocab_size, vocab_size)
   facts = {
