@@ -29,19 +29,12 @@ gin files or as --gin.config.MoeConfig.eval_capacity_factor=2.0, in short --gin.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are the user's configuration errors."""
-
-  def error(self, message):
-    raise ConfigError(f'{message}; see --help.')
-
-
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """Returns the flags, and the gin bindings as `NAME=VALUE`."""
   from switch_jax.main import split_gin_bindings
 
   others, bindings = split_gin_bindings(argv)
-  parser = _Parser(
+  parser = launch.ArgumentParser(
     prog='python -m switch_jax.convert',
     description='Convert checkpoints between switch_jax, T5X and Hugging Face.',
     epilog=_EPILOG,

@@ -3,6 +3,7 @@
 Nothing here imports JAX before it is called; `main` calls it once the configuration has been checked.
 """
 
+import argparse
 import ctypes
 import glob
 import importlib.util
@@ -22,6 +23,13 @@ _RESTARTED = 'SWITCH_JAX_RESTARTED'
 # only the main one holds large blocks; no block with a mapping of its own; nothing given back to the system (-1).
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
 _KEEP_FREED_MEMORY = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+  """A parser whose errors are the user's configuration errors."""
+
+  def error(self, message):
+    raise ConfigError(f'{message}; see --help.')
 
 
 def has_tpu() -> bool:

@@ -29,13 +29,6 @@ gin files. Text needs no quotes of its own: --gin.MODEL_DIR=/some/dir.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are the user's configuration errors."""
-
-  def error(self, message):
-    raise ConfigError(f'{message}; see --help.')
-
-
 class _Version(argparse.Action):
   """Prints the versions that a report of a bug should contain."""
 
@@ -54,7 +47,7 @@ class _Version(argparse.Action):
 
 
 def _make_parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = launch.ArgumentParser(
     prog='python -m switch_jax.main',
     description='Train Switch Transformers.',
     epilog=_EPILOG,

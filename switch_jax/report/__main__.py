@@ -20,15 +20,8 @@ MODEL_DIR is the folder of a run, finished or not, or a folder of such folders (
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are the user's configuration errors."""
-
-  def error(self, message):
-    raise ConfigError(f'{message}; see --help.')
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-  parser = _Parser(
+  parser = launch.ArgumentParser(
     prog='python -m switch_jax.report',
     description='Pictures and tables of runs, one HTML file that needs no network.',
     epilog=_EPILOG,

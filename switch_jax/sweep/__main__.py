@@ -30,13 +30,6 @@ one that was stopped goes on from its checkpoint. --gin.NAME=VALUE sets what all
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are the user's configuration errors."""
-
-  def error(self, message):
-    raise ConfigError(f'{message}; see --help.')
-
-
 def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """Returns the flags, and the gin bindings of all points as `NAME=VALUE`.
 
@@ -44,7 +37,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     ConfigError: a flag is unknown, wrong or missing.
   """
   others, bindings = command_line.split_gin_bindings(argv)
-  parser = _Parser(
+  parser = launch.ArgumentParser(
     prog='python -m switch_jax.sweep',
     description='Run one configuration with many values of some bindings.',
     epilog=_EPILOG,
