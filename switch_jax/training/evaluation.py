@@ -48,9 +48,9 @@ def evaluate(eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterabl
     'target_tokens': totals['tokens'],
   }
   if groups := getattr(batches, 'groups', ()):
-    for name, tokens, loss in zip(groups, totals['groups']['tokens'], totals['groups']['cross_entropy'], strict=True):
-      if tokens:
-        metrics |= {f'cross_ent_loss/{name}': loss / tokens, f'target_tokens/{name}': tokens}
+    for name, count, loss in zip(groups, totals['groups']['tokens'], totals['groups']['cross_entropy'], strict=True):
+      if count:
+        metrics |= {f'cross_ent_loss/{name}': loss / count, f'target_tokens/{name}': count}
   layers = totals['routed']
   for layer, load in totals['expert_tokens'].items():
     metrics[f'fraction_dropped/{layer}'] = totals['dropped'][layer] / max(layers[layer], 1.0)
