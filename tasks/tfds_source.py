@@ -1,10 +1,15 @@
-"""TensorFlow Datasets as sources of tasks, read where they were prepared and never downloaded unasked."""
+"""TensorFlow Datasets as sources of tasks, read where they were prepared and never downloaded unasked.
+
+And what pre-training does to their texts, before its objective and after.
+"""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from switch_jax.config import ConfigError
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.data.text_task import tokenize
+from tasks.text_to_text import mapped
 
 
 class TfdsSource(seqio.TfdsDataSource):
@@ -63,3 +68,18 @@ class TfdsSource(seqio.TfdsDataSource):
     """Returns the names of a split's files."""
     with self._prepared():
       return super().list_shards(split)
+
+
+def unlabelled_text(objective: Callable) -> list:
+  """Returns the preprocessors of pre-training on the texts of a data set; tokens are cached before the objective.
+
+  Args:
+    objective: preprocessor that makes inputs and targets of tokens, as span corruption.
+  """
+  return [
+    mapped(lambda example: {'targets': example['text']}),
+    tokenize,
+    seqio.CacheDatasetPlaceholder(),
+    objective,
+    seqio.preprocessors.append_eos_after_trim,
+  ]

@@ -1,19 +1,22 @@
-"""Translation from English, from the catalogs of Django's own messages: 96 languages, short sentences (extra demo).
+"""Translation from English, from the messages of programs: 96 languages, short sentences (extra demo).
 
 Registers, when `register` is called with a configuration,
 
-    django_translation           all languages: "translate English to German: Enter a number." and the German for it
-    django_translation_LOCALE    one of them, by the name of its folder: de, pt_BR, zh_Hans
+    message_translation           all languages: "translate English to German: Enter a number." and the German for it
+    message_translation_LOCALE    one of them, by the name of Django's folder: de, pt_BR, zh_Hans
 
 `config.DataConfig.languages` restricts the former to some of them. Metrics: chrF, sacreBLEU's BLEU and how many are
-translated exactly, over all and by language. The vocabulary is bytes unless `VOCABULARY` names another. Django has only
-about a thousand different English messages, and each occurs in up to 96 languages: the hash of its letters decides what
-is held out, so a held-out message is trained on in no language, with other case or punctuation neither. Messages with
-placeholders, and those that stay as they are, are left out.
+translated exactly, over all and by language. The vocabulary is bytes unless `VOCABULARY` names another.
+
+The messages are those of Django and, where they are installed, of django-allauth and Plone (plone.app.locales): from
+400 to 2,500 in a language, each in up to 96 languages. The hash of an English message's letters decides whether it is
+held out, so a held-out message is trained on in no language, with other case or punctuation neither. Messages with
+placeholders, names in place of messages, long ones, and those that stay as they are, are left out.
 """
 
 import collections
 import functools
+import importlib.util
 import json
 import pathlib
 import re
@@ -25,11 +28,19 @@ from switch_jax.data import corpus
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
 from tasks import answers, installed_text, languages, metrics, text_to_text
 
-NAME = 'django_translation'
+NAME = 'message_translation'
 READS_LANGUAGES = True  # the field languages of the configuration
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 HELD_OUT_FRACTION = 0.1
-MIN_CHARACTERS = 4
+MIN_CHARACTERS, MAX_CHARACTERS = 4, 100
+# Modules with catalogs, each with the distribution that brings it. Only the first must be there; its locales are ours.
+CATALOGS = {'django': 'django', 'allauth': 'django-allauth', 'plone.app.locales': 'plone.app.locales'}
+# Django's names of locales that others call otherwise.
+LOCALES = {
+  'no': 'nb', 'pt_PT': 'pt', 'sr@Cyrl': 'sr', 'sr@Latn': 'sr_Latn', 'zh_CN': 'zh_Hans', 'zh_TW': 'zh_Hant',
+}  # fmt: skip
+# What stands for something else: printf's and Python's placeholders, Zope's, and names as `label_save`.
+_PLACEHOLDER = re.compile(r'[%{$]|^\w*_\w*$|</?\w')
 _MAGIC = 0x950412DE
 
 
@@ -76,41 +87,59 @@ def _language_names() -> dict[str, str]:
   return {code: record['name'] for record in records for code in (record.get('alpha_2'), record['alpha_3']) if code}
 
 
-def _find_catalogs() -> dict[str, list[pathlib.Path]]:
-  """Returns the catalogs of each locale."""
-  folder = installed_text.package_folder('django', 'django')
-  catalogs = collections.defaultdict(list)
-  for path in sorted(folder.glob('**/LC_MESSAGES/django.mo')):
+def _folders() -> dict[str, pathlib.Path]:
+  """Returns the folders of the packages that are installed, by their distributions; Django first."""
+  installed = [module for module in CATALOGS if module == 'django' or _is_installed(module)]
+  return {CATALOGS[module]: installed_text.package_folder(module, CATALOGS[module]) for module in installed}
+
+
+def _is_installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # nor is the package around it
+    return False
+
+
+def _catalogs(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+  """Yields the catalogs of a package, each with its locale; its English ones (for Australia, say) left out."""
+  for path in sorted(folder.glob('**/LC_MESSAGES/*.mo')):
     locale = path.parent.parent.name
-    if not locale.startswith('en'):  # English for Australia and Britain
-      catalogs[locale].append(path)
-  return dict(sorted(catalogs.items()))
+    if not locale.startswith('en'):
+      yield LOCALES.get(locale, locale), path
+
+
+def _is_wanted(message: str, text: str) -> bool:
+  return (
+    MIN_CHARACTERS <= len(message) <= MAX_CHARACTERS
+    and bool(letters(message) and text)
+    and text != message
+    and not _PLACEHOLDER.search(message)
+  )
 
 
 @functools.cache
 def read_pairs() -> dict[str, dict[str, str]]:
   """Returns, by locale, the English messages with their translations, sorted; locales without any are left out.
 
+  Where two packages translate a message the first one's translation stays.
+
   Raises:
-    ConfigError: Django is not installed, or its catalogs are not what this was written for.
+    ConfigError: Django is not installed, or the catalogs are not what this was written for.
   """
-  pairs = {}
-  for locale, paths in _find_catalogs().items():
-    found = {}
-    for path in paths:
+  pairs = collections.defaultdict(dict)
+  for distribution, folder in _folders().items():
+    for locale, path in _catalogs(folder):
+      if distribution != 'django' and locale not in pairs:
+        continue
       try:
-        found |= read_catalog(installed_text.read_bytes(path, 'django'))
+        found = read_catalog(installed_text.read_bytes(path, distribution))
       except ValueError as error:
-        raise ConfigError(f'{path} is {error}; reinstall Django: {installed_text.INSTALL}.') from error
-    texts = {' '.join(message.split()): ' '.join(text.split()) for message, text in found.items()}
-    kept = {
-      message: text
-      for message, text in sorted(texts.items())
-      if len(message) >= MIN_CHARACTERS and text and text != message and '%' not in message and '{' not in message
-    }
-    if kept:
-      pairs[locale] = kept
-  return pairs
+        raise ConfigError(f'{path} is {error}; reinstall {distribution}: {installed_text.INSTALL}.') from error
+      for message, text in found.items():
+        message, text = ' '.join(message.split()), ' '.join(text.split())
+        if _is_wanted(message, text):
+          pairs[locale].setdefault(message, text)
+  return {locale: dict(sorted(pairs[locale].items())) for locale in sorted(pairs)}
 
 
 def letters(text: str) -> str:
@@ -143,9 +172,9 @@ def get_corpus(chosen: str | Sequence[str] | None = None) -> corpus.Corpus:
     for line, split in _lines(locales):
       writer.add(line, split)
 
-  versions = {name: installed_text.version(name) for name in ('django', 'pycountry')}
+  versions = {name: installed_text.version(name) for name in (*_folders(), 'pycountry')}
   made_of = {'builder': BUILDER_VERSION, 'locales': locales, **versions}
-  return corpus.get_corpus('django_translation', made_of, write, held_out_fraction=HELD_OUT_FRACTION)
+  return corpus.get_corpus(NAME, made_of, write, held_out_fraction=HELD_OUT_FRACTION)
 
 
 def _locale_of(data: DataConfig) -> str | None:
@@ -157,8 +186,8 @@ def _locale_of(data: DataConfig) -> str | None:
   _, _, locale = data.mixture_or_task_name.partition(f'{NAME}_')
   if locale and locale not in read_pairs():
     raise ConfigError(
-      f'DataConfig.mixture_or_task_name is {data.mixture_or_task_name!r}, but Django has no messages in '
-      f'{locale!r}.{suggest(locale, read_pairs())} It has them in {", ".join(read_pairs())}.'
+      f'DataConfig.mixture_or_task_name is {data.mixture_or_task_name!r}, but there are no messages in '
+      f'{locale!r}.{suggest(locale, read_pairs())} There are in {", ".join(read_pairs())}.'
     )
   return locale or None
 

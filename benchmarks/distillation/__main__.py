@@ -17,11 +17,11 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import runs
+
 PRETRAIN_TASK, FINETUNE_TASK = 'source_code_continuation', 'multilingual_language_id'
 FINETUNE_DATA = [
   f'--gin.MIXTURE_OR_TASK_NAME={FINETUNE_TASK}', "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 6}",
@@ -42,30 +42,9 @@ ROWS = {
 BEST = 'distil_init_mix'
 
 
-def is_finished(folder, steps):
-  """Whether a run has its last checkpoint and evaluation."""
-  return (folder / 'checkpoints' / str(steps)).is_dir() and (folder / 'summary.png').exists()
-
-
 def run(folder, arguments, steps):
-  """Runs a command of switch_jax unless it is finished; returns how long it took."""
-  if is_finished(folder, steps):
-    return 0.0
-  folder.mkdir(parents=True, exist_ok=True)
-  command = [*arguments, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={steps}', f'--gin.CHECKPOINT_PERIOD={steps}']
-  return call(folder, command)
-
-
-def call(folder, arguments):
-  """Runs `python -m switch_jax.main`; its output goes to `<folder>.log`."""
-  began = time.monotonic()
-  with open(f'{folder}.log', 'a', encoding='utf-8') as log:
-    command = [sys.executable, '-m', 'switch_jax.main', *arguments]
-    status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-  if status:
-    raise SystemExit(f'{folder.name} ended with status {status}; see {folder}.log')
-  print(f'{folder.name}: {time.monotonic() - began:.0f} s', flush=True)
-  return time.monotonic() - began
+  """Trains unless that is done; returns how long it took."""
+  return runs.train(folder, [*arguments, f'--gin.CHECKPOINT_PERIOD={steps}'], steps)
 
 
 def pretrain(flags, seed):
@@ -84,9 +63,9 @@ def pretrain(flags, seed):
   for top_k in flags.top_k:
     logits, folder = flags.out / f'logits_{top_k}-{seed}', flags.out / f'top_{top_k}-{seed}'
     files = [*best, f'--gin.TEACHER_PATH={teacher}', f'--gin.TEACHER_LOGITS={logits}', f'--gin.TOP_K={top_k}']
-    if not is_finished(folder, flags.steps):
+    if not runs.is_finished(folder, flags.steps):
       written = ['--run_mode=teacher', *files, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={flags.steps}']
-      seconds += call(logits, written)  # a run that is there already says so and ends
+      seconds += runs.call(f'{logits}.log', written)  # a run that is there already says so and ends
       seconds += run(folder, files, flags.steps)
   return seconds
 
@@ -110,21 +89,19 @@ def finetune(flags, seed):
     seconds += run(folder, arguments, steps)
     if accuracy(folder, steps) is None:
       evaluation = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}']
-      seconds += call(folder, [*evaluation, *FINETUNE_DATA, '--gin.BATCH_SIZE=256'])
+      seconds += runs.call(f'{folder}.log', [*evaluation, *FINETUNE_DATA, '--gin.BATCH_SIZE=256'])
   return seconds
 
 
 def accuracy(folder, steps):
   """Returns the accuracy of the generated languages, in percent; None before it has been evaluated."""
-  path = folder / 'eval' / f'{FINETUNE_TASK}.metrics' / 'metrics.jsonl'
-  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  lines = runs.read_lines(folder / 'eval' / f'{FINETUNE_TASK}.metrics' / 'metrics.jsonl')
   return next((line['accuracy'] for line in lines if line['step'] == steps and 'accuracy' in line), None)
 
 
 def held_out(folder, steps):
   """Returns the held-out loss in nats per byte after the last step; None before it is finished."""
-  path = folder / 'eval' / PRETRAIN_TASK / 'metrics.jsonl'
-  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  lines = runs.read_lines(folder / 'eval' / PRETRAIN_TASK / 'metrics.jsonl')
   return next((line['cross_ent_loss'] for line in lines if line['step'] == steps), None)
 
 
@@ -249,7 +226,9 @@ def draw(result, path):
 def main():
   """Runs what is not finished yet; prints the tables."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'distillation', help='folder of the runs')
+  parser.add_argument(
+    '--out', type=pathlib.Path, default=runs.ROOT / 'runs' / 'distillation', help='folder of the runs'
+  )
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--steps', type=int, default=1500, help='of pre-training')
   parser.add_argument('--finetune_steps', type=int, default=600)

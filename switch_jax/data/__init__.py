@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from switch_jax.data.yardsticks import TargetEntropies, target_entropies
 
 if TYPE_CHECKING:
-  from switch_jax.data.evaluation import EvaluationBatches, host_batches, open_evaluation
+  from switch_jax.data.evaluation import EvaluationBatches, open_evaluation, read_held_out
   from switch_jax.data.pipeline import TrainingSource, open_training
   from switch_jax.data.providers import vocabulary_of
   from switch_jax.data.vocabularies import (
@@ -26,12 +26,12 @@ _HOMES = {
   'TrainingSource': 'pipeline',
   'check_vocabulary': 'vocabularies',
   'describe_vocabulary': 'vocabularies',
-  'host_batches': 'evaluation',
   'keep_vocabulary': 'vocabularies',
   'load_vocabulary': 'vocabularies',
   'make_vocabulary': 'vocabularies',
   'open_evaluation': 'evaluation',
   'open_training': 'pipeline',
+  'read_held_out': 'evaluation',
   'vocabulary_of': 'providers',
 }
 
@@ -41,12 +41,12 @@ __all__ = [
   'TrainingSource',
   'check_vocabulary',
   'describe_vocabulary',
-  'host_batches',
   'keep_vocabulary',
   'load_vocabulary',
   'make_vocabulary',
   'open_evaluation',
   'open_training',
+  'read_held_out',
   'target_entropies',
   'vocabulary_of',
 ]

@@ -15,18 +15,8 @@ from switch_jax.data.streams import add_missing_features, bounded_options, readi
 EVALUATION_SEED = 0
 
 
-def groups_of(config: DataConfig) -> tuple[str, ...]:
-  """Returns the names of the groups (languages) of the configured task; none if it has no groups.
-
-  Raises:
-    ConfigError: the task cannot be found.
-  """
-  providers.import_task_module(config)
-  return group_names(providers.find_provider(config, config.eval_split))
-
-
-def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
-  """Returns the first batches of the held-out split, in its own order, as NumPy arrays.
+def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[Batch], tuple[str, ...]]:
+  """Returns the first batches of the held-out split, in its own order, as NumPy arrays, and the names of its groups.
 
   They depend on the task, its lengths, and the batch size only: not on a seed, the streams, or the hosts.
 
@@ -35,15 +25,16 @@ def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
     num_batches: how many, at least 1; fewer come if the split has no more.
 
   Returns:
-    Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`; of a task with groups also
-    `encoder_group_ids` and `decoder_group_ids`, which give each token the number of its group, from 1. Where the split
-    ends within a batch, rows of padding fill it up.
+    Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`; of a task with groups
+    (languages) also `encoder_group_ids` and `decoder_group_ids`, which give each token the number of its group, from 1.
+    Where the split ends within a batch, rows of padding fill it up. The names are empty for a task without groups.
 
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
   """
   providers.import_task_module(config)
   provider = providers.find_provider(config, config.eval_split)
+  groups = group_names(provider)
   with reading(config):
     dataset = provider.get_dataset(
       config.feature_lengths,
@@ -54,7 +45,7 @@ def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
       num_epochs=1,
       try_in_mem_cache=False,
     )
-    dataset = to_rows(dataset, config, with_groups=bool(group_names(provider)))
+    dataset = to_rows(dataset, config, with_groups=bool(groups))
   dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
   batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
   if not batches:
@@ -64,7 +55,7 @@ def host_batches(config: DataConfig, num_batches: int) -> list[Batch]:
     )
   missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
   batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
-  return batches
+  return batches, tuple(groups)
 
 
 class EvaluationBatches(Sequence[dict[str, jax.Array]]):
@@ -78,9 +69,9 @@ class EvaluationBatches(Sequence[dict[str, jax.Array]]):
     """Keeps the batches on the host.
 
     Args:
-      batches: what `host_batches` returned, on every process.
+      batches: of `read_held_out`, on every process.
       rows_sharding: of arrays [batch, length].
-      groups: what `groups_of` returned.
+      groups: of `read_held_out`.
     """
     self._batches = batches
     self.groups = tuple(groups)
@@ -105,7 +96,7 @@ class EvaluationBatches(Sequence[dict[str, jax.Array]]):
 
 
 def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int) -> EvaluationBatches:
-  """Reads the first `num_batches` batches of the held-out split; see `host_batches`.
+  """Reads the first `num_batches` batches of the held-out split; see `read_held_out`.
 
   Every host reads them all and puts the rows of its own devices on them: the split is short, and no host can then have
   fewer batches than another.
@@ -118,4 +109,5 @@ def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, nu
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
   """
-  return EvaluationBatches(host_batches(config, num_batches), rows_sharding, groups_of(config))
+  batches, groups = read_held_out(config, num_batches)
+  return EvaluationBatches(batches, rows_sharding, groups)

@@ -44,8 +44,10 @@ def test_every_pass_gives_the_same_batches(config, rows_sharding):
 
 
 def test_the_split_ends_with_rows_of_padding_and_loses_nothing(config, text_pattern):
-  batches = data.host_batches(config, 1000)
-  again = data.host_batches(dataclasses.replace(config, num_data_shards=4, shuffle=False, shuffle_buffer_size=7), 1000)
+  batches, _ = data.read_held_out(config, 1000)
+  again, _ = data.read_held_out(
+    dataclasses.replace(config, num_data_shards=4, shuffle_buffer_size=7, shuffle=False), 1000
+  )
   jax.tree.map(np.testing.assert_array_equal, batches, again)
   assert len(batches) < 20
   assert all(rows.shape[0] == 8 for batch in batches for rows in batch.values())
@@ -61,6 +63,6 @@ def test_the_split_ends_with_rows_of_padding_and_loses_nothing(config, text_patt
 def test_a_split_without_examples_is_an_error(add_copy_task):
   config = add_copy_task('nothing_held_out', [[]])
   with pytest.raises(ConfigError, match="has no example in its split 'train'"):
-    data.host_batches(dataclasses.replace(config, eval_split='train'), 1)
+    data.read_held_out(dataclasses.replace(config, eval_split='train'), 1)
   with pytest.raises(ConfigError, match="has no split 'validation'"):
-    data.host_batches(config, 1)
+    data.read_held_out(config, 1)

@@ -23,25 +23,24 @@ def catalog(messages, order='<'):
 
 
 PORTUGUESE = {'alpha_3': 'por', 'alpha_2': 'pt', 'name': 'Portuguese'}
+LEFT_OUT = {'Same': 'Same', '%d items': '%d Dinge', '': 'head', 'long ' * 40: 'zu lang', '...': ','}
 MESSAGES = {f'Message of kind {i}': f'Nachricht {i}' for i in range(300)}
 
 
 @pytest.fixture(autouse=True)
 def packages(tmp_path, monkeypatch):
   """Django with two languages, pycountry, and a cache, all of this test's own."""
-  for locale, extra in (
-    ('de', {'Yes, please': 'Ja, bitte', 'Same': 'Same', '%d items': '%d Dinge', '': 'head'}),
-    ('pt_BR', {}),
-  ):
-    folder = tmp_path / 'conf' / 'locale' / locale / 'LC_MESSAGES'
+  for locale, extra in (('de', {'Yes, please': 'Ja, bitte'} | LEFT_OUT), ('pt_BR', {})):
+    folder = tmp_path / 'django' / 'locale' / locale / 'LC_MESSAGES'
     folder.mkdir(parents=True)
     (folder / 'django.mo').write_bytes(catalog(MESSAGES | extra))
-  (tmp_path / 'databases').mkdir()
-  (tmp_path / 'databases' / 'iso639-3.json').write_text(
+  (tmp_path / 'pycountry' / 'databases').mkdir(parents=True)
+  (tmp_path / 'pycountry' / 'databases' / 'iso639-3.json').write_text(
     json.dumps({'639-3': [{'alpha_3': 'deu', 'alpha_2': 'de', 'name': 'German'}, PORTUGUESE]})
   )
   monkeypatch.setenv('SWITCH_JAX_CACHE', str(tmp_path / 'cache'))
-  monkeypatch.setattr(installed_text, 'package_folder', lambda module, distribution: tmp_path)
+  monkeypatch.setattr(translation, '_is_installed', lambda module: module == 'allauth' and (tmp_path / module).exists())
+  monkeypatch.setattr(installed_text, 'package_folder', lambda module, distribution: tmp_path / module)
   for function in (translation.read_pairs, translation._language_names):
     function.cache_clear()
   yield tmp_path
@@ -60,8 +59,34 @@ def test_catalogs_of_both_byte_orders():
 
 
 def test_what_is_left_out():
-  assert 'Yes, please' in translation.read_pairs()['de']
-  assert not {'Same', '%d items', ''} & set(translation.read_pairs()['de'])
+  assert set(translation.read_pairs()['de']) - set(MESSAGES) == {'Yes, please'}
+
+
+def test_another_package_adds_messages_to_the_languages_of_django(packages):
+  before = translation.get_corpus().digest
+  for locale, messages in (
+    ('pt_PT', {'Sign in': 'Entrar'}),
+    (
+      'de',
+      {'Sign in': 'Anmelden', 'Yes, please': 'Jawohl', 'Go to ${place}': 'Nach ${place}', 'label_save': 'Sichern'},
+    ),
+    ('zh_CN', {'Sign in': 'unknown to Django'}),
+    ('pt_BR', {'sign in!': 'entrar!'}),
+    ('en_GB', {'Sign in': 'Sign in, please'}),
+  ):
+    folder = packages / 'allauth' / 'locale' / locale / 'LC_MESSAGES'
+    folder.mkdir(parents=True)
+    (folder / 'django.mo').write_bytes(catalog(messages))
+  translation.read_pairs.cache_clear()
+  pairs = translation.read_pairs()
+  assert list(pairs) == ['de', 'pt_BR']
+  assert {message: text for message, text in pairs['de'].items() if message not in MESSAGES} == {
+    'Sign in': 'Anmelden',
+    'Yes, please': 'Ja, bitte',
+  }
+  assert pairs['pt_BR']['sign in!'] == 'entrar!'
+  assert translation.choose_split('Sign in') == translation.choose_split('sign in!')
+  assert translation.get_corpus().digest != before
 
 
 def test_a_message_is_held_out_in_every_language():
@@ -84,16 +109,16 @@ def test_languages_by_name():
       DataConfig(mixture_or_task_name=task, feature_lengths={'inputs': 32, 'targets': 32}, batch_size=2)
     )
 
-  register('django_translation_de')
+  register('message_translation_de')
   from switch_jax.data.quiet_tensorflow import seqio
 
-  examples = seqio.TaskRegistry.get('django_translation_de').get_dataset(
+  examples = seqio.TaskRegistry.get('message_translation_de').get_dataset(
     {'inputs': 64, 'targets': 32}, split='train', shuffle=False
   )
   example = next(examples.as_numpy_iterator())
   assert example['inputs_pretokenized'].startswith(b'translate English to German: ')
   with pytest.raises(ConfigError, match=r"no messages in 'pt'.*de, pt_BR"):
-    register('django_translation_pt')
+    register('message_translation_pt')
 
 
 def test_some_languages_of_all():
@@ -110,7 +135,7 @@ def test_some_languages_of_all():
   assert translation.corpus_digest(make(('de', 'pt_BR'))) == translation.corpus_digest(make(None))
   for wrong, expected in (
     (make(('de', 'pt_BRR')), "languages has 'pt_BRR', .*Did you mean 'pt_BR'"),
-    (make(('de',), 'django_translation_de'), 'alone takes languages'),
+    (make(('de',), 'message_translation_de'), 'alone takes languages'),
     (make(None, sampling_exponent=0.3), 'takes every pair once'),
   ):
     with pytest.raises(ConfigError, match=expected):
@@ -118,6 +143,6 @@ def test_some_languages_of_all():
 
 
 def test_damaged_catalogs(packages):
-  (packages / 'conf' / 'locale' / 'de' / 'LC_MESSAGES' / 'django.mo').write_bytes(b'nothing')
-  with pytest.raises(ConfigError, match=r'django.mo is no message catalog.*reinstall Django'):
+  (packages / 'django' / 'locale' / 'de' / 'LC_MESSAGES' / 'django.mo').write_bytes(b'nothing')
+  with pytest.raises(ConfigError, match=r'django.mo is no message catalog.*reinstall django'):
     translation.read_pairs()
