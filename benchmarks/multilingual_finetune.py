@@ -2,44 +2,92 @@
 
     pip install -e '.[demo]' && python benchmarks/multilingual_finetune.py
 
-Language identification tells the language of a held-out text of the multilingual corpus; the baseline says the most
-frequent language always. Translation is from English into six languages, of Django's messages whose translations into
-any language neither pre-training nor fine-tuning has read; the baseline copies the English. Each run is a command of
-its own; a finished one is not run again, and one that was stopped goes on where it was. `--table` only prints.
+Language identification tells the language of a held-out text of the multilingual corpus, as bytes; the baseline says
+the most frequent language always. Translation is from English into six languages, of messages of programs whose
+translations into any language neither pre-training nor fine-tuning has read, in pieces of a vocabulary made of the
+corpus; the baseline copies the English. Each run is a command of its own; a finished one is not run again, and one that
+was stopped goes on where it was. `--table` only prints.
 """
 
 import argparse
 import collections
+import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import runs
+
 LANGUAGE_ID, TRANSLATION = 'multilingual_language_id', 'message_translation'
-# Of each task: its module, its lengths in bytes, its languages (None: all), rows of a batch, expert dropout,
-# and steps by default.
-TASKS = {
-  LANGUAGE_ID: ('tasks.multilingual', {'inputs': 112, 'targets': 6}, None, 64, 0.4, 700),
-  TRANSLATION: (
-    'tasks.translation',
-    {'inputs': 88, 'targets': 64},
-    ('ar', 'de', 'el', 'fr', 'hi', 'ru'),
-    32,
-    0.1,
-    1200,
-  ),
-}
-SIZES = [
-  '--gin.NUM_EXPERTS=16', '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.emb_dim=64',
-  '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.mlp_dim=256', '--gin.LOG_PERIOD=20',
+PIECES = 4000
+COMMON = [
+  '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.num_heads=2', '--gin.LOG_PERIOD=20',
 ]  # fmt: skip
-PRETRAIN = ['--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=100', *SIZES]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """What a task is trained with.
+
+  Attributes:
+    module: that registers it.
+    lengths: of inputs and targets, in tokens.
+    pretrain_lengths: those of the pre-training, which fill up to the same text.
+    languages: None for all.
+    pieces: whether the vocabulary is SentencePiece's; else bytes.
+    rows: of a batch.
+    model: bindings of the model.
+    expert_dropout: in fine-tuning.
+    pretrain_steps: of span corruption before.
+    steps: of fine-tuning.
+  """
+
+  module: str
+  lengths: dict[str, int]
+  pretrain_lengths: dict[str, int]
+  languages: tuple[str, ...] | None
+  pieces: bool
+  rows: int
+  model: tuple[str, ...]
+  expert_dropout: float
+  pretrain_steps: int
+  steps: int
+
+
+TASKS = {
+  LANGUAGE_ID: Task(
+    module='tasks.multilingual',
+    lengths={'inputs': 112, 'targets': 6},
+    pretrain_lengths={'inputs': 64, 'targets': 14},
+    languages=None,
+    pieces=False,
+    rows=64,
+    model=('--gin.NUM_EXPERTS=16', '--gin.config.ModelConfig.emb_dim=64', '--gin.config.ModelConfig.mlp_dim=256'),
+    expert_dropout=0.4,
+    pretrain_steps=800,
+    steps=700,
+  ),
+  TRANSLATION: Task(
+    module='tasks.translation',
+    lengths={'inputs': 52, 'targets': 52},
+    pretrain_lengths={'inputs': 52, 'targets': 14},
+    languages=('ar', 'de', 'el', 'fr', 'hi', 'ru'),
+    pieces=True,
+    rows=64,
+    model=(
+      '--gin.NUM_EXPERTS=8', '--gin.config.ModelConfig.emb_dim=128', '--gin.config.ModelConfig.mlp_dim=512',
+      '--gin.config.ModelConfig.init_scale=1.0', '--gin.config.ModelConfig.vocab_size=4224',
+    ),
+    expert_dropout=0.1,
+    pretrain_steps=400,
+    steps=3000,
+  ),
+}  # fmt: skip
+PRETRAIN = ['--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=100', *COMMON]
 FINETUNE = [
   '--gin_file=gin/models/switch_tiny.gin', '--gin_file=gin/runs/finetune.gin', '--gin.LEARNING_RATE=0.01',
-  '--gin.EVAL_STEPS=16', '--gin.config.CheckpointConfig.keep_best=None', *SIZES,
+  '--gin.EVAL_STEPS=16', '--gin.config.CheckpointConfig.keep_best=None', *COMMON,
 ]  # fmt: skip
 # BLEU needs four words in a row; of texts as short as these chrF tells more.
 METRICS = {LANGUAGE_ID: ('accuracy',), TRANSLATION: ('chrf', 'bleu', 'accuracy')}
@@ -47,54 +95,44 @@ METRICS = {LANGUAGE_ID: ('accuracy',), TRANSLATION: ('chrf', 'bleu', 'accuracy')
 
 def steps_of(flags, task):
   """Returns the steps of fine-tuning."""
-  return flags.steps or TASKS[task][-1]
-
-
-def call(log, arguments):
-  """Runs `python -m switch_jax.main`; its output goes to a file."""
-  began = time.monotonic()
-  with open(log, 'a', encoding='utf-8') as file:
-    command = [sys.executable, '-m', 'switch_jax.main', *arguments]
-    status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-  if status:
-    raise SystemExit(f'{log.stem} ended with status {status}; see {log}')
-  print(f'{log.stem}: {time.monotonic() - began:.0f} s', flush=True)
+  return flags.steps or TASKS[task].steps
 
 
 def predictions(folder, task, steps):
-  """Returns what was predicted for every held-out example, with its inputs and targets; None before that."""
-  path = folder / 'predictions' / task / f'{steps}.jsonl'
-  return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else None
+  """Returns what was predicted for every held-out example, with its inputs and targets; nothing before that."""
+  return runs.read_lines(folder / 'predictions' / task / f'{steps}.jsonl')
 
 
-def is_finished(folder, steps):
-  """Whether a run has its last checkpoint and evaluation."""
-  return (folder / 'checkpoints' / str(steps)).is_dir() and (folder / 'summary.png').exists()
+def vocabulary(flags, task):
+  """Returns the vocabulary of a task; one of pieces is trained unless it is there."""
+  if not task.pieces:
+    return 'bytes'
+  path = flags.out / f'pieces_{PIECES}.model'
+  if not path.exists():
+    arguments = ['--multilingual', f'--size={PIECES}', f'--out={path}']
+    runs.call(flags.out / 'vocabulary.log', arguments, 'tasks.train_vocabulary')
+  return str(path)
 
 
-def train(folder, arguments, steps, seed):
-  """Trains, unless that is done."""
-  if not is_finished(folder, steps):
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = [*arguments, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={steps}', f'--gin.RANDOM_SEED={seed}']
-    call(
-      pathlib.Path(f'{folder}.log'), [*arguments, *(f'--gin.{n}_PERIOD={steps // 2}' for n in ('CHECKPOINT', 'EVAL'))]
-    )
-
-
-def run(flags, task, seed):
+def run(flags, name, seed):
   """Pre-trains, fine-tunes on a task and evaluates, each unless that is done."""
-  module, lengths, languages, rows, dropout, _ = TASKS[task]
-  steps, folder, pretrained = steps_of(flags, task), flags.out / f'{task}-{seed}', flags.out / f'pretrained-{seed}'
-  train(pretrained, PRETRAIN, flags.pretrain_steps, seed)
-  data = [f'--gin.MIXTURE_OR_TASK_NAME={task}', f'--gin.TASK_FEATURE_LENGTHS={lengths}', '--gin.VOCABULARY=bytes']
-  data += [f'--gin.config.DataConfig.task_module={module}', f'--gin.config.DataConfig.languages={languages}']
-  start = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}', f'--gin.BATCH_SIZE={rows}']
-  start += [f'--gin.EXPERT_DROPOUT_RATE={dropout}']
-  train(folder, [*FINETUNE, *data, *start], steps, seed)
-  if predictions(folder, task, steps) is None:
+  task, steps = TASKS[name], steps_of(flags, name)
+  folder, pretrained = flags.out / f'{name}-{seed}', flags.out / f'pretrained_for_{name}-{seed}'
+  words = f'--gin.VOCABULARY={vocabulary(flags, task)}'
+
+  def train(where, arguments, steps):
+    period = [f'--gin.{what}_PERIOD={steps // 2}' for what in ('CHECKPOINT', 'EVAL')]
+    runs.train(where, [*arguments, *task.model, words, *period, f'--gin.RANDOM_SEED={seed}'], steps)
+
+  pretrain_steps = flags.pretrain_steps or task.pretrain_steps
+  train(pretrained, [*PRETRAIN, f'--gin.TASK_FEATURE_LENGTHS={task.pretrain_lengths}'], pretrain_steps)
+  data = [f'--gin.MIXTURE_OR_TASK_NAME={name}', f'--gin.TASK_FEATURE_LENGTHS={task.lengths}']
+  data += [f'--gin.config.DataConfig.task_module={task.module}', f'--gin.config.DataConfig.languages={task.languages}']
+  start = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}', f'--gin.BATCH_SIZE={task.rows}']
+  train(folder, [*FINETUNE, *data, *start, f'--gin.EXPERT_DROPOUT_RATE={task.expert_dropout}'], steps)
+  if not predictions(folder, name, steps):
     evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}', '--gin.BATCH_SIZE=256']
-    call(pathlib.Path(f'{folder}.log'), [*evaluate, *data])
+    runs.call(f'{folder}.log', [*evaluate, *data, words])
 
 
 def score(task, records):
@@ -162,9 +200,9 @@ def pairs(scores, name):
 def main():
   """Runs what is not finished yet; prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  folder = ROOT / 'runs'
+  folder = runs.ROOT / 'runs'
   parser.add_argument('--out', type=pathlib.Path, default=folder / 'multilingual_finetune', help='folder of the runs')
-  parser.add_argument('--pretrain_steps', type=int, default=800)
+  parser.add_argument('--pretrain_steps', type=int, help='of each task')
   parser.add_argument('--seeds', type=int, default=1)
   parser.add_argument('--steps', type=int, help='of fine-tuning on each task')
   parser.add_argument('--tasks', nargs='+', choices=list(TASKS), default=list(TASKS))
@@ -183,5 +221,5 @@ def main():
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(ROOT))
+  sys.path.insert(0, str(runs.ROOT))
   sys.exit(main())

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import TEXTS, write_checkpoints
+from written_checkpoints import TEXTS, write_checkpoints
 
 from switch_jax.config import ConfigError, DataConfig, EvaluationConfig
 from switch_jax.inference import Generator, evaluate_run

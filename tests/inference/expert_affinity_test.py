@@ -9,7 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import MODEL, TEXTS, VOCABULARY, random_parameters, write_checkpoints
+from written_checkpoints import MODEL, TEXTS, VOCABULARY, random_parameters, write_checkpoints
 
 from switch_jax.config import ConfigError, DataConfig, MoeConfig
 from switch_jax.data.quiet_tensorflow import seqio

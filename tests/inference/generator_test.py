@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TEXTS, write_checkpoints
+from written_checkpoints import TEXTS, write_checkpoints
 
 from switch_jax import main
 from switch_jax.config import ConfigError, DecodingConfig, MeshConfig, PredictionConfig
