@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import pathlib
+from collections.abc import Mapping
 
 from switch_jax.config import ConfigError
 
@@ -27,6 +28,31 @@ def package_folder(module: str, distribution: str) -> pathlib.Path:
       f' (or pip install {distribution}).'
     )
   return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def is_installed(module: str) -> bool:
+  """Whether there is a module of this name."""
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # of the package around it
+    return False
+
+
+def package_folders(packages: Mapping[str, str]) -> dict[str, pathlib.Path]:
+  """Returns the folders of those packages that are installed, by their distributions.
+
+  Args:
+    packages: modules, each with its distribution; the first one must be installed.
+
+  Raises:
+    ConfigError: it is not.
+  """
+  first = next(iter(packages))
+  return {
+    distribution: package_folder(module, distribution)
+    for module, distribution in packages.items()
+    if module == first or is_installed(module)
+  }
 
 
 def version(distribution: str) -> str:

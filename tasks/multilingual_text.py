@@ -18,7 +18,6 @@ of `tasks.translation`, whose held-out messages (10 %) are among the 30 % that a
 import collections
 import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import pathlib
@@ -84,14 +83,9 @@ def language_of(locale: str) -> str:
 def _catalog_texts(folder: pathlib.Path, distribution: str) -> Iterator[Text]:
   """Yields the translations of a package's catalogs, and the English messages themselves."""
   english = set()
-  for path in sorted(folder.glob('**/LC_MESSAGES/*.mo')):
-    try:
-      messages = translation.read_catalog(installed_text.read_bytes(path, distribution))
-    except ValueError as error:
-      raise ConfigError(f'{path} is {error}; reinstall {distribution}: {installed_text.INSTALL}.') from error
-    language = language_of(path.parent.parent.name)
+  for locale, messages in translation.read_catalogs(folder, distribution):
+    language = language_of(locale)
     for message, text in messages.items():
-      message, text = ' '.join(message.split()), ' '.join(text.split())
       if len(message) < MIN_CHARACTERS or not (decides := message_of(message)):
         continue
       english.add(message)
@@ -117,13 +111,10 @@ def _wikipedia_texts(folder: pathlib.Path) -> Iterator[Text]:
 
 def _folders() -> dict[str, pathlib.Path]:
   """Returns the folders of the packages, by their distributions."""
-  found = {}
-  for module, distribution in CATALOGS.items():
-    if distribution == 'django' or importlib.util.find_spec(module) is not None:
-      found[distribution] = installed_text.package_folder(module, distribution)
-  found[WIKIPEDIA] = installed_text.package_folder(WIKIPEDIA_MODULE, WIKIPEDIA)
-  found[NAMES] = installed_text.package_folder(NAMES, NAMES)
-  return found
+  others = {WIKIPEDIA: WIKIPEDIA_MODULE, NAMES: NAMES}
+  return installed_text.package_folders(CATALOGS) | {
+    distribution: installed_text.package_folder(module, distribution) for distribution, module in others.items()
+  }
 
 
 def choose_texts(sentences: Iterable[Text], names: Iterable[Text]) -> dict[str, list[Text]]:

@@ -16,7 +16,6 @@ placeholders, names in place of messages, long ones, and those that stay as they
 
 import collections
 import functools
-import importlib.util
 import json
 import pathlib
 import re
@@ -87,25 +86,21 @@ def _language_names() -> dict[str, str]:
   return {code: record['name'] for record in records for code in (record.get('alpha_2'), record['alpha_3']) if code}
 
 
-def _folders() -> dict[str, pathlib.Path]:
-  """Returns the folders of the packages that are installed, by their distributions; Django first."""
-  installed = [module for module in CATALOGS if module == 'django' or _is_installed(module)]
-  return {CATALOGS[module]: installed_text.package_folder(module, CATALOGS[module]) for module in installed}
+def read_catalogs(folder: pathlib.Path, distribution: str) -> Iterator[tuple[str, dict[str, str]]]:
+  """Yields the catalogs of a package: locale, and messages with their translations; runs of white space are one space.
 
-
-def _is_installed(module: str) -> bool:
-  try:
-    return importlib.util.find_spec(module) is not None
-  except ModuleNotFoundError:  # nor is the package around it
-    return False
-
-
-def _catalogs(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-  """Yields the catalogs of a package, each with its locale; its English ones (for Australia, say) left out."""
+  Raises:
+    ConfigError: a file is no catalog.
+  """
   for path in sorted(folder.glob('**/LC_MESSAGES/*.mo')):
-    locale = path.parent.parent.name
-    if not locale.startswith('en'):
-      yield LOCALES.get(locale, locale), path
+    try:
+      found = read_catalog(installed_text.read_bytes(path, distribution))
+    except ValueError as error:
+      raise ConfigError(f'{path} is {error}; reinstall {distribution}: {installed_text.INSTALL}.') from error
+    yield (
+      path.parent.parent.name,
+      {' '.join(message.split()): ' '.join(text.split()) for message, text in found.items()},
+    )
 
 
 def _is_wanted(message: str, text: str) -> bool:
@@ -127,16 +122,12 @@ def read_pairs() -> dict[str, dict[str, str]]:
     ConfigError: Django is not installed, or the catalogs are not what this was written for.
   """
   pairs = collections.defaultdict(dict)
-  for distribution, folder in _folders().items():
-    for locale, path in _catalogs(folder):
-      if distribution != 'django' and locale not in pairs:
+  for distribution, folder in installed_text.package_folders(CATALOGS).items():
+    for name, messages in read_catalogs(folder, distribution):
+      locale = LOCALES.get(name, name)
+      if locale.startswith('en') or (distribution != 'django' and locale not in pairs):  # English for Australia, say
         continue
-      try:
-        found = read_catalog(installed_text.read_bytes(path, distribution))
-      except ValueError as error:
-        raise ConfigError(f'{path} is {error}; reinstall {distribution}: {installed_text.INSTALL}.') from error
-      for message, text in found.items():
-        message, text = ' '.join(message.split()), ' '.join(text.split())
+      for message, text in messages.items():
         if _is_wanted(message, text):
           pairs[locale].setdefault(message, text)
   return {locale: dict(sorted(pairs[locale].items())) for locale in sorted(pairs)}
@@ -172,7 +163,7 @@ def get_corpus(chosen: str | Sequence[str] | None = None) -> corpus.Corpus:
     for line, split in _lines(locales):
       writer.add(line, split)
 
-  versions = {name: installed_text.version(name) for name in (*_folders(), 'pycountry')}
+  versions = {name: installed_text.version(name) for name in (*installed_text.package_folders(CATALOGS), 'pycountry')}
   made_of = {'builder': BUILDER_VERSION, 'locales': locales, **versions}
   return corpus.get_corpus(NAME, made_of, write, held_out_fraction=HELD_OUT_FRACTION)
 
