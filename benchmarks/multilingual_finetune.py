@@ -21,9 +21,7 @@ import runs
 
 LANGUAGE_ID, TRANSLATION = 'multilingual_language_id', 'message_translation'
 PIECES = 4000
-COMMON = [
-  '--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.config.ModelConfig.num_heads=2', '--gin.LOG_PERIOD=20',
-]  # fmt: skip
+COMMON = ['--gin.config.MoeConfig.train_capacity_factor=2.0', '--gin.LOG_PERIOD=20']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,10 @@ TASKS = {
     languages=None,
     pieces=False,
     rows=64,
-    model=('--gin.NUM_EXPERTS=16', '--gin.config.ModelConfig.emb_dim=64', '--gin.config.ModelConfig.mlp_dim=256'),
+    model=(
+      '--gin.NUM_EXPERTS=16', '--gin.config.ModelConfig.emb_dim=64', '--gin.config.ModelConfig.num_heads=2',
+      '--gin.config.ModelConfig.mlp_dim=256',
+    ),
     pretrain_steps=800,
     finetune=('--gin.LEARNING_RATE=0.01',),
     steps=700,
@@ -76,8 +77,7 @@ TASKS = {
     pieces=True,
     rows=64,
     model=(
-      '--gin.NUM_EXPERTS=8', '--gin.config.ModelConfig.emb_dim=128', '--gin.config.ModelConfig.mlp_dim=512',
-      '--gin.config.ModelConfig.init_scale=1.0', '--gin.config.ModelConfig.vocab_size=4224',
+      '--gin.NUM_EXPERTS=8', '--gin.config.ModelConfig.init_scale=1.0', '--gin.config.ModelConfig.vocab_size=4224',
     ),
     pretrain_steps=400,
     # Texts of six languages are much to learn: pre-training's schedule, which begins at 0.05, and little dropout.
@@ -85,7 +85,7 @@ TASKS = {
       '--gin.LEARNING_RATE=1.0', "--gin.config.OptimizerConfig.schedule='rsqrt'",
       '--gin.config.OptimizerConfig.warmup_steps=400', '--gin.EXPERT_DROPOUT_RATE=0.1',
     ),
-    steps=3000,
+    steps=3500,
   ),
 }  # fmt: skip
 PRETRAIN = ['--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=100', *COMMON]
