@@ -117,3 +117,6 @@ def test_a_claim_of_fewer_steps(modules, tmp_path):
     (folder / 'metrics.jsonl').write_text('\n'.join(lines))
   claim = modules['studies'].fewer_steps('experts', 'dense', 'text', 'paper')
   assert claim.measure(folders) == pytest.approx(200 / (100 * 2 / 3))
+  again = modules['studies'].fewer_steps('dense', 'experts', 'text', 'paper')
+  assert math.isnan(again.measure(folders))
+  assert again.at_most(folders) == 100 / 200

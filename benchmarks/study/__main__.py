@@ -52,14 +52,19 @@ def finished_seeds(folder: pathlib.Path, point: str) -> dict[int, pathlib.Path]:
 
 
 def judge(name: str, out: pathlib.Path) -> list[dict]:
-  """Returns for each claim of a study what its finished seeds say; `found` is None where there is no seed."""
+  """Returns for each claim of a study what its finished seeds say; `found` is None where there is no seed.
+
+  `at_most` is NaN unless a number was not reached and is known to be at most that in all seeds.
+  """
   rows = []
   for claim in STUDIES[name].claims:
     runs = {point: finished_seeds(out / name, point) for point in claim.points}
     seeds = sorted(set.intersection(*(set(found) for found in runs.values())))
-    values = [claim.measure({point: found[seed] for point, found in runs.items()}) for seed in seeds]
-    found = measures.estimate(values) if values else None
-    rows.append({'study': name, 'claim': claim, 'seeds': seeds, 'found': found})
+    folders = [{point: found[seed] for point, found in runs.items()} for seed in seeds]
+    found = measures.estimate([claim.measure(folder) for folder in folders]) if folders else None
+    unreached = found is not None and math.isnan(found.mean) and claim.at_most is not None
+    at_most = max(claim.at_most(folder) for folder in folders) if unreached else math.nan
+    rows.append({'study': name, 'claim': claim, 'seeds': seeds, 'found': found, 'at_most': at_most})
   return rows
 
 
@@ -73,7 +78,12 @@ def describe(row: dict) -> list[str]:
   if found is None:
     return [claim.text, claim.paper, 'not run here', '']
   if math.isnan(found.mean):
-    return [claim.text, claim.paper, 'not reached', 'cannot tell']
+    number = f'at most {row["at_most"]:.2f} {claim.unit}, {_seeds(len(found.values))}'
+    return [
+      claim.text,
+      claim.paper,
+      *((number, 'disagrees') if row['at_most'] < claim.above else ('not reached', 'cannot tell')),
+    ]
   said = measures.verdict(found, claim.above, claim.near)
   low, high = found.interval
   if claim.above == 0.0 and low <= 0 <= high and len(found.values) > 1:

@@ -25,7 +25,8 @@ def draw(name: str, out: pathlib.Path) -> None:
   for path in sorted((out / name).glob('*,RANDOM_SEED=*')):
     if (path / 'finished.json').exists():
       folders.setdefault(path.name.rpartition(',')[0], []).append(path)
-  curves = {point: [measures.curve(path) for path in folders[point]] for point in sorted(folders, key=order)}
+  task, _ = measures.last_shared_step(path for found in folders.values() for path in found)
+  curves = {point: [measures.curve(path, task) for path in folders[point]] for point in sorted(folders, key=order)}
   experts = name == 'experts' and 'dense' in curves
   figure = Figure(figsize=(10.5, 4.2) if experts else (7.5, 4.2), layout='constrained', facecolor='white')
   FigureCanvasAgg(figure)

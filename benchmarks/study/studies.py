@@ -24,6 +24,7 @@ class Claim:
     unit: of the number.
     above: the claim is that the mean is above this,
     near: or, if given, that it is between these two.
+    at_most: for a number that some runs are too short for (NaN): what it is at most.
   """
 
   text: str
@@ -33,6 +34,7 @@ class Claim:
   unit: str = 'nats'
   above: float = 0.0
   near: tuple[float, float] | None = None
+  at_most: Measure | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,20 @@ def fewer_steps(better: str, than: str, text: str, paper: str, above: float = 1.
   With `lowest` it is for the lowest loss that the other ever has, at the step at which it has it.
   """
 
-  def measure(folder):
+  def goal(folder):
     slow = measures.curve(folder[than])
-    at, loss = min(slow, key=lambda point: point[1]) if lowest else slow[-1]
+    return min(slow, key=lambda point: point[1]) if lowest else slow[-1]
+
+  def measure(folder):
+    at, loss = goal(folder)
     steps = measures.steps_to_reach(measures.curve(folder[better]), loss)
     return at / steps if steps else math.nan
 
-  return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit='times', above=above)
+  def at_most(folder):
+    return goal(folder)[0] / measures.curve(folder[better])[-1][0]
+
+  points = (better, than)
+  return Claim(text=text, paper=paper, measure=measure, points=points, unit='times', above=above, at_most=at_most)
 
 
 def lower(better: str, than: str, metric: str, text: str, paper: str, unit: str, **kwargs) -> Claim:
