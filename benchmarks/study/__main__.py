@@ -61,9 +61,12 @@ def judge(name: str, out: pathlib.Path) -> list[dict]:
     runs = {point: finished_seeds(out / name, point) for point in claim.points}
     seeds = sorted(set.intersection(*(set(found) for found in runs.values())))
     folders = [{point: found[seed] for point, found in runs.items()} for seed in seeds]
-    found = measures.estimate([claim.measure(folder) for folder in folders]) if folders else None
-    unreached = found is not None and math.isnan(found.mean) and claim.at_most is not None
-    at_most = max(claim.at_most(folder) for folder in folders) if unreached else math.nan
+    values = [claim.measure(folder) for folder in folders]
+    found = measures.estimate(values) if values else None
+    at_most = math.nan
+    if claim.at_most is not None and any(map(math.isnan, values)):
+      bounds = [claim.at_most(folder) for folder in folders]
+      at_most = max(bound if math.isnan(value) else value for value, bound in zip(values, bounds, strict=True))
     rows.append({'study': name, 'claim': claim, 'seeds': seeds, 'found': found, 'at_most': at_most})
   return rows
 
