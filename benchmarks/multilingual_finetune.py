@@ -40,6 +40,7 @@ class Task:
     pretrain_steps: of it.
     finetune: bindings of the fine-tuning.
     steps: of the fine-tuning.
+    decoding: bindings of the evaluation.
   """
 
   module: str
@@ -53,6 +54,7 @@ class Task:
   pretrain_steps: int
   finetune: tuple[str, ...]
   steps: int
+  decoding: tuple[str, ...]
 
 
 TASKS = {
@@ -71,6 +73,7 @@ TASKS = {
     pretrain_steps=800,
     finetune=('--gin.LEARNING_RATE=0.01',),
     steps=700,
+    decoding=(),
   ),
   TRANSLATION: Task(
     module='tasks.translation',
@@ -91,6 +94,7 @@ TASKS = {
       '--gin.config.OptimizerConfig.warmup_steps=400', '--gin.EXPERT_DROPOUT_RATE=0.1',
     ),
     steps=3500,
+    decoding=('--gin.DECODING=beam',),  # as T5 translates: four beams, a length penalty of 0.6
   ),
 }  # fmt: skip
 PRETRAIN = ['--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=100', *COMMON]
@@ -141,7 +145,7 @@ def run(flags, name, seed):
   train(folder, [*FINETUNE, *data, *start, *task.finetune], steps)
   if not predictions(folder, name, steps):
     evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}', '--gin.BATCH_SIZE=256']
-    runs.call(f'{folder}.log', [*evaluate, *data, words])
+    runs.call(f'{folder}.log', [*evaluate, *task.decoding, *data, words])
 
 
 def score(task, records):

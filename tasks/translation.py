@@ -29,7 +29,7 @@ from tasks import answers, installed_text, languages, metrics, text_to_text
 
 NAME = 'message_translation'
 READS_LANGUAGES = True  # the field languages of the configuration
-BUILDER_VERSION = 2
+BUILDER_VERSION = 3
 HELD_OUT_FRACTION = 0.1
 MIN_CHARACTERS, MAX_CHARACTERS = 4, 100
 # Modules with catalogs, each with the distribution that brings it. Only the first must be there; its locales are ours.
@@ -38,8 +38,9 @@ CATALOGS = {'django': 'django', 'allauth': 'django-allauth', 'plone.app.locales'
 LOCALES = {
   'no': 'nb', 'pt_PT': 'pt', 'sr@Cyrl': 'sr', 'sr@Latn': 'sr_Latn', 'zh_CN': 'zh_Hans', 'zh_TW': 'zh_Hant',
 }  # fmt: skip
-# What stands for something else: printf's and Python's placeholders, Zope's, and names as `label_save`.
-_PLACEHOLDER = re.compile(r'[%{$]|^\w*_\w*$|</?\w')
+# Placeholders of printf, Python and Zope, and markup; and names that stand for a message: `label_save`, `front-text`.
+_PLACEHOLDER = re.compile(r'[%{$]|</?\w')
+_NAME = re.compile(r'\w*_\w*|[a-z0-9]+(-[a-z0-9]+)+')
 _MAGIC = 0x950412DE
 
 
@@ -108,7 +109,7 @@ def _is_wanted(message: str, text: str) -> bool:
     MIN_CHARACTERS <= len(message) <= MAX_CHARACTERS
     and bool(letters(message) and text)
     and text != message
-    and not _PLACEHOLDER.search(message)
+    and not (_PLACEHOLDER.search(message) or _PLACEHOLDER.search(text) or _NAME.fullmatch(message))
   )
 
 

@@ -23,7 +23,14 @@ def catalog(messages, order='<'):
 
 
 PORTUGUESE = {'alpha_3': 'por', 'alpha_2': 'pt', 'name': 'Portuguese'}
-LEFT_OUT = {'Same': 'Same', '%d items': '%d Dinge', '': 'head', 'long ' * 40: 'zu lang', '...': ','}
+LEFT_OUT = {
+  'Same': 'Same',
+  '%d items': '%d Dinge',
+  '': 'head',
+  'long ' * 40: 'zu lang',
+  '...': ',',
+  'one minute': '%d Minuten',
+}
 MESSAGES = {f'Message of kind {i}': f'Nachricht {i}' for i in range(300)}
 
 
@@ -68,7 +75,13 @@ def test_another_package_adds_messages_to_the_languages_of_django(packages):
     ('pt_PT', {'Sign in': 'Entrar'}),
     (
       'de',
-      {'Sign in': 'Anmelden', 'Yes, please': 'Jawohl', 'Go to ${place}': 'Nach ${place}', 'label_save': 'Sichern'},
+      {
+        'Sign in': 'Anmelden',
+        'Yes, please': 'Jawohl',
+        'Go to ${place}': 'Nach ${place}',
+        'label_save': 'Sichern',
+        'front-text': 'Vorne',
+      },
     ),
     ('zh_CN', {'Sign in': 'unknown to Django'}),
     ('pt_BR', {'sign in!': 'entrar!'}),
