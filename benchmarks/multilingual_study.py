@@ -41,7 +41,7 @@ MODELS = {
     '--gin.config.MoeConfig.train_capacity_factor=2.0',
   ],
 }  # fmt: skip
-EVALUATIONS = 8
+EVALUATIONS = 16
 # Figure 8 of the paper, from its pixels: step speed-up and number of languages.
 PAPER = {3.2: 10, 3.8: 6, 4.4: 17, 5.0: 48, 5.7: 18, 6.3: 2, 7.6: 1, 8.2: 1, 10.7: 3, 15.1: 1}
 
@@ -315,7 +315,7 @@ def main():
     '--out', type=pathlib.Path, default=runs.ROOT / 'runs' / 'multilingual_study', help='folder of the runs'
   )
   parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--steps', type=int, default=1600)
+  parser.add_argument('--steps', type=int, default=3200)
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
   flags = parser.parse_args()
