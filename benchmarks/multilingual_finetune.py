@@ -228,6 +228,9 @@ def main():
     for seed in range(flags.seeds):
       run(flags, task, seed)
   text, everything = tables(flags)
+  if not everything:
+    print(f'Nothing has been evaluated in {flags.out}.')
+    return 1
   (flags.out / 'results.json').write_text(json.dumps(everything, indent=1, default=float))
   print(f'{text}\n{flags.out / "results.json"}')
   return 0
