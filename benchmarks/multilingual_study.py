@@ -55,13 +55,8 @@ def train(flags, seed):
   """Trains both models of a seed; returns the seconds taken."""
   period, seconds = flags.steps // EVALUATIONS, 0.0
   for model, bindings in MODELS.items():
-    bindings = [
-      *bindings,
-      f'--gin.RANDOM_SEED={seed}',
-      f'--gin.EVAL_PERIOD={period}',
-      f'--gin.CHECKPOINT_PERIOD={period}',
-    ]
-    seconds += runs.train(folder_of(flags, model, seed), [*SETTINGS, *bindings], flags.steps)
+    common = [f'--gin.RANDOM_SEED={seed}', f'--gin.EVAL_PERIOD={period}', f'--gin.CHECKPOINT_PERIOD={period}']
+    seconds += runs.train(folder_of(flags, model, seed), [*SETTINGS, *bindings, *common], flags.steps)
   return seconds
 
 
@@ -200,7 +195,7 @@ def parameters(flags, model):
 def seconds(flags, model):
   """Returns the seconds of a step that a run of the first seed had, by line of its metrics."""
   path = folder_of(flags, model, 0) / 'train' / 'metrics.jsonl'
-  found = [json.loads(line).get('steps_per_second') for line in path.read_text().splitlines()]
+  found = [line.get('steps_per_second') for line in runs.read_lines(path)]
   return [1 / x for x in found[1:] if x]
 
 

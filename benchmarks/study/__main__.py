@@ -81,12 +81,11 @@ def describe(row: dict) -> list[str]:
   if found is None:
     return [claim.text, claim.paper, 'not run here', '']
   if math.isnan(found.mean):
-    number = f'at most {row["at_most"]:.2f} {claim.unit}, {_seeds(len(found.values))}'
-    return [
-      claim.text,
-      claim.paper,
-      *((number, 'disagrees') if row['at_most'] < claim.above else ('not reached', 'cannot tell')),
-    ]
+    # One seed cannot tell, here as elsewhere.
+    if len(found.values) > 1 and row['at_most'] < claim.above:
+      number = f'at most {row["at_most"]:.2f} {claim.unit}, {_seeds(len(found.values))}'
+      return [claim.text, claim.paper, number, 'disagrees']
+    return [claim.text, claim.paper, 'not reached', 'cannot tell']
   said = measures.verdict(found, claim.above, claim.near)
   low, high = found.interval
   if claim.above == 0.0 and low <= 0 <= high and len(found.values) > 1:
