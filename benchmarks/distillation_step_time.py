@@ -20,8 +20,8 @@ import step_time
 
 from switch_jax import config, launch
 from switch_jax.checkpoints import CheckpointStore
+from switch_jax.distillation.student import Distillation
 from switch_jax.parallel import Layout
-from switch_jax.training.distillation import Distillation
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step
 

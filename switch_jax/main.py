@@ -207,7 +207,9 @@ def _run(argv: Sequence[str]) -> int:
     print(training.describe(run))
     return 0
   if flags.run_mode == 'teacher':
-    return training.write_teacher_logits(run)
+    from switch_jax import distillation
+
+    return distillation.write_teacher_logits(run)
   others, _ = split_gin_bindings(argv)
   kept = [f'--gin.{binding}' for binding in bindings if not binding.startswith('TRAIN_STEPS=')]
   longer = [*others, *kept, f'--gin.TRAIN_STEPS={2 * run.train_steps}']

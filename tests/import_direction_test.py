@@ -10,12 +10,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Lower ones know nothing of higher ones. Modules of one line do not know each other either.
 LEVELS = (
   ('config',),
+  ('folders',),
   ('parallel',),
+  ('kernels',),
   ('model',),
   ('data',),
   ('checkpoints',),
-  ('interop',),
+  ('interop', 'monitoring'),
   ('inference',),
+  ('distillation',),
   ('training',),
   ('plan', 'report', 'sweep', 't5x_adapter'),
   ('gin_statements', 'gin_files', 'launch', 'main', 'convert'),

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jax.experimental import serialize_executable, topologies
 
 from switch_jax.config import ConfigError, RunConfig
+from switch_jax.distillation.student import Distillation
 from switch_jax.model import parameter_count
+from switch_jax.model.placement import make_layout
 from switch_jax.parallel import Layout
 from switch_jax.plan import collectives, flops, loops
-from switch_jax.training.description import active_parameters, make_layout, stack_routing
-from switch_jax.training.distillation import Distillation
+from switch_jax.training.description import active_parameters, stack_routing
 from switch_jax.training.state import plan_state
 from switch_jax.training.step import make_train_step
 

@@ -15,21 +15,21 @@ import switch_jax
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig, suggest
+from switch_jax.distillation.student import Distillation
 from switch_jax.interop import initial_parameters, recorded_vocabulary
 from switch_jax.model import parameter_count
-from switch_jax.training.description import make_layout
-from switch_jax.training.distillation import Distillation
+from switch_jax.model.placement import make_layout
+from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
+from switch_jax.monitoring.loss_watch import DivergenceError
+from switch_jax.monitoring.metric_files import METRICS_FILE, MetricFiles, read_metrics
+from switch_jax.monitoring.picture import save_picture
+from switch_jax.monitoring.profiling import Profiler, Window
+from switch_jax.monitoring.progress import Progress
+from switch_jax.monitoring.reporting import Reporter
+from switch_jax.monitoring.summary import RunFacts, summarize
 from switch_jax.training.evaluation import EvaluationResult, evaluate
-from switch_jax.training.interruption import EXIT_CODES, Interruption
-from switch_jax.training.loss_watch import DivergenceError
-from switch_jax.training.metric_files import METRICS_FILE, MetricFiles, read_metrics
-from switch_jax.training.picture import save_picture
-from switch_jax.training.profiling import Profiler, Window
-from switch_jax.training.progress import Progress
-from switch_jax.training.reporting import Reporter
 from switch_jax.training.state import TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
-from switch_jax.training.summary import RunFacts, summarize
 
 _SUMMARY = 'summary.png'
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from switch_jax.config import DistillationConfig, LossConfig, ModelConfig, RunConfig
+from switch_jax.distillation.soft_targets import SoftSums, soft_sums
+from switch_jax.distillation.student import Distillation, make_targets
 from switch_jax.model import Transformer
 from switch_jax.model.losses import (
   Metrics,
@@ -21,9 +23,7 @@ from switch_jax.model.losses import (
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
 from switch_jax.training import microbatches
-from switch_jax.training.distillation import Distillation, make_targets
 from switch_jax.training.optimizer import make_schedule
-from switch_jax.training.soft_targets import SoftSums, soft_sums
 from switch_jax.training.state import StatePlan, TrainState
 
 Batch = dict[str, jax.Array]

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from written_checkpoints import TEXTS, VOCABULARY, write_checkpoints
 
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from tests.inference.written_checkpoints import TEXTS, VOCABULARY, write_checkpoints
 
 
 @pytest.fixture(scope='session')

@@ -5,11 +5,11 @@ import threading
 
 import numpy as np
 import pytest
-from written_checkpoints import TEXTS, write_checkpoints
 
 from switch_jax.config import ConfigError, DataConfig, EvaluationConfig
 from switch_jax.inference import Generator, evaluate_run
 from switch_jax.inference.evaluation_records import mixture_averages, one_line
+from tests.inference.written_checkpoints import TEXTS, write_checkpoints
 
 pytestmark = pytest.mark.usefixtures('tasks')
 

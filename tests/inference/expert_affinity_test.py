@@ -9,7 +9,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from written_checkpoints import MODEL, TEXTS, VOCABULARY, random_parameters, write_checkpoints
 
 from switch_jax.config import ConfigError, DataConfig, MoeConfig
 from switch_jax.data.quiet_tensorflow import seqio
@@ -28,6 +27,7 @@ from switch_jax.inference.expert_affinity import (
 from switch_jax.interop.scanned import stack_layers
 from switch_jax.model import Transformer, abstract_parameters
 from switch_jax.parallel import Layout
+from tests.inference.written_checkpoints import MODEL, TEXTS, VOCABULARY, random_parameters, write_checkpoints
 
 ATTENTION = dataclasses.replace(
   MODEL,

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from written_checkpoints import TEXTS, write_checkpoints
 
 from switch_jax import main
 from switch_jax.config import ConfigError, DecodingConfig, MeshConfig, PredictionConfig
 from switch_jax.inference import Generator, predict_file
+from tests.inference.written_checkpoints import TEXTS, write_checkpoints
 
 
 @pytest.fixture(scope='module')

@@ -14,8 +14,8 @@ from switch_jax import gin_files
 from switch_jax.config import DataConfig, LossConfig, MeshConfig, ModelConfig, MoeConfig, OptimizerConfig, RunConfig
 from switch_jax.model import Transformer, init_parameters
 from switch_jax.model.losses import router_losses, token_sums
+from switch_jax.model.placement import make_layout
 from switch_jax.plan.collectives import collectives
-from switch_jax.training.description import make_layout
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step
 

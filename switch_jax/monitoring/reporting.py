@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from switch_jax.config import RunConfig
-from switch_jax.training.loss_watch import LossWatch
-from switch_jax.training.memory import memory_metrics
-from switch_jax.training.metric_files import MetricFiles
-from switch_jax.training.progress import Progress
-from switch_jax.training.router_health import RouterHealth, heat_map
-from switch_jax.training.summary import layer_key
+from switch_jax.monitoring.loss_watch import LossWatch
+from switch_jax.monitoring.memory import memory_metrics
+from switch_jax.monitoring.metric_files import MetricFiles
+from switch_jax.monitoring.progress import Progress
+from switch_jax.monitoring.router_health import RouterHealth, heat_map
+from switch_jax.monitoring.summary import layer_key
 
 # What is fetched in every step, and not only in those that are written: a few numbers, and the routers' loads.
 _EVERY_STEP = ('loss', 'grad_norm', 'target_tokens', 'routers')

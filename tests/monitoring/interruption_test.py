@@ -10,7 +10,7 @@ import threading
 import pytest
 from jax.experimental import multihost_utils
 
-from switch_jax.training.interruption import EXIT_CODES, Interruption
+from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
 
 
 def send(number):
@@ -81,7 +81,7 @@ def test_with_the_real_runtime(name):
   program = f"""
 import os, signal, time, jax
 jax.distributed.initialize('127.0.0.1:{port}', 1, 0)
-from switch_jax.training.interruption import Interruption
+from switch_jax.monitoring.interruption import Interruption
 with Interruption() as interruption:
   os.kill(os.getpid(), signal.{name})
   for step in range(200):

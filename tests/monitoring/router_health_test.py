@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from switch_jax.config import ConfigError, HealthConfig, MoeConfig
-from switch_jax.training.loss_watch import DivergenceError, LossWatch
-from switch_jax.training.router_health import RouterHealth, heat_map
+from switch_jax.monitoring.loss_watch import DivergenceError, LossWatch
+from switch_jax.monitoring.router_health import RouterHealth, heat_map
 
 LAYERS = ('decoder_1', 'encoder_1')
 

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from switch_jax.training.picture import save_picture, smooth
+from switch_jax.monitoring.picture import save_picture, smooth
 
 TRAIN = [{'step': step, 'cross_ent_loss': 10 / step**0.2} for step in range(1, 101)]
 HELD_OUT = [{'step': step, 'cross_ent_loss': 9 - step / 50} for step in (0, 50, 100)]
@@ -71,5 +71,5 @@ def test_smooth():
 
 
 def test_matplotlib_is_imported_only_when_drawing():
-  program = 'import sys, switch_jax.training.picture; sys.exit("matplotlib" in sys.modules)'
+  program = 'import sys, switch_jax.monitoring.picture; sys.exit("matplotlib" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', program], check=False).returncode == 0

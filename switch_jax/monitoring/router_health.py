@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from switch_jax.config import MoeConfig
-from switch_jax.training.summary import layer_key
+from switch_jax.monitoring.summary import layer_key
 
 # A warning about a layer that stays as it is comes again after so many windows.
 _REPEAT_AFTER = 10

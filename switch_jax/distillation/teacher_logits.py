@@ -18,8 +18,8 @@ from jax.experimental import multihost_utils
 
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.data.prefetch import Prefetcher
+from switch_jax.distillation.soft_targets import SoftTargets
 from switch_jax.parallel import Layout
-from switch_jax.training.soft_targets import SoftTargets
 
 RECORD = 'teacher_logits.json'
 # The entries of a batch that come from these files, and the names of the arrays.

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from switch_jax.training.progress import Progress, duration
+from switch_jax.monitoring.progress import Progress, duration
 
 
 class Terminal(io.StringIO):

@@ -8,10 +8,10 @@ import pytest
 
 from switch_jax import config
 from switch_jax.checkpoints import CheckpointStore
+from switch_jax.distillation.student import Distillation
 from switch_jax.interop import find_inheritance, inherit
 from switch_jax.model import init_parameters
 from switch_jax.parallel import Layout, make_mesh
-from switch_jax.training.distillation import Distillation
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step
 

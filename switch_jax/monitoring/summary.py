@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from switch_jax.training.progress import duration
+from switch_jax.monitoring.progress import duration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

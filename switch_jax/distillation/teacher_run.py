@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from switch_jax import data
 from switch_jax.config import ConfigError, RunConfig
+from switch_jax.distillation.soft_targets import soft_targets
+from switch_jax.distillation.teacher import Teacher
+from switch_jax.distillation.teacher_logits import BATCHES_PER_FILE, TeacherLogitsWriter
+from switch_jax.model.placement import make_layout
+from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
+from switch_jax.monitoring.progress import Progress
 from switch_jax.parallel import Layout
-from switch_jax.training.description import make_layout
-from switch_jax.training.interruption import EXIT_CODES, Interruption
-from switch_jax.training.progress import Progress
-from switch_jax.training.soft_targets import soft_targets
-from switch_jax.training.teacher import Teacher
-from switch_jax.training.teacher_logits import BATCHES_PER_FILE, TeacherLogitsWriter
 
 # Batches between two records of what is written, from which a killed writer goes on.
 _COMMIT_PERIOD = 8 * BATCHES_PER_FILE

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from switch_jax.training.summary import layer_key
+from switch_jax.monitoring.summary import layer_key
 
 _INK, _PALE, _HELD_OUT, _YARDSTICK = '#1f3a5f', '#9db4d0', '#c8553d', '#5c5c5c'
 # More experts than this are drawn without their numbers.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switch_jax.training.metric_files import MetricFiles, read_metrics
+from switch_jax.monitoring.metric_files import MetricFiles, read_metrics
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from switch_jax.training.summary import RunFacts, experts_used, layer_key, summarize
+from switch_jax.monitoring.summary import RunFacts, experts_used, layer_key, summarize
 
 
 def test_whole_summary():

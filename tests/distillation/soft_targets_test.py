@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from switch_jax.training.soft_targets import SoftTargets, soft_sums, soft_targets
+from switch_jax.distillation.soft_targets import SoftTargets, soft_sums, soft_targets
 
 RANDOM = np.random.default_rng(0)
 TEACHER, STUDENT = RANDOM.normal(0, 2, (2, 3, 7, 11)).astype(np.float32)
