@@ -45,6 +45,31 @@ DEFAULT_RULES: Mapping[str, MeshAxes] = {
   'relpos_buckets': None,
 }
 
+# Operations that have more than one form, and the forms: the plain one first, then what they suit. Which one a device
+# gets is decided in `kernels/table.py`.
+KERNELS: Mapping[str, Mapping[str, str]] = {
+  'attention': {
+    'plain': 'all scores at once, computed again in the backward pass',
+    'by_row': 'one row of the batch at a time, for XLA:CPU',
+  },
+  'expert_product': {
+    'plain': 'one batched product',
+    'own_gradient': 'the same with a derivative that transposes nothing, for XLA:CPU',
+  },
+  'positions': {
+    'cumulative': "a cumulative sum over one-hots, as the paper's code",
+    'sorted': 'a sort of the choices, whose memory does not grow with the experts',
+  },
+  'drop_free': {
+    'ragged': 'a ragged product over the runs of the experts',
+    'blocks': 'runs padded to blocks, one block at a time, for XLA:CPU',
+  },
+  'update': {
+    'plain': 'whole arrays at once',
+    'in_place': 'Adafactor one matrix at a time where it lies, for one CPU device',
+  },
+}
+
 # Axes that some array has together, so no two of them can lie on one mesh axis.
 _TOGETHER = (
   ('batch', 'length', 'activation_embed'),
@@ -106,6 +131,22 @@ def check_rules(rules: Mapping[str, MeshAxes]) -> None:
     )
 
 
+def check_kernels(kernels: Mapping[str, str]) -> None:
+  """Raises a `ConfigError` unless the operations and their forms are in `KERNELS`."""
+  for operation, form in kernels.items():
+    if operation not in KERNELS:
+      raise ConfigError(
+        f'MeshConfig.kernels names the operation {operation!r}; known are {", ".join(KERNELS)}.'
+        f'{suggest(operation, KERNELS)}'
+      )
+    if form not in KERNELS[operation]:
+      known = '; '.join(f'{name!r}: {what}' for name, what in KERNELS[operation].items())
+      raise ConfigError(
+        f'MeshConfig.kernels has {operation!r}: {form!r}, which is none of its forms ({known}).'
+        f'{suggest(form, KERNELS[operation])}'
+      )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig(Checked):
   """The device mesh `(data, expert, model)` and what lies where on it.
@@ -118,6 +159,8 @@ class MeshConfig(Checked):
       inside a slice. It is part of `data`: 4 slices with `data=8` have 2 parts of it each.
     rules: mesh axes of logical axes (`LOGICAL_AXES`), as `{'embed': ('data', 'expert')}`; `DEFAULT_RULES` for those
       that are missing. None is "not split".
+    kernels: forms of operations (`KERNELS`) in place of those that the devices would get, as
+      `{'attention': 'plain'}`. They change no number beyond rounding, and are no part of a run's identity.
   """
 
   data: int = -1
@@ -125,6 +168,7 @@ class MeshConfig(Checked):
   model: int = 1
   num_slices: int = 1
   rules: dict[str, MeshAxes] = dataclasses.field(default_factory=dict)
+  kernels: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     super().__post_init__()
@@ -135,6 +179,7 @@ class MeshConfig(Checked):
     self.require(sizes.count(-1) <= 1, 'data', 'only one axis may be -1 (what is left).')
     self.require_at_least(1, 'num_slices')
     check_rules(self.rules)
+    check_kernels(self.kernels)
     if self.num_slices > 1 and 'data' in as_tuple(self.rules.get('expert', DEFAULT_RULES['expert'])):
       raise ConfigError(
         f'MeshConfig.num_slices is {self.num_slices}, and the rules put experts on the data axis, which goes across '

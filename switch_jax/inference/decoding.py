@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from switch_jax.config import DecodingConfig, ModelConfig
 from switch_jax.model import Transformer
-from switch_jax.model.decoding import Cache, Memory, decode_step, empty_cache, start_memory
+from switch_jax.model.cache import Cache, Memory
+from switch_jax.model.decoding import decode_step, empty_cache, start_memory
 from switch_jax.parallel import Layout
 
 # Below every log probability there is, and far enough from float32's end that adding to it is safe.

@@ -40,7 +40,7 @@ def make_inference_layout(config: ModelConfig, mesh: MeshConfig) -> Layout:
     ConfigError: the model does not divide over the mesh.
   """
   num_experts = config.moe.num_experts if config.moe else None
-  return Layout(make_mesh(mesh, num_experts, widths=parameter_widths(config)), tuple(mesh.rules.items()))
+  return Layout.of(mesh, make_mesh(mesh, num_experts, widths=parameter_widths(config)))
 
 
 def check_batch_size(batch_size: int, layout: Layout, owner: str) -> None:

@@ -1,24 +1,20 @@
-"""T5 attention: relative-position bias, masks from segment ids, and two ways to compute the same product.
+"""T5 attention in Flax: relative-position bias and projections, for whole rows or for the newest position."""
 
-T5 does not divide the scores by sqrt(head_dim) at run time: the factor is folded in the query's initial values
-(Raffel et al. 2020), so do not rescale here.
-"""
-
-import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
+from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
+from switch_jax.model.cache import Pair, StepContext, attend_to_cache, attend_to_memory, heads_first, heads_last
 from switch_jax.model.layers import Dense, Kernel
-from switch_jax.parallel import Layout, lift
+from switch_jax.model.routing import RoutingStatistics
+from switch_jax.parallel import Layout
 
-# Large enough that adding a score leaves it unchanged in float32: a query without keys averages all values, as T5X.
-MASKED = -1e10
+Segments = tuple[jax.Array, jax.Array]
 
 
 def relative_position_bucket(
@@ -84,92 +80,6 @@ class RelativePositionBias(nn.Module):
     return by_offset(values, query_length, key_length)
 
 
-def _scores_bias(query_segments, key_segments, bias, causal):
-  """Returns the float32 additive bias `[..., heads or 1, query, key]` of one row or many, masks included."""
-  allowed = (query_segments[..., :, None] == key_segments[..., None, :]) & (key_segments[..., None, :] > 0)
-  if causal:
-    query_length, key_length = allowed.shape[-2:]
-    allowed &= jnp.tril(jnp.ones((query_length, key_length), bool))
-  mask = jnp.where(allowed, 0.0, MASKED)[..., None, :, :]
-  return mask if bias is None else mask + bias
-
-
-def attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  query_segments: jax.Array,
-  key_segments: jax.Array,
-  bias: jax.Array | None = None,
-  keep: jax.Array | None = None,
-  *,
-  causal: bool = False,
-) -> jax.Array:
-  """Attention over keys of the same segment; the softmax is in float32.
-
-  Args:
-    query, key, value: `[batch, length, heads, kv]`.
-    query_segments, key_segments: int32 `[batch, length]`; a query sees the keys of its own segment, none of segment 0.
-    bias: float32 `[heads, query length, key length]`.
-    keep: dropout factors of the weights `[batch, heads, key length]` (0 or 1 / (1 - rate)), equal for all queries.
-    causal: hide later keys.
-
-  Returns:
-    `[batch, query length, heads, kv]` in the dtype of `query`.
-  """
-  scores = jnp.einsum('bqhk,bshk->bhqs', query, key, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(scores + _scores_bias(query_segments, key_segments, bias, causal), axis=-1)
-  if keep is not None:
-    weights = weights * keep[:, :, None, :]
-  return jnp.einsum('bhqs,bshk->bqhk', weights.astype(query.dtype), value)
-
-
-def attend_by_row(
-  layout: Layout,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  query_segments: jax.Array,
-  key_segments: jax.Array,
-  bias: jax.Array | None = None,
-  keep: jax.Array | None = None,
-  *,
-  causal: bool = False,
-) -> jax.Array:
-  """The same as `attend`, one row of the batch at a time, for CPUs.
-
-  The scores of one row fit the cache, and computing them again in the backward pass costs less than storing them: a
-  third of the time of `attend` on XLA:CPU. On TPUs the plain form is better. The rows of a shard are mapped inside
-  the shard, since a map over a split axis would gather it.
-  """
-  has_bias, has_keep = bias is not None, keep is not None
-
-  @jax.checkpoint
-  def one_row(row, bias):
-    q, k, v, query_segments, key_segments, keep = row
-    q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))  # [heads, length, kv]
-    scores = jnp.einsum('hqk,hsk->hqs', q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores + _scores_bias(query_segments, key_segments, bias, causal), axis=-1)
-    if has_keep:
-      weights = weights * keep[:, None, :]
-    return jnp.einsum('hqs,hsk->hqk', weights.astype(q.dtype), v).swapaxes(0, 1)
-
-  def rows(query, key, value, query_segments, key_segments, *rest):
-    rest = list(rest)
-    bias = lift(rest.pop(0), layout.token_axes) if has_bias else None
-    keep = rest.pop(0) if has_keep else None
-    return jax.lax.map(lambda row: one_row(row, bias), (query, key, value, query_segments, key_segments, keep))
-
-  by_row = P(layout.token_axes)
-  arguments = [query, key, value, query_segments, key_segments]
-  specs = [by_row] * 5
-  if has_bias:
-    arguments, specs = [*arguments, bias], [*specs, P()]
-  if has_keep:
-    arguments, specs = [*arguments, keep], [*specs, by_row]
-  return layout.per_token_shard(rows, tuple(specs), by_row)(*arguments)
-
-
 class MultiHeadAttention(nn.Module):
   """Attention with kernels stored 2-D, `[embed, heads * kv]`, as in released T5X checkpoints."""
 
@@ -178,36 +88,64 @@ class MultiHeadAttention(nn.Module):
   deterministic: bool
   causal: bool = False
 
-  @nn.compact
+  def setup(self):
+    config = self.config
+    joined = (config.emb_dim, config.num_heads * config.head_dim)
+
+    def kernel(kind: initializers.Kind) -> Kernel:
+      return Kernel(joined, ('embed', 'joined_kv'), initializers.kernel(config, kind))
+
+    self.query, self.key, self.value = kernel('query'), kernel('attention'), kernel('attention')
+    self.out = Dense(joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'))
+
   def __call__(
     self,
     x: jax.Array,
     memory: jax.Array,
-    query_segments: jax.Array,
-    key_segments: jax.Array,
+    segments: Segments,
     bias: jax.Array | None = None,
-  ) -> jax.Array:
-    """Attends from `x` `[batch, query length, embed]` to `memory` `[batch, key length, embed]`; returns `x`'s shape."""
-    config = self.config
-    joined = (config.emb_dim, config.num_heads * config.head_dim)
+    real: jax.Array | None = None,
+  ) -> tuple[jax.Array, dict[str, RoutingStatistics]]:
+    """Attends from `x` `[batch, query length, embed]` to `memory` `[batch, key length, embed]`.
 
-    def kernel(name, kind='attention'):
-      return Kernel(joined, ('embed', 'joined_kv'), initializers.kernel(config, kind), name=name)()
+    Args:
+      x, memory: the same array in self-attention.
+      segments: int32 segment ids of queries and of keys, each `[batch, length]`.
+      bias: float32 `[heads, query length, key length]`.
+      real: which tokens are no padding, for attention that routes them; unused here.
 
-    kernels = {'query': kernel('query', 'query'), 'key': kernel('key'), 'value': kernel('value')}
+    Returns:
+      The shape of `x`; and the statistics of its routers, of which there are none.
+    """
     if memory is x:
-      query, key, value = self._project(x, *kernels.values())
+      query, key, value = self._project(x, self.query(), self.key(), self.value())
     else:
-      (query,), (key, value) = (
-        self._project(x, kernels['query']),
-        self._project(memory, kernels['key'], kernels['value']),
-      )
-    y = dispatch_attention(
-      self, config, self.layout, query, key, value, query_segments, key_segments, bias,
-      deterministic=self.deterministic, causal=self.causal,
-    )  # fmt: skip
-    y = y.reshape(*y.shape[:-2], joined[1])
-    return Dense(joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'), name='out')(y)
+      (query,), (key, value) = self._project(x, self.query()), self._project(memory, self.key(), self.value())
+    keep = draw_keep(self, self.config, query.shape[0], key.shape[1])
+    y = kernels.attention(self.layout, query, key, value, *segments, bias, keep, causal=self.causal)
+    return self.out(y.reshape(*y.shape[:-2], -1)), {}
+
+  def step(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
+    """Self-attention of the newest position, `[rows, 1, embed]`; returns what is kept, this position in it, too."""
+    query, key, value = (self._heads_first(x, kernel()) for kernel in (self.query, self.key, self.value))
+    y, kept = attend_to_cache(query, (key, value), kept, context)
+    return self.out(heads_last(y)), kept
+
+  def keys_and_values(self, memory: jax.Array) -> Pair:
+    """Returns the keys and values of `[batch, length, embed]`, each `[batch, heads, length, kv]`."""
+    key, value = (self._heads_first(memory, kernel()) for kernel in (self.key, self.value))
+    constrain = self.layout.constrain
+    return constrain(key, 'batch', 'heads', None, None), constrain(value, 'batch', 'heads', None, None)
+
+  def step_to_memory(self, x: jax.Array, memory: Pair, context: StepContext) -> jax.Array:
+    """Attention of the newest position, `[rows, 1, embed]`, to keys and values kept once for each example."""
+    # The hypotheses of an example are the queries of one attention.
+    x_of_examples = x.reshape(memory[0].shape[0], -1, x.shape[-1])
+    y = attend_to_memory(self._heads_first(x_of_examples, self.query()), memory, context.memory_bias)
+    return self.out(heads_last(y).reshape(*x.shape[:2], -1))
+
+  def _heads_first(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return heads_first(x @ kernel.astype(x.dtype), self.config.num_heads)
 
   def _project(self, source: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
     """Maps `[batch, length, embed]` by each kernel to `[batch, length, heads, kv]`.
@@ -223,28 +161,9 @@ class MultiHeadAttention(nn.Module):
     return [y.reshape(*y.shape[:-1], self.config.num_heads, self.config.head_dim) for y in parts]
 
 
-def dispatch_attention(
-  module: nn.Module,
-  config: ModelConfig,
-  layout: Layout,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  query_segments: jax.Array,
-  key_segments: jax.Array,
-  bias: jax.Array | None,
-  *,
-  deterministic: bool,
-  causal: bool,
-) -> jax.Array:
-  """Draws the dropout of the attention weights for `module` and attends in the form that suits the layout's devices."""
-  keep = None
-  if config.dropout_rate > 0 and not deterministic:
-    rate = config.dropout_rate
-    shape = (query.shape[0], config.num_heads, key.shape[1])
-    keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, shape) / (1 - rate)
-  arguments = (query, key, value, query_segments, key_segments, bias, keep)
-  if layout.runs_on_cpu:
-    return attend_by_row(layout, *arguments, causal=causal)
-  # Recomputing the scores backwards costs one product more of six and keeps nothing that grows with length squared.
-  return jax.checkpoint(functools.partial(attend, causal=causal))(*arguments)
+def draw_keep(module: nn.Module, config: ModelConfig, rows: int, key_length: int) -> jax.Array | None:
+  """Draws dropout factors of attention weights, `[rows, heads, key length]`, from a module's stream; None for none."""
+  if config.dropout_rate == 0 or module.deterministic:
+    return None
+  rate, shape = config.dropout_rate, (rows, config.num_heads, key_length)
+  return jax.random.bernoulli(module.make_rng('dropout'), 1 - rate, shape) / (1 - rate)

@@ -1,107 +1,57 @@
 """Movement: tokens into expert slots and back. Pure functions on the tokens of one shard.
 
-Axes: g groups, s tokens of a group, k choices, e experts, c slots of an expert in a group, d width. Two forms of the
-same thing: `slots` moves rows by integer index; `einsum` multiplies with one-hot matrices, as the paper's code does,
-and is the reference.
-
-A row-moving gather whose backward pass is a scatter would be slow on every machine. Each slot holds one token and each
-choice of a token has one slot, so both directions are gathers here, and the custom derivatives say so.
+Axes: g groups, s tokens of a group, k choices of a token, e experts, c slots of an expert in a group, d width. Two
+forms of the same thing: `slots` moves rows by integer index (`kernels.slots`); `einsum` multiplies with one-hot
+matrices, as the paper's code does, and is the reference.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from switch_jax import kernels
 from switch_jax.model.routing import Routing
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SlotIndex:
-  """The routing of a shard as two integer maps that are inverse to each other.
-
-  Attributes:
-    of_choice: int32 `[g * s, k]`, the row among the e * g * c slots that a token's choice got; the number of slots
-      where it got none.
-    choice_of: int32 `[e * g * c]`, which of the g * s * k choices fills the slot; the number of choices where it is
-      empty.
-  """
-
-  of_choice: jax.Array
-  choice_of: jax.Array
+# Tokens `[g * s, d]` to the slots of all experts `[e, g * c, d]`.
+Send = Callable[[jax.Array], jax.Array]
+# The experts' outputs `[e, g * c, d]` to the gated sum of each token's experts `[g * s, d]`.
+Receive = Callable[[jax.Array], jax.Array]
 
 
-def slot_index(routing: Routing, num_experts: int, capacity: int) -> SlotIndex:
-  """Numbers the slots `[expert, group, slot]` of a shard and inverts the routing."""
+def by_index(routing: Routing, num_experts: int, capacity: int) -> tuple[Send, Receive]:
+  """Returns the two ways of the tokens of a shard by integer index. Empty slots hold some token's row."""
   groups, tokens, choices = routing.expert.shape
-  num_slots = num_experts * groups * capacity
-  group = jnp.arange(groups, dtype=jnp.int32)[:, None, None]
-  row = (routing.expert * groups + group) * capacity + routing.slot
-  of_choice = jnp.where(routing.slot >= 0, row, num_slots).reshape(groups * tokens, choices)
-  every_choice = jnp.arange(of_choice.size, dtype=jnp.int32)
-  empty = jnp.full((num_slots,), of_choice.size, jnp.int32)
-  choice_of = empty.at[of_choice.reshape(-1)].set(every_choice, mode='drop', unique_indices=True)
-  return SlotIndex(of_choice, choice_of)
+  index = kernels.slot_index(routing.expert, routing.slot, num_experts, capacity)
+
+  def send(x):
+    return kernels.to_slots(x, index, choices).reshape(num_experts, groups * capacity, x.shape[-1])
+
+  def receive(y):
+    return kernels.from_slots(y.reshape(-1, y.shape[-1]), routing.gate.reshape(groups * tokens, choices), index)
+
+  return send, receive
 
 
-def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
-  """Gathers rows; indices past the end give the last row (callers weigh it with 0)."""
-  return jnp.take(x, index, axis=0, mode='clip')
+def by_one_hot(routing: Routing, num_experts: int, capacity: int) -> tuple[Send, Receive]:
+  """Returns the two ways of the tokens of a shard as products with one-hot tensors. Empty slots are 0."""
+  groups, tokens, _ = routing.expert.shape
+  dispatch, combine = one_hot_dispatch(routing, num_experts, capacity)
+
+  def send(x):
+    x = x.reshape(groups, tokens, x.shape[-1])
+    return jnp.einsum('gsd,gsec->egcd', x, dispatch.astype(x.dtype)).reshape(num_experts, -1, x.shape[-1])
+
+  def receive(y):
+    slots = y.reshape(num_experts, groups, capacity, y.shape[-1]).astype(jnp.float32)
+    out = jnp.einsum('egcd,gsec->gsd', slots, combine, precision=jax.lax.Precision.HIGHEST)
+    return out.astype(y.dtype).reshape(groups * tokens, -1)
+
+  return send, receive
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def to_slots(x: jax.Array, index: SlotIndex, choices: int) -> jax.Array:
-  """Copies tokens `[g * s, d]` into their slots `[e * g * c, d]`.
-
-  Empty slots hold some token's row: no output is read from them, and no gradient comes back to them.
-  """
-  return _rows(x, index.choice_of // choices)
-
-
-def _to_slots_forward(x, index, choices):
-  return to_slots(x, index, choices), index
-
-
-def _to_slots_backward(choices, index, gradient):
-  del choices
-  got_slot = index.of_choice < gradient.shape[0]
-  rows = jnp.where(got_slot[..., None], _rows(gradient, index.of_choice), 0)  # [g * s, k, d]
-  return jnp.sum(rows, axis=1), None
-
-
-to_slots.defvjp(_to_slots_forward, _to_slots_backward)
-
-
-@jax.custom_vjp
-def from_slots(y: jax.Array, gate: jax.Array, index: SlotIndex) -> jax.Array:
-  """Adds up the outputs `[e * g * c, d]` of each token's experts, weighted by the float32 gates `[g * s, k]`.
-
-  Returns:
-    `[g * s, d]` in the dtype of `y`; zero for a token without a slot.
-  """
-  got_slot = index.of_choice < y.shape[0]
-  rows = jnp.where(got_slot[..., None], _rows(y, index.of_choice), 0)  # [g * s, k, d]
-  return jnp.sum(rows.astype(jnp.float32) * gate[..., None], axis=1).astype(y.dtype)
-
-
-def _from_slots_forward(y, gate, index):
-  return from_slots(y, gate, index), (y, gate, index)
-
-
-def _from_slots_backward(residuals, gradient):
-  y, gate, index = residuals
-  num_choices = gate.shape[1]
-  gate_of_slot = jnp.take(gate.reshape(-1), index.choice_of, mode='fill', fill_value=0.0)
-  to_expert = _rows(gradient, index.choice_of // num_choices).astype(jnp.float32) * gate_of_slot[:, None]
-  rows = _rows(y, index.of_choice).astype(jnp.float32)  # [g * s, k, d]
-  to_gate = jnp.einsum('nkd,nd->nk', rows, gradient.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-  to_gate = jnp.where(index.of_choice < y.shape[0], to_gate, 0.0)
-  return to_expert.astype(y.dtype), to_gate, None
-
-
-from_slots.defvjp(_from_slots_forward, _from_slots_backward)
+MOVERS = {'slots': by_index, 'einsum': by_one_hot}
 
 
 def one_hot_dispatch(routing: Routing, num_experts: int, capacity: int) -> tuple[jax.Array, jax.Array]:
@@ -110,20 +60,6 @@ def one_hot_dispatch(routing: Routing, num_experts: int, capacity: int) -> tuple
   slot = jax.nn.one_hot(routing.slot, capacity, dtype=jnp.float32)  # [g, s, k, c]; -1 is all zeros
   dispatch = jnp.einsum('gske,gskc->gsec', expert, slot)
   return dispatch, jnp.einsum('gske,gskc,gsk->gsec', expert, slot, routing.gate)
-
-
-def einsum_to_slots(x: jax.Array, dispatch: jax.Array) -> jax.Array:
-  """Copies tokens `[g, s, d]` into slots `[e, g * c, d]` by a one-hot product."""
-  slots = jnp.einsum('gsd,gsec->egcd', x, dispatch.astype(x.dtype))
-  return slots.reshape(slots.shape[0], -1, slots.shape[-1])
-
-
-def einsum_from_slots(y: jax.Array, combine: jax.Array) -> jax.Array:
-  """Adds up expert outputs `[e, g * c, d]` into tokens `[g, s, d]` by a product with the combine tensor."""
-  groups, _, num_experts, capacity = combine.shape
-  y = y.reshape(num_experts, groups, capacity, y.shape[-1])
-  out = jnp.einsum('egcd,gsec->gsd', y.astype(jnp.float32), combine, precision=jax.lax.Precision.HIGHEST)
-  return out.astype(y.dtype)
 
 
 def to_expert_shards(slots: jax.Array, num_shards: int, axes: tuple[str, ...]) -> jax.Array:

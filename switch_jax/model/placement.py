@@ -31,7 +31,7 @@ def make_layout(
       widths[name] = widths.get(name, ()) + sizes
   # What divides all numbers of experts is what divides their greatest common divisor.
   mesh = make_mesh(run.mesh, math.gcd(*experts) if experts else None, devices, widths)
-  layout = Layout(mesh, tuple(run.mesh.rules.items()))
+  layout = Layout.of(run.mesh, mesh)
   check_batch(run, layout)
   return layout
 

@@ -1,8 +1,7 @@
 """Routing decisions: which token goes to which expert, and which slot it gets. Pure functions, no parameters.
 
-Axes: g groups, s tokens of a group, k choices of a token, e experts. Positions within an expert come from a sort of
-the choices and not from a cumulative sum over a one-hot `[g, s, e]`, so memory grows with tokens, not with
-tokens * experts.
+Axes: g groups, s tokens of a group, k choices of a token, e experts. Where each choice stands in its expert's queue is
+told by `kernels.positions`; functions that need it are given the form.
 """
 
 import dataclasses
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from switch_jax.config import MoeConfig
+from switch_jax.kernels import Positions, positions_sorted
 
 
 @jax.tree_util.register_dataclass
@@ -67,29 +67,12 @@ def expert_capacity(config: MoeConfig, group_tokens: int, deterministic: bool) -
   return min(max(rounded, config.min_expert_capacity), group_tokens)
 
 
-def positions_within_expert(expert: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
-  """Returns how many earlier entries of the same row name the same expert, and how often each expert is named.
-
-  Args:
-    expert: int32 `[g, n]`, experts in order of priority; `num_experts` stands for "none".
-    num_experts: e.
-
-  Returns:
-    int32 `[g, n]` positions (of the entries that name an expert), and int32 `[g, e]` counts.
-  """
-  groups, length = expert.shape
-  group = jnp.arange(groups)[:, None]
-  counts = jnp.zeros((groups, num_experts + 1), jnp.int32).at[group, expert].add(1)
-  starts = jnp.cumsum(counts, axis=-1) - counts  # where the run of each expert begins in the sorted order
-  order = jnp.argsort(expert, axis=-1, stable=True)
-  ranked = jnp.take_along_axis(expert, order, axis=-1)
-  rank = jnp.arange(length, dtype=jnp.int32) - jnp.take_along_axis(starts, ranked, axis=-1)
-  positions = jnp.zeros_like(expert).at[group, order].set(rank, unique_indices=True)
-  return positions, counts[:, :-1]
-
-
 def first_come_slots(
-  expert: jax.Array, num_experts: int, capacity: int | None, priority: jax.Array | None = None
+  expert: jax.Array,
+  num_experts: int,
+  capacity: int | None,
+  priority: jax.Array | None = None,
+  positions: Positions = positions_sorted,
 ) -> jax.Array:
   """Returns the slot of every choice, -1 where the expert is full.
 
@@ -101,13 +84,14 @@ def first_come_slots(
     num_experts: e.
     capacity: slots of each expert and group; None for as many as needed.
     priority: float32 `[g, s]` or None.
+    positions: see `kernels.positions`.
   """
   groups, tokens, choices = expert.shape
   by_choice = expert.swapaxes(1, 2)  # [g, k, s]
   if priority is not None:
     order = jnp.argsort(-priority, axis=-1, stable=True)[:, None, :]
     by_choice = jnp.take_along_axis(by_choice, order, axis=-1)
-  slots, _ = positions_within_expert(by_choice.reshape(groups, choices * tokens), num_experts)
+  slots, _ = positions(by_choice.reshape(groups, choices * tokens), num_experts)
   slots = slots.reshape(groups, choices, tokens)
   taken = by_choice < num_experts
   if capacity is not None:
@@ -124,7 +108,12 @@ def _take_probability(probabilities: jax.Array, expert: jax.Array) -> jax.Array:
 
 
 def route_top1(
-  probabilities: jax.Array, chosen_by: jax.Array, takes_slot: jax.Array, config: MoeConfig, capacity: int | None
+  probabilities: jax.Array,
+  chosen_by: jax.Array,
+  takes_slot: jax.Array,
+  config: MoeConfig,
+  capacity: int | None,
+  positions: Positions = positions_sorted,
 ) -> Routing:
   """The Switch router: one expert a token, its full-softmax probability as the gate (section 2.1).
 
@@ -134,12 +123,13 @@ def route_top1(
     takes_slot: bool `[g, s]`.
     config: gives the slot priority.
     capacity: slots of each expert and group; None drops nothing.
+    positions: see `kernels.positions`.
   """
   best = jnp.argmax(chosen_by, axis=-1)[..., None].astype(jnp.int32)
   gate = _take_probability(probabilities, best)
   priority = gate[..., 0] if config.slot_priority == 'probability' else None
   wanted = jnp.where(takes_slot[..., None], best, config.num_experts)
-  slot = first_come_slots(wanted, config.num_experts, capacity, priority)
+  slot = first_come_slots(wanted, config.num_experts, capacity, priority, positions)
   return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
 
 
@@ -150,6 +140,7 @@ def route_top2(
   capacity: int | None,
   policy: str,
   uniform: jax.Array | None,
+  positions: Positions = positions_sorted,
 ) -> Routing:
   """The top-2 router of Mixture-of-Experts, Table 1's baseline (Shazeer et al. 2017; Lepikhin et al. 2020).
 
@@ -160,6 +151,7 @@ def route_top2(
     capacity: slots of each expert and group, with no factor for the two choices; None drops nothing.
     policy: which second experts are used: `all`, `none`, `threshold` or `random`.
     uniform: float32 `[g, s]` in [0, 1), drawn for the policy `random`.
+    positions: see `kernels.positions`.
   """
   _, best = jax.lax.top_k(probabilities, 2)
   best = best.astype(jnp.int32)
@@ -175,12 +167,17 @@ def route_top2(
     'random': lambda: uniform < second / config.second_threshold,
   }[policy]()
   wants = jnp.stack([takes_slot, takes_slot & wants_second], axis=-1)
-  slot = first_come_slots(jnp.where(wants, best, config.num_experts), config.num_experts, capacity, priority)
+  wanted = jnp.where(wants, best, config.num_experts)
+  slot = first_come_slots(wanted, config.num_experts, capacity, priority, positions)
   return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
 
 
 def route_no_token_left_behind(
-  probabilities: jax.Array, takes_slot: jax.Array, config: MoeConfig, capacity: int | None
+  probabilities: jax.Array,
+  takes_slot: jax.Array,
+  config: MoeConfig,
+  capacity: int | None,
+  positions: Positions = positions_sorted,
 ) -> Routing:
   """Tokens that overflow try their second choice, then the third, and so on (appendix B).
 
@@ -192,7 +189,7 @@ def route_no_token_left_behind(
   used = jnp.zeros((probabilities.shape[0], config.num_experts), jnp.int32)
   for choice in range(config.num_choices):
     wanted = jnp.where(takes_slot & (slot < 0), ranked[..., choice], config.num_experts)
-    position, counts = positions_within_expert(wanted, config.num_experts)
+    position, counts = positions(wanted, config.num_experts)
     position += jnp.take_along_axis(used, jnp.minimum(wanted, config.num_experts - 1), axis=-1)
     taken = wanted < config.num_experts
     if capacity is not None:
@@ -227,6 +224,7 @@ def route(
   deterministic: bool,
   gumbel: jax.Array | None = None,
   uniform: jax.Array | None = None,
+  positions: Positions = positions_sorted,
 ) -> tuple[Routing, RoutingStatistics]:
   """Routes the tokens of each group.
 
@@ -238,6 +236,7 @@ def route(
     deterministic: evaluation: no exploration, the evaluation policy for second experts.
     gumbel: standard Gumbel noise `[g, s, e]` for the exploration `sample`.
     uniform: noise in [0, 1) `[g, s]` for the second policy `random`.
+    positions: see `kernels.positions`.
   """
   # Selective precision (section 2.4): all of this is float32, unless Table 2's bfloat16 router is asked for.
   logits = logits.astype(config.router_dtype)
@@ -248,16 +247,16 @@ def route(
     chosen_by = logits
     if gumbel is not None:
       chosen_by = logits / config.sample_temperature + gumbel
-    routing = route_top1(probabilities, chosen_by, counted, config, capacity)
+    routing = route_top1(probabilities, chosen_by, counted, config, capacity, positions)
   elif config.router == 'top2':
     policy = config.second_policy_eval if deterministic else config.second_policy_train
-    routing = route_top2(probabilities, counted, config, capacity, policy, uniform)
+    routing = route_top2(probabilities, counted, config, capacity, policy, uniform, positions)
   elif config.router == 'no_token_left_behind':
-    routing = route_no_token_left_behind(probabilities, counted, config, capacity)
+    routing = route_no_token_left_behind(probabilities, counted, config, capacity, positions)
   else:
     routing = route_expert_choice(probabilities, counted, config, capacity)
   first = jnp.argmax(logits, axis=-1) if config.router != 'top1' else routing.expert[..., 0]
-  return routing, statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted)
+  return routing, statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, positions)
 
 
 def statistics(
@@ -267,6 +266,7 @@ def statistics(
   first_choice: jax.Array,
   slot: jax.Array,
   counted: jax.Array,
+  positions: Positions = positions_sorted,
 ) -> RoutingStatistics:
   """Sums what losses and metrics need over the tokens that count.
 
@@ -276,10 +276,11 @@ def statistics(
     first_choice: int32 `[g, s]`.
     slot: int32 `[g, s, k]`, -1 for no slot.
     counted: bool `[g, s]`.
+    positions: see `kernels.positions`.
   """
   num_experts = logits.shape[-1]
   weight = counted.astype(jnp.float32)
-  _, expert_tokens = positions_within_expert(jnp.where(counted, first_choice, num_experts), num_experts)
+  _, expert_tokens = positions(jnp.where(counted, first_choice, num_experts), num_experts)
   log_partition = log_partition.astype(jnp.float32)
   # H = logsumexp - sum p logits needs no logarithm of a probability that may be zero.
   entropy = log_partition - jnp.einsum('gse,gse->gs', probabilities, logits.astype(jnp.float32))

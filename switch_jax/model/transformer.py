@@ -1,15 +1,18 @@
 """The T5 encoder-decoder with Switch layers: assembly of layers into stacks, the only place that scans and remats."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
 from switch_jax.model.attention import MultiHeadAttention, RelativePositionBias
+from switch_jax.model.cache import Cache, Memory, Pair, StepContext
 from switch_jax.model.layers import Dropout, Embed, LayerNorm, MlpBlock
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.model.switch import SwitchLayer
@@ -18,6 +21,8 @@ from switch_jax.parallel import Layout
 
 Stack = Literal['encoder', 'decoder']
 Statistics = dict[str, RoutingStatistics]
+# By layer, the keys and values of earlier positions and those of the encoder's output.
+LayerCaches = dict[str, tuple[Pair, Pair]]
 
 # What remat keeps of a Switch layer in every policy but `full`: without it the all-to-alls would run again.
 _EXCHANGED = ('to_experts', 'from_experts')
@@ -46,7 +51,10 @@ class Context:
 
 
 class Layer(nn.Module):
-  """One encoder or decoder layer; pre-norm, residual around each part."""
+  """One encoder or decoder layer; pre-norm, residual around each part.
+
+  It serves whole rows, and the newest position of every row where it is given what was kept of the ones before.
+  """
 
   config: ModelConfig
   layout: Layout
@@ -55,37 +63,54 @@ class Layer(nn.Module):
   index: int
 
   @nn.compact
-  def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, Statistics]:
-    """Maps `[batch, length, embed]` to itself; returns the statistics of the routers by name (`mlp`, ...)."""
+  def __call__(
+    self, x: jax.Array, context: Any, cache: tuple[Pair, Pair] | None = None
+  ) -> tuple[jax.Array, Statistics, Pair | None]:
+    """Applies the layer.
+
+    Args:
+      x: `[batch, length, embed]`; `[rows, 1, embed]` with a cache.
+      context: a `Context`; a `StepContext` with a cache.
+      cache: keys and values of the positions before, and those of the encoder's output.
+
+    Returns:
+      The shape of `x`; without a cache, the statistics of the routers by name (`mlp`, ...); with one, the keys and
+      values with this position in them.
+    """
     config, is_decoder = self.config, self.stack == 'decoder'
     drop = lambda y: Dropout(config.dropout_rate, self.deterministic)(y)  # noqa: E731
     norm = lambda name: LayerNorm(config.layer_norm_epsilon, name=name)  # noqa: E731
     common = dict(config=config, layout=self.layout, deterministic=self.deterministic)
     statistics: Statistics = {}
+    kept = None
     clean = lambda y: y * context.real[..., None].astype(y.dtype) if config.zeroes_padding else y  # noqa: E731
 
     name = 'self_attention' if is_decoder else 'attention'
     y = clean(norm(f'pre_{name}_layer_norm')(x))
-    segments = (context.query_segments, context.key_segments)
-    if self.index in config.switch_attention_layers(self.stack):
-      attention = SwitchSelfAttention(**common, causal=is_decoder, name=name)
-      y, statistics = attention(y, context.real, segments, context.bias)
+    has_experts = self.index in config.switch_attention_layers(self.stack)
+    attention = (SwitchSelfAttention if has_experts else MultiHeadAttention)(**common, causal=is_decoder, name=name)
+    if cache is None:
+      y, statistics = attention(y, y, (context.query_segments, context.key_segments), context.bias, context.real)
     else:
-      y = MultiHeadAttention(**common, causal=is_decoder, name=name)(y, y, *segments, context.bias)
+      y, kept = attention.step(y, cache[0], context)
     x = x + drop(y)
 
     if is_decoder:
       y = clean(norm('pre_cross_attention_layer_norm')(x))
       attention = MultiHeadAttention(**common, name='encoder_decoder_attention')
-      x = x + drop(attention(y, context.encoded, context.memory_query_segments, context.memory_key_segments))
+      if cache is None:
+        y, _ = attention(y, context.encoded, (context.memory_query_segments, context.memory_key_segments))
+      else:
+        y = attention.step_to_memory(y, cache[1], context)
+      x = x + drop(y)
 
     y = clean(norm('pre_mlp_layer_norm')(x))
     if self.index in config.switch_layers(self.stack):
-      y, statistics['mlp'] = SwitchLayer(**common, name='mlp')(y, context.real)
+      y, statistics['mlp'] = SwitchLayer(**common, name='mlp')(y, context.real, never_drop=cache is not None)
     else:
       y = MlpBlock(config, self.deterministic, name='mlp')(y)
-    x = x + drop(y)
-    return self.layout.constrain(x, 'batch', 'length', 'activation_embed'), statistics
+    x = self.layout.constrain(x + drop(y), 'batch', 'length' if cache is None else None, 'activation_embed')
+    return x, statistics if cache is None else {}, kept
 
 
 def block_length(config: ModelConfig, stack: Stack) -> int:
@@ -104,13 +129,14 @@ class Block(nn.Module):
   stack: Stack
 
   @nn.compact
-  def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Statistics]]:
-    """Applies the layers in turn; returns their statistics by name (`layers_1`, ...)."""
-    statistics = {}
+  def __call__(self, x: jax.Array, context: Any, cache: LayerCaches | None = None) -> tuple[jax.Array, Any]:
+    """Applies the layers in turn; returns what they return beside `x`, by name (`layers_1`, ...)."""
+    statistics, kept = {}, {}
     for i in range(block_length(self.config, self.stack)):
-      layer = Layer(self.config, self.layout, self.deterministic, self.stack, i, name=f'layers_{i}')
-      x, statistics[f'layers_{i}'] = layer(x, context)
-    return x, statistics
+      name = f'layers_{i}'
+      layer = Layer(self.config, self.layout, self.deterministic, self.stack, i, name=name)
+      x, statistics[name], kept[name] = layer(x, context, cache and cache[name])
+    return x, (statistics, kept)
 
 
 def _remat(module: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
@@ -156,49 +182,53 @@ class LayerStack(nn.Module):
   stack: Stack
 
   @nn.compact
-  def __call__(self, x: jax.Array, context_of: Any) -> tuple[jax.Array, Statistics]:
+  def __call__(
+    self, x: jax.Array, context_of: Callable[[RelativePositionBias], Any], cache: LayerCaches | None = None
+  ) -> tuple[jax.Array, Statistics, Cache]:
     """Applies the stack.
 
     Args:
-      x: embedded tokens `[batch, length, embed]`.
-      context_of: given the stack's relative-position bias `[heads, length, length]`, returns the `Context`.
+      x: embedded tokens `[batch, length, embed]`; `[rows, 1, embed]` with a cache.
+      context_of: given the stack's relative-position bias, returns what the layers share: a `Context`, or a
+        `StepContext` with a cache.
+      cache: by layer, what is kept of earlier positions and of the encoder's output.
 
     Returns:
       `[batch, length, embed]`, or float32 logits `[batch, length, vocab]` from a decoder whose logits are not tied to
-      the embedding; and the statistics by layer (`encoder_1`, `decoder_3`, ...).
+      the embedding; without a cache the statistics by layer (`encoder_1`, `decoder_3`, ...); with one what is kept.
     """
-    config, length = self.config, x.shape[1]
-    bias = RelativePositionBias(config, self.stack == 'encoder', name='relpos_bias')(length, length)
-    context = context_of(bias)
+    config = self.config
+    context = context_of(RelativePositionBias(config, self.stack == 'encoder', name='relpos_bias'))
     x = Dropout(config.dropout_rate, self.deterministic)(x)
     found: Statistics = {}
     if config.scan_layers:
       period = block_length(config, self.stack)
-      count = config.num_layers(self.stack) // period
       scanned = nn.scan(
         _remat(Block, config),
         variable_axes={'params': 0},
         split_rngs={'params': True, 'dropout': True, 'jitter': True},
-        in_axes=nn.broadcast,
-        length=count,
+        in_axes=(nn.broadcast, 0),
+        length=config.num_layers(self.stack) // period,
         unroll=config.scan_unroll,
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
-      x, stacked = scanned(config, self.layout, self.deterministic, self.stack, name='blocks')(x, context)
+      blocks = scanned(config, self.layout, self.deterministic, self.stack, name='blocks')
+      x, (stacked, kept) = blocks(x, context, cache)
       for i in range(config.num_layers(self.stack)):
         layer = jax.tree.map(lambda array, b=i // period: array[b], stacked[f'layers_{i % period}'])
         _named(layer, f'{self.stack}_{i}', found)
     else:
-      layer_class = _remat(Layer, config)
+      layer_class, kept = _remat(Layer, config), {}
       for i in range(config.num_layers(self.stack)):
-        layer = layer_class(config, self.layout, self.deterministic, self.stack, i, name=f'layers_{i}')
-        x, statistics = layer(x, context)
+        name = f'layers_{i}'
+        layer = layer_class(config, self.layout, self.deterministic, self.stack, i, name=name)
+        x, statistics, kept[name] = layer(x, context, cache and cache[name])
         _named(statistics, f'{self.stack}_{i}', found)
     x = LayerNorm(config.layer_norm_epsilon, name=f'{self.stack}_norm')(x)
     x = Dropout(config.dropout_rate, self.deterministic)(x)
     if self.stack == 'decoder' and not config.logits_via_embedding:
       x = Logits(config, name='logits_dense')(x)
-    return x, found
+    return x, found, kept
 
 
 class Transformer(nn.Module):
@@ -230,7 +260,8 @@ class Transformer(nn.Module):
     keys = (tokens > 0).astype(jnp.int32) if segments is None else segments
     queries = keys if self.config.mask_padding_queries else jnp.maximum(keys, 1)
     x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'activation_embed')
-    y, statistics = self.encoder(x, lambda bias: Context(keys > 0, queries, keys, bias))
+    length = tokens.shape[1]
+    y, statistics, _ = self.encoder(x, lambda bias: Context(keys > 0, queries, keys, bias(length, length)))
     if self.config.zeroes_padding:
       y = y * (keys > 0)[..., None].astype(y.dtype)
     return y, statistics
@@ -257,10 +288,30 @@ class Transformer(nn.Module):
     else:
       queries, real = segments, segments > 0
     x = self.layout.constrain(self.token_embedder(tokens), 'batch', 'length', 'activation_embed')
-    context = lambda bias: Context(real, queries, queries, bias, encoded, queries, memory_keys)  # noqa: E731
-    x, statistics = self.decoder(x, context)
+    length = tokens.shape[1]
+
+    def context_of(bias):
+      return Context(real, queries, queries, bias(length, length), encoded, queries, memory_keys)
+
+    x, statistics, _ = self.decoder(x, context_of)
     logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
     return self.layout.constrain(logits, 'batch', 'length', 'activation_vocab'), statistics
+
+  def decode_step(
+    self, tokens: jax.Array, cache: Cache, memory: Memory, position: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """Computes the newest position of every row; see `decoding.decode_step`."""
+    length = jax.tree.leaves(cache)[0].shape[-2]
+
+    def context_of(bias):
+      row = jnp.where(jnp.arange(length) <= position, bias(1, length, position), kernels.MASKED)
+      return StepContext(jnp.ones((tokens.shape[0], 1), bool), position, row, memory.bias)
+
+    x = self.layout.constrain(self.token_embedder(tokens[:, None]), 'batch', None, 'activation_embed')
+    caches = {name: (kept, memory.layers[name]) for name, kept in cache.items()}
+    x, _, cache = self.decoder(x, context_of, caches)
+    logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
+    return self.layout.constrain(logits[:, 0], 'batch', 'activation_vocab'), cache
 
   def __call__(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, Statistics]:
     """Returns float32 logits `[batch, targets length, vocab]` and the statistics of all routers by layer.

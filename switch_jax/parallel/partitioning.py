@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from switch_jax.config import ConfigError, suggest
+from switch_jax.config import ConfigError, MeshConfig, suggest
 from switch_jax.config.mesh import DEFAULT_RULES, MESH_AXES, TOKEN_AXES, MeshAxes, as_tuple, check_rules
 
 
@@ -23,13 +23,21 @@ class Layout:
   Attributes:
     mesh: a mesh with the axes `(data, expert, model)`.
     rules: mesh axes of each logical axis, as `(name, axes)` pairs; missing names take `DEFAULT_RULES`.
+    kernels: forms of operations, as `(operation, form)` pairs; missing ones follow from the devices
+      (`switch_jax.kernels.forms`).
   """
 
   mesh: Mesh
   rules: tuple[tuple[str, MeshAxes], ...] = ()
+  kernels: tuple[tuple[str, str], ...] = ()
 
   def __post_init__(self):
     check_rules(dict(self.rules))
+
+  @classmethod
+  def of(cls, config: MeshConfig, mesh: Mesh) -> 'Layout':
+    """Returns the layout of a configuration over a mesh that was made of it."""
+    return cls(mesh, tuple(config.rules.items()), tuple(config.kernels.items()))
 
   @classmethod
   def single_device(cls) -> 'Layout':
@@ -76,11 +84,6 @@ class Layout:
   def exchanged_width_axes(self) -> tuple[str, ...]:
     """The mesh axis over which the width of tokens is split while they are exchanged, if there is an exchange."""
     return self.model_axes if self.num_expert_shards > 1 else ()
-
-  @property
-  def runs_on_cpu(self) -> bool:
-    """Whether the mesh is made of CPU devices, where attention is computed row by row (see `model/attention.py`)."""
-    return self.mesh.devices.flat[0].platform == 'cpu'
 
   def spec(self, *names: str | None) -> PartitionSpec:
     """Returns the partition of an array whose axes have these logical names (None: not split on purpose).

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from switch_jax.config import OptimizerConfig
+from switch_jax.kernels import update as update_kernel
 
 STACKING_AXES = ('layers', 'expert')
 
@@ -84,9 +85,8 @@ def scale_by_adafactor(
     config: decay 1 - t ** -decay_rate, clipping threshold, parameter scaling.
     treatment: tree of `Factoring`, one for each parameter.
     in_place: if given, the result is no update but the new parameters: what `in_place(update, parameter, count)` makes
-      of each, after `count` updates. The matrices of a stack are then updated in turn, where they lie: everything about
-      one matrix stays in the cache, and no array of updates is made. For one CPU device; over a stack that is split
-      over devices it would gather it.
+      of each, after `count` updates. The matrices of a stack are then updated in turn, where they lie
+      (`kernels.update`).
   """
 
   def init_one(how: Factoring, parameter: jax.Array) -> dict[str, jax.Array]:
@@ -121,19 +121,13 @@ def scale_by_adafactor(
   def replace_stack(how, gradient, moments, parameter, decay, count, first):
     if not (how.stack_depth and how.factored):
       return replace_one(how, gradient, moments, parameter, decay, count)
-    alone, stack = dataclasses.replace(how, stack_depth=0), gradient.shape[: how.stack_depth]
-    gradient, *carry = jax.tree.map(
-      lambda x: x.reshape(-1, *x.shape[how.stack_depth :]), (gradient, parameter, moments)
-    )
+    alone = dataclasses.replace(how, stack_depth=0)
 
-    def body(i, carry):
-      at = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)  # noqa: E731
-      parameter, moments = jax.tree.map(at, carry)
-      new = replace_one(alone, at(gradient), moments, parameter, decay, count)
-      return jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0), carry, new)
+    def one(gradient, kept):
+      parameter, moments = kept
+      return replace_one(alone, gradient, moments, parameter, decay, count)
 
-    result = jax.lax.fori_loop(first, gradient.shape[0], body, tuple(carry))
-    return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), result)
+    return update_kernel.in_place(one, how.stack_depth, gradient, (parameter, moments), first)
 
   is_how = lambda x: isinstance(x, Factoring)  # noqa: E731
 
@@ -145,9 +139,7 @@ def scale_by_adafactor(
     if in_place is None:
       step: Callable = lambda *leaves: update_one(*leaves, decay)  # noqa: E731
     else:
-      # 0, which XLA cannot know before all gradients are there. From then on nothing reads the old parameters, so it
-      # lets the loops write over them; otherwise it would copy every stack first (twice, in fact).
-      first = (optax.tree.norm(gradients) < 0).astype(jnp.int32)
+      first = update_kernel.first_turn(gradients)
       step = lambda *leaves: replace_stack(*leaves, decay, state.count, first)  # noqa: E731
     both = jax.tree.map(step, treatment, gradients, state.moments, parameters, is_leaf=is_how)
     updates = jax.tree.map(lambda _, pair: pair[0], treatment, both, is_leaf=is_how)

@@ -5,6 +5,7 @@ import re
 
 import jax
 
+from switch_jax import kernels
 from switch_jax.config import RunConfig
 from switch_jax.distillation.student import Distillation
 from switch_jax.model import abstract_parameters, parameter_count
@@ -96,6 +97,7 @@ def describe(run: RunConfig) -> str:
     f'model       {model.num_encoder_layers} + {model.num_decoder_layers} layers, emb_dim {model.emb_dim}, '
     f'{model.num_heads} heads of {model.head_dim}, mlp_dim {model.mlp_dim}, {model.activation_dtype}',
     f'mesh        {axes} over {layout.mesh.size} {layout.mesh.devices.flat[0].platform} devices',
+    f'kernels     {kernels.describe(layout)}',
     f'batch       {run.data.batch_size} rows of {run.data.feature_lengths}, '
     f'{run.data.batch_size // layout.num_token_shards} rows a shard'
     + (f', in {run.num_microbatches} microbatches' if run.num_microbatches > 1 else ''),

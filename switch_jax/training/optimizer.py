@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from switch_jax import kernels
 from switch_jax.config import OptimizerConfig
 from switch_jax.parallel import Layout
 from switch_jax.training.adafactor import Factoring, factoring, moment_axes, scale_by_adafactor
@@ -63,7 +64,7 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
   if config.name == 'adamw':
     return _optimizer(clip, optax.scale_by_adam(config.beta1, config.beta2, config.epsilon), finish)
   treatment = _treatment(config, abstract_parameters, axes)
-  if not (layout.runs_on_cpu and layout.mesh.size == 1):
+  if kernels.forms(layout)['update'] == 'plain':
     return _optimizer(clip, scale_by_adafactor(config, treatment), finish)
 
   def in_place(update, parameter, count):

@@ -33,17 +33,17 @@ def experts_of(slots, weights):
   return jnp.tanh(jnp.einsum('end,edf->enf', slots, weights))
 
 
+def by(mover, x, routing, weights, capacity):
+  send, receive = mover(routing, len(weights), capacity)
+  return receive(experts_of(send(x.reshape(-1, WIDTH)), weights)).reshape(x.shape)
+
+
 def by_slots(x, routing, weights, capacity):
-  index = dispatch.slot_index(routing, len(weights), capacity)
-  slots = dispatch.to_slots(x.reshape(-1, WIDTH), index, routing.expert.shape[-1])
-  y = experts_of(slots.reshape(len(weights), -1, WIDTH), weights)
-  gate = routing.gate.reshape(-1, routing.gate.shape[-1])
-  return dispatch.from_slots(y.reshape(-1, WIDTH), gate, index).reshape(x.shape)
+  return by(dispatch.by_index, x, routing, weights, capacity)
 
 
 def by_einsum(x, routing, weights, capacity):
-  sent, gates = dispatch.one_hot_dispatch(routing, len(weights), capacity)
-  return dispatch.einsum_from_slots(experts_of(dispatch.einsum_to_slots(x, sent), weights), gates)
+  return by(dispatch.by_one_hot, x, routing, weights, capacity)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import pytest
 from switch_jax.config import MoeConfig
 from switch_jax.model import losses
 from switch_jax.model.dispatch import one_hot_dispatch
-from switch_jax.model.routing import expert_capacity, first_come_slots, positions_within_expert, route
+from switch_jax.model.routing import expert_capacity, first_come_slots, route
 
 ROUTE = jax.jit(route, static_argnames=('config', 'capacity', 'deterministic'))
 FLAXFORMER = np.load(pathlib.Path(__file__).parents[1] / 'fixtures' / 'flaxformer_routing.npz')
@@ -62,13 +62,6 @@ def test_capacity_of_training_and_evaluation_differ():
 def test_absolute_capacity_replaces_both_factors():
   config = MoeConfig(num_experts=4, expert_capacity=3, min_expert_capacity=4)
   assert [expert_capacity(config, 16, d) for d in (False, True)] == [3, 3]
-
-
-def test_positions_count_earlier_mentions():
-  expert = jnp.array([[1, 0, 1, 1, 2, 0], [2, 2, 2, 2, 2, 2]], jnp.int32)  # 2 stands for "none"
-  positions, counts = positions_within_expert(expert, num_experts=2)
-  np.testing.assert_array_equal(positions[0, [0, 1, 2, 3, 5]], [0, 0, 1, 2, 1])
-  np.testing.assert_array_equal(counts, [[2, 3], [0, 0]])
 
 
 def test_first_come_first_served_and_first_choices_before_second():

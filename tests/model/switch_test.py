@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from switch_jax.config import MeshConfig, ModelConfig, MoeConfig
-from switch_jax.model import drop_free
 from switch_jax.model.layers import activate
 from switch_jax.model.switch import SwitchLayer
 from switch_jax.parallel import Layout, make_mesh
@@ -36,10 +35,10 @@ def layout(data=1, expert=1, model=1):
   return Layout(make_mesh(mesh, None, jax.devices()[: data * expert * model]))
 
 
-def apply(config, params, x=X, real=REAL, where=None, deterministic=True, **fields):
+def apply(config, params, x=X, real=REAL, where=None, deterministic=True, never_drop=False, **fields):
   layer = SwitchLayer(config, where or layout(), deterministic, **fields)
   rngs = {} if deterministic else STREAMS
-  return jax.jit(lambda p, x: layer.apply({'params': p}, x, real, rngs=rngs))(params, x)
+  return jax.jit(lambda p, x: layer.apply({'params': p}, x, real, never_drop, rngs=rngs))(params, x)
 
 
 @functools.cache
@@ -170,25 +169,6 @@ def test_drop_free_equals_slots_for_everybody(router):
   for a, b in zip(*(jax.value_and_grad(functools.partial(loss, c))(params) for c in (roomy, free)), strict=True):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), a, b)
   assert apply(free, params)[1].dropped.sum() == 0
-
-
-def test_decoding_computes_at_most_eight_rows_a_token():
-  block = drop_free.block_size(128, 128)
-  assert drop_free.num_rows(128, 128, block) <= 8 * 128
-  expert = jax.random.randint(jax.random.key(0), (128, 1), 0, 128)
-  index, owner = drop_free.block_index(expert, 128, block)
-  assert index.choice_of.size <= 8 * 128
-  row = np.asarray(index.of_choice)[:, 0]
-  np.testing.assert_array_equal(np.asarray(owner)[row // block], np.asarray(expert)[:, 0])  # each row in its block
-  assert len(set(row)) == 128
-
-
-def test_blocks_hold_the_worst_case():
-  for expert in (jnp.zeros((16, 1), jnp.int32), jnp.arange(16)[:, None] % 5, jnp.full((16, 1), 5)):
-    index, owner = drop_free.block_index(expert.astype(jnp.int32), 5, 4)
-    wanted = np.asarray(expert)[:, 0] < 5
-    assert (np.asarray(index.of_choice)[wanted, 0] < index.choice_of.size).all()
-    assert (np.asarray(owner) == 5).sum() == len(owner) - sum(-(-n // 4) for n in np.bincount(expert[wanted, 0]))
 
 
 def test_never_drop_overrides_the_capacity():

@@ -1,0 +1,135 @@
+"""Every token through its experts, without slots: the choices of a shard row sorted by expert, a run for each expert.
+
+Giving every expert a slot for every token would cost experts * tokens rows. In sorted order the rows of an expert lie
+together, and a product of runs by matrices computes each of them once.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from switch_jax.kernels.positions import positions_sorted
+from switch_jax.kernels.slots import SlotIndex, from_slots, to_slots
+from switch_jax.kernels.table import forms
+from switch_jax.parallel import Layout
+
+Product = Callable[[jax.Array, str], jax.Array]
+# (rows `[n, d]`, product of rows by the kernels of that name of their experts, int32 `[n]` the choice in each row) to
+# the experts' outputs `[n, out_dim]`.
+Network = Callable[[jax.Array, Product, jax.Array], jax.Array]
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
+
+
+def apply_to_all(
+  layout: Layout,
+  x: jax.Array,
+  expert: jax.Array,
+  gate: jax.Array,
+  network: Network,
+  kernels: dict[str, jax.Array],
+  *,
+  out_dim: int,
+  block: int | None = None,
+) -> jax.Array:
+  """Sends every token through those of its experts that are here.
+
+  Args:
+    layout: its devices have the form.
+    x: `[n, d]`.
+    expert: int32 `[n, k]`, the local expert of each choice; the number of local experts where it is not here.
+    gate: float32 `[n, k]`, 0 where the expert is not here.
+    network: what an expert computes.
+    kernels: matrices of the local experts by name, `[e, fan_in, fan_out]`.
+    out_dim: width of the experts' output.
+    block: rows to which a run is padded, where the form has blocks; None is a power of two near the mean run.
+
+  Returns:
+    `[n, out_dim]`: gated sums over the local experts, zero for tokens that have none of them.
+  """
+  form = {'ragged': _ragged, 'blocks': _by_blocks}[forms(layout)['drop_free']]
+  y, index = form(x, expert, network, kernels, out_dim, block)
+  return from_slots(y, gate, index)
+
+
+def _ragged(x, expert, network, kernels, out_dim, block):
+  """The plain form: a ragged product over the runs as they are."""
+  del out_dim, block  # it has no padding
+  num_experts = next(iter(kernels.values())).shape[0]
+  position, counts = positions_sorted(expert.reshape(1, -1), num_experts)
+  counts = counts[0]
+  starts = jnp.cumsum(counts) - counts
+  here = expert < num_experts
+  row = jnp.where(here, starts[jnp.minimum(expert, num_experts - 1)] + position.reshape(expert.shape), expert.size)
+  index = _inverted(row.astype(jnp.int32), expert.size)
+  rows = to_slots(x, index, expert.shape[-1])
+  return network(rows, lambda y, name: jax.lax.ragged_dot(y, kernels[name], counts), index.choice_of), index
+
+
+def _by_blocks(x, expert, network, kernels, out_dim, block):
+  """The form for XLA:CPU: runs padded to blocks of one expert each, a block at a time, unused blocks skipped.
+
+  At most choices + local experts * (block - 1) rows are computed.
+  """
+  num_experts = next(iter(kernels.values())).shape[0]
+  index, owner = block_index(expert, num_experts, block)
+  rows = to_slots(x, index, expert.shape[-1]).reshape(-1, block, x.shape[-1])  # [blocks, block, d]
+
+  def one_block(argument):
+    rows, owner, choice = argument
+    mine = jnp.minimum(owner, num_experts - 1)
+
+    def compute():
+      return network(rows, lambda y, name: y @ kernels[name][mine], choice)
+
+    def skip():  # derived from the rows, so that inside shard_map it varies over the same axes as the other branch
+      return jnp.broadcast_to(rows[:, :1] * 0, (block, out_dim))
+
+    return jax.lax.cond(owner < num_experts, compute, skip)
+
+  y = jax.lax.map(one_block, (rows, owner, index.choice_of.reshape(-1, block)))
+  return y.reshape(-1, out_dim), index
+
+
+def block_size(num_choices: int, num_experts: int) -> int:
+  """Returns the power of two from 8 to 128 at or below the mean number of choices per expert."""
+  mean = max(num_choices // num_experts, 1)
+  return min(max(1 << (mean.bit_length() - 1), SMALLEST_BLOCK), LARGEST_BLOCK)
+
+
+def num_rows(num_choices: int, num_experts: int, block: int) -> int:
+  """Returns the rows that hold `num_choices` choices whatever their experts are: a multiple of `block`.
+
+  Every expert that is named wastes at most block - 1 rows, and no more experts are named than there are choices.
+  """
+  wasted = min(num_experts, num_choices) * (block - 1)
+  return (num_choices + wasted) // block * block
+
+
+def block_index(expert: jax.Array, num_experts: int, block: int) -> tuple[SlotIndex, jax.Array]:
+  """Assigns rows to choices so that every block of rows belongs to one expert.
+
+  Args:
+    expert: int32 `[n, k]`, the local expert of each choice; `num_experts` for those that are not computed here.
+    num_experts: local experts.
+    block: rows of a block.
+
+  Returns:
+    The row of each choice and its inverse, and int32 `[blocks]`: the expert of each block, `num_experts` if unused.
+  """
+  total = num_rows(expert.size, num_experts, block)
+  position, counts = positions_sorted(expert.reshape(1, -1), num_experts)
+  position, counts = position.reshape(expert.shape), counts[0]
+  ends = jnp.cumsum((counts + block - 1) // block)  # in blocks
+  starts = jnp.concatenate([jnp.zeros((1,), ends.dtype), ends]) * block  # [experts + 1], in rows
+  row = jnp.where(expert < num_experts, starts[expert] + position, total).astype(jnp.int32)
+  owner = jnp.sum(jnp.arange(total // block)[:, None] >= ends, axis=-1, dtype=jnp.int32)
+  return _inverted(row, total), owner
+
+
+def _inverted(row: jax.Array, total: int) -> SlotIndex:
+  """Returns the row of each choice (`total` for none) with the choice in each of `total` rows."""
+  every_choice = jnp.arange(row.size, dtype=jnp.int32)
+  empty = jnp.full((total,), row.size, jnp.int32)
+  return SlotIndex(row, empty.at[row.reshape(-1)].set(every_choice, mode='drop'))

@@ -1,0 +1,77 @@
+"""Attention row by row against the plain form: outputs and every gradient, with bias, segments, dropout, causal."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from switch_jax import kernels
+from switch_jax.config import MeshConfig
+from switch_jax.kernels.attention import attend
+from switch_jax.parallel import Layout, make_mesh
+
+ROWS, QUERIES, KEYS, HEADS, WIDTH = 8, 5, 7, 2, 4
+
+
+def arguments(dtype, queries=QUERIES, has_bias=True, has_keep=True):
+  keys = jax.random.split(jax.random.key(0), 7)
+  query, key, value = (
+    jax.random.normal(k, (ROWS, n, HEADS, WIDTH)).astype(dtype)
+    for k, n in zip(keys, (queries, KEYS, KEYS))  # noqa: B905
+  )
+  of_queries = jax.random.randint(keys[3], (ROWS, queries), 0, 3)
+  of_keys = jax.random.randint(keys[4], (ROWS, KEYS), 0, 3)
+  bias = jax.random.normal(keys[5], (HEADS, queries, KEYS)) if has_bias else None
+  keep = jax.random.bernoulli(keys[6], 0.8, (ROWS, HEADS, KEYS)) / 0.8 if has_keep else None
+  return query, key, value, of_queries, of_keys, bias, keep
+
+
+def value_and_gradients(function, given):
+  query, key, value, of_queries, of_keys, bias, keep = given
+  dense = tuple(x for x in (query, key, value, bias) if x is not None)
+
+  def loss(dense):
+    q, k, v, *rest = dense
+    y = function(q, k, v, of_queries, of_keys, rest[0] if rest else None, keep)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+  (_, y), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(dense)
+  return y, gradients
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+  ('causal', 'has_bias', 'has_keep', 'dtype'),
+  [(False, True, True, 'float32'), (True, True, False, 'float32'), (False, False, True, 'bfloat16')],
+)
+def test_row_by_row_is_the_plain_form(mesh, causal, has_bias, has_keep, dtype):
+  given = arguments(dtype, KEYS if causal else QUERIES, has_bias, has_keep)
+  layout = Layout(
+    make_mesh(MeshConfig(data=mesh[0], expert=mesh[1], model=mesh[2]), None, jax.devices()[: np.prod(mesh)])
+  )
+  assert kernels.forms(layout)['attention'] == 'by_row'
+  plain = value_and_gradients(functools.partial(attend, causal=causal), given)
+  found = value_and_gradients(functools.partial(kernels.attention, layout, causal=causal), given)
+  tolerance = dict(atol=2e-5) if dtype == 'float32' else dict(atol=0.03, rtol=0.03)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), **tolerance),
+    found,
+    plain,
+  )
+  assert found[0].dtype == jnp.dtype(dtype)
+
+
+def test_the_plain_form_can_be_asked_for():
+  given = arguments('float32')
+  layout = Layout(Layout.single_device().mesh, kernels=(('attention', 'plain'),))
+  text = jax.jit(lambda *a: kernels.attention(layout, *a)).lower(*given).as_text()
+  assert 'while' not in text
+  np.testing.assert_allclose(kernels.attention(layout, *given), attend(*given), atol=1e-6)
+
+
+def test_a_query_without_keys_averages_all_values():
+  query, key, value, of_queries, of_keys, _, _ = arguments('float32', has_bias=False, has_keep=False)
+  y = kernels.attention(Layout.single_device(), query, key, value, of_queries + 5, of_keys)
+  np.testing.assert_allclose(y[:, 0], value.mean(axis=1), atol=1e-6)

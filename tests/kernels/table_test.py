@@ -1,0 +1,71 @@
+"""Which form a layout gets: by device, by what was asked for; and what cannot be asked for."""
+
+import re
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from switch_jax import kernels
+from switch_jax.config import ConfigError, MeshConfig
+from switch_jax.config.mesh import KERNELS
+from switch_jax.kernels import table
+from switch_jax.parallel import Layout, make_mesh
+
+
+def layout_on(platform, kind='', size=1):
+  """Returns what the table looks at of a layout over devices that need not exist."""
+  device = types.SimpleNamespace(platform=platform, device_kind=kind)
+  mesh = types.SimpleNamespace(devices=np.array([device] * size, object), size=size)
+  return types.SimpleNamespace(mesh=mesh, kernels=())
+
+
+@pytest.mark.parametrize('kind', ['TPU v2', 'TPU v3', 'TPU v4', 'TPU v5e', 'TPU v5', 'TPU v6 lite', 'TPU7x'])
+def test_no_tpu_gets_a_form_for_the_cpu(kind):
+  chosen = table.forms.__wrapped__(layout_on('tpu', kind, 8))
+  assert chosen.keys() == KERNELS.keys()
+  assert not [form for operation, form in chosen.items() if 'CPU' in KERNELS[operation][form]]
+
+
+def test_a_cpu_gets_its_own_and_several_of_them_no_loop_over_split_stacks():
+  one = table.forms.__wrapped__(layout_on('cpu'))
+  assert one == {
+    'attention': 'by_row',
+    'expert_product': 'own_gradient',
+    'positions': 'sorted',
+    'drop_free': 'blocks',
+    'update': 'in_place',
+  }
+  assert table.forms.__wrapped__(layout_on('cpu', size=8)) == one | {'update': 'plain'}
+
+
+def test_an_unknown_machine_gets_the_plain_forms():
+  plain = {operation: next(iter(known)) for operation, known in KERNELS.items()}
+  assert table.forms.__wrapped__(layout_on('neuromancer')) == plain
+
+
+def test_what_is_asked_for_wins_and_is_shown():
+  mesh = MeshConfig(kernels={'attention': 'plain'})
+  layout = Layout.of(mesh, make_mesh(mesh, None, jax.devices()[:1]))
+  assert kernels.forms(layout)['attention'] == 'plain'
+  assert kernels.describe(layout).startswith('attention plain, expert_product own_gradient')
+
+
+@pytest.mark.parametrize(
+  ('asked', 'message'),
+  [
+    ({'atention': 'plain'}, "operation 'atention'; known are attention, .* Did you mean 'attention'"),
+    ({'attention': 'by_rows'}, "'attention': 'by_rows', which is none of its forms .* Did you mean 'by_row'"),
+  ],
+)
+def test_what_is_not_known_is_refused(asked, message):
+  with pytest.raises(ConfigError, match=message):
+    MeshConfig(kernels=asked)
+
+
+def test_in_place_on_several_devices_is_refused():
+  mesh = MeshConfig(kernels={'update': 'in_place'})
+  layout = Layout.of(mesh, make_mesh(mesh, None, jax.devices()[:8]))
+  with pytest.raises(ConfigError, match=re.escape("'update': 'in_place', which would gather")):
+    kernels.forms(layout)
