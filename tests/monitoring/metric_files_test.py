@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switch_jax.monitoring.metric_files import MetricFiles, read_metrics
+from switch_jax.folders.metric_lines import read_metrics
+from switch_jax.monitoring.metric_files import MetricFiles
 
 
 @pytest.fixture
