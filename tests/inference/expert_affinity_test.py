@@ -12,6 +12,7 @@ import pytest
 
 from switch_jax.config import ConfigError, DataConfig, MoeConfig
 from switch_jax.data.quiet_tensorflow import seqio
+from switch_jax.folders.model_dir import ModelDir
 from switch_jax.inference.expert_affinity import (
   LayerCounts,
   count_choices,
