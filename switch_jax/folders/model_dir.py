@@ -34,12 +34,19 @@ EXPERT_TOKENS_FILE = 'expert_tokens.jsonl'
 _OF_TASK = '.metrics'
 
 
+def _inside(name: str) -> Any:
+  """Returns a property: the place of that name in the MODEL_DIR."""
+  return property(lambda self: self.path / name)
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class ModelDir:
   """The places in one MODEL_DIR; nothing is made, and nothing but the `read_` methods and listings looks at the disk.
 
   Attributes:
     path: of the MODEL_DIR, local and absolute, or remote (`gs://...`).
+    checkpoints, train, profile: folders in it.
+    config_gin, summary, vocabulary, finished: files in it.
   """
 
   path: epath.Path
@@ -48,12 +55,9 @@ class ModelDir:
     text = os.fspath(path)
     object.__setattr__(self, 'path', epath.Path(text if '://' in text else os.path.abspath(text)))
 
-  # Checkpoints.
-
-  @property
-  def checkpoints(self) -> epath.Path:
-    """The folder of all checkpoints."""
-    return self.path / CHECKPOINTS
+  checkpoints, train, profile = _inside(CHECKPOINTS), _inside('train'), _inside('profile')
+  config_gin, summary, vocabulary = _inside('config.gin'), _inside('summary.png'), _inside('vocabulary.model')
+  finished = _inside('finished.json')
 
   def step(self, step: int) -> epath.Path:
     """Returns the folder of a checkpoint."""
@@ -82,13 +86,6 @@ class ModelDir:
         pass
       problems.append(f'config.json of checkpoint {step} is damaged.')
     return {}, problems
-
-  # Metrics.
-
-  @property
-  def train(self) -> epath.Path:
-    """The folder of what training measures."""
-    return self.path / 'train'
 
   def held_out(self, task: str) -> epath.Path:
     """Returns the folder of the held-out loss of a task, which training writes."""
@@ -134,33 +131,6 @@ class ModelDir:
     """Returns the file of what was predicted for a task's examples; a suffix tells capacities apart."""
     return self.path / 'predictions' / task / f'{step}{suffix}.jsonl'
 
-  # The run itself.
-
-  @property
-  def config_gin(self) -> epath.Path:
-    """The operative gin text, for people to read."""
-    return self.path / 'config.gin'
-
-  @property
-  def summary(self) -> epath.Path:
-    """The picture of a finished run."""
-    return self.path / 'summary.png'
-
-  @property
-  def vocabulary(self) -> epath.Path:
-    """The run's copy of its SentencePiece model."""
-    return self.path / 'vocabulary.model'
-
-  @property
-  def profile(self) -> epath.Path:
-    """The folder of profiles."""
-    return self.path / 'profile'
-
-  @property
-  def finished(self) -> epath.Path:
-    """What a sweep writes when the run has ended without an error."""
-    return self.path / 'finished.json'
-
 
 def split_step(path: str | os.PathLike[str]) -> tuple[ModelDir, int | None]:
   """Returns the MODEL_DIR of a path to it or to `MODEL_DIR/checkpoints/<step>`, and the step that it names."""
@@ -168,11 +138,6 @@ def split_step(path: str | os.PathLike[str]) -> tuple[ModelDir, int | None]:
   if folder.parent.name == CHECKPOINTS and folder.name.isdecimal():
     return ModelDir(folder.parent.parent), int(folder.name)
   return ModelDir(folder), None
-
-
-def is_model_dir(folders: Iterable[str]) -> bool:
-  """Whether a folder that holds folders of these names is a MODEL_DIR."""
-  return not set(MARKS).isdisjoint(folders)
 
 
 def _steps_in(names: Iterable[str]) -> list[int]:

@@ -51,8 +51,7 @@ class MetricFiles:
     """
     if not self._active:
       return
-    plain = {name: _plain(name, value) for name, value in metrics.items()}
-    self._open()
+    plain = self._open(metrics)
     if step == self._lines.last_step:
       self.truncate_after(step - 1)
     self._lines.append(step, plain)
@@ -60,12 +59,10 @@ class MetricFiles:
 
   def merge(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Writes numbers beside those that the line of a step has, in whatever order steps come, and to TensorBoard."""
-    if not self._active:
-      return
-    plain = {name: _plain(name, value) for name, value in metrics.items()}
-    self._open()
-    self._lines.merge(step, plain)
-    self._write_scalars(step, plain)
+    if self._active:
+      plain = self._open(metrics)
+      self._lines.merge(step, plain)
+      self._write_scalars(step, plain)
 
   def write_expert_tokens(self, step: int, expert_tokens: Mapping[str, np.ndarray]) -> None:
     """Writes one line of `expert_tokens.jsonl`: `{"step": 100, "encoder_1": [12, 0, ...], ...}`.
@@ -76,7 +73,7 @@ class MetricFiles:
     """
     if not self._active:
       return
-    self._open()
+    self._open({})
     counts = {layer: np.asarray(tokens).astype(int).tolist() for layer, tokens in expert_tokens.items()}
     self._expert_lines.append(step, counts)
 
@@ -114,11 +111,13 @@ class MetricFiles:
       self._events.close()
       self._events = None
 
-  def _open(self) -> None:
-    """Makes the folder and finds the last steps."""
+  def _open(self, metrics: Mapping[str, SupportsFloat]) -> dict[str, int | float]:
+    """Returns metrics as Python's numbers; before the first line it makes the folder and finds the last steps."""
+    plain = {name: _plain(name, value) for name, value in metrics.items()}
     if not self._opened:
       self._directory.mkdir(parents=True, exist_ok=True)
       self._keep_until(None)
+    return plain
 
   def _keep_until(self, step: int | None) -> None:
     self._opened = self._directory.is_dir()

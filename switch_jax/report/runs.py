@@ -11,7 +11,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, suggest
 from switch_jax.folders.metric_lines import read_lines
-from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, MARKS, METRICS_FILE, ModelDir, is_model_dir
+from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, MARKS, METRICS_FILE, ModelDir
 
 # How deep a folder of runs is looked through.
 _DEPTH = 2
@@ -102,7 +102,7 @@ def _runs_below(path: epath.Path, depth: int) -> Iterator[epath.Path]:
     inside = sorted((p for p in path.iterdir() if p.is_dir()), key=lambda p: _by_number(p.name))
   except OSError:
     return
-  if is_model_dir(p.name for p in inside):
+  if any(p.name in MARKS for p in inside):
     yield path
   elif depth:
     for folder in inside:

@@ -1,10 +1,10 @@
-"""What lies where in a MODEL_DIR, how one is recognised, and what older versions have written."""
+"""What lies where in a MODEL_DIR, which paths name a step, and what older versions have written."""
 
 import os
 
 import pytest
 
-from switch_jax.folders.model_dir import ModelDir, is_model_dir, split_step
+from switch_jax.folders.model_dir import ModelDir, split_step
 
 
 @pytest.fixture
@@ -43,11 +43,6 @@ def test_paths_that_name_a_step(tmp_path):
   assert split_step(tmp_path / 'run' / 'checkpoints')[1] is None
   assert split_step('gs://bucket/run/checkpoints/5') == (ModelDir('gs://bucket/run'), 5)
   assert split_step('gs://bucket/checkpoint_5') == (ModelDir('gs://bucket/checkpoint_5'), None)
-
-
-def test_a_model_dir_is_recognised():
-  assert is_model_dir(['notes', 'train'])
-  assert not is_model_dir(['notes', 'training'])
 
 
 def test_numbered_steps(place):
