@@ -17,7 +17,10 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from runs import ROOT, read_predictions
+
+from switch_jax.folders.model_dir import ModelDir
+
 LENGTHS = "{'inputs': 96, 'targets': 24}"
 PRETRAIN = 'gin/examples/wikipedia_pretrain.gin'
 FINETUNE = 'gin/examples/wikipedia_finetune.gin'
@@ -50,25 +53,17 @@ def run(arguments, seconds, name):
 
 def read_metrics(folder, task, steps):
   """Returns the metrics of a task after so many steps, or None before they have been evaluated."""
-  for place in (folder / 'eval' / f'{task}.metrics', folder / 'eval' / task):
-    path = place / 'metrics.jsonl'
-    for line in path.read_text().splitlines() if path.exists() else []:
-      record = json.loads(line)
-      if record['step'] == steps and {'accuracy', 'rouge2'} & set(record) and 'cross_ent_loss' not in record:
-        return record
-  return None
+  return next((line for line in ModelDir(folder).read_task_metrics(task) if line['step'] == steps), None)
 
 
-def read_predictions(folder, task, steps):
+def predictions_by_text(folder, task, steps):
   """Returns, by the text of the article, what was predicted and what is true."""
-  lines = (folder / 'predictions' / task / f'{steps}.jsonl').read_text(encoding='utf-8').splitlines()
-  records = map(json.loads, lines)
+  records = read_predictions(folder, task, steps)
   return {r['inputs'].split(': ', 1)[1]: (r['prediction'], r['targets']) for r in records}
 
 
 def majority():
   """Returns the most frequent topic of the training articles, and how many held-out ones have it, in percent."""
-  sys.path.insert(0, str(ROOT))
   from switch_jax.data import corpus
   from tasks import wikipedia
 
@@ -104,13 +99,13 @@ def main():
     record.write_text(json.dumps(seconds, indent=1))
 
   pretrained = out / 'pretrain'
-  if not (pretrained / 'checkpoints' / '1500').exists():
+  if not ModelDir(pretrained).step(1500).exists():
     step([f'--gin_file={PRETRAIN}', f'--gin.MODEL_DIR={pretrained}'], 'pretrain')
   results = {}
   for name, (task, steps, begin, _) in runs.items():
     folder = out / name
     common = [f'--gin.MODEL_DIR={folder}', f'--gin.MIXTURE_OR_TASK_NAME={task}']
-    if not (folder / 'checkpoints' / str(steps)).exists():
+    if not ModelDir(folder).step(steps).exists():
       begin = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}'] if begin is None else begin
       step([f'--gin_file={FINETUNE}', *common, f'--gin.TRAIN_STEPS={steps}', *begin], name)
     if read_metrics(folder, task, steps) is None:
@@ -129,7 +124,7 @@ def main():
   for name, (task, _, _, title) in runs.items():
     if task == DESCRIPTION:
       print(f'  {results[name]["rouge1"]:5.1f} {results[name]["rouge2"]:5.1f} {results[name]["f1"]:5.1f}   {title}')
-  topics, descriptions = (read_predictions(out / n, *RUNS[n][:2]) for n in ('topic', 'description'))
+  topics, descriptions = (predictions_by_text(out / n, *RUNS[n][:2]) for n in ('topic', 'description'))
   print('Three of them by lot:')
   for text in random.Random(0).sample(sorted(set(topics) & set(descriptions)), 3):
     print(f'  {shorten(text)}')

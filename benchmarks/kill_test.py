@@ -9,7 +9,6 @@ both `metrics.jsonl` and all losses, gradient norms and evaluations are equal.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import random
@@ -20,7 +19,10 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from runs import ROOT
+
+from switch_jax.folders.model_dir import ModelDir
+
 CHECKPOINT_PERIOD, EVAL_PERIOD = 10, 20
 # What must be equal in every bit; the other numbers of a line are speeds and memory.
 COMPARED = ('loss', 'cross_ent_loss', 'grad_norm', 'fraction_dropped', 'accuracy')
@@ -41,10 +43,8 @@ def command(folder: pathlib.Path, steps: int) -> list[str]:
 
 def lines(folder: pathlib.Path, kind: str) -> list[dict]:
   """Returns the whole lines of `metrics.jsonl` of `train` or of the evaluation."""
-  records = []
-  for path in folder.glob('train/metrics.jsonl' if kind == 'train' else 'eval/*/metrics.jsonl'):
-    records = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
-  return records
+  place = ModelDir(folder)
+  return place.read_train() if kind == 'train' else [line for t in place.tasks() for line in place.read_held_out(t)]
 
 
 def last_step(folder: pathlib.Path) -> int:
@@ -54,7 +54,7 @@ def last_step(folder: pathlib.Path) -> int:
 
 def is_saving(folder: pathlib.Path) -> bool:
   """Whether a checkpoint is being written."""
-  return any('.orbax-checkpoint-tmp' in path.name for path in folder.glob('checkpoints/*'))
+  return any('.orbax-checkpoint-tmp' in path.name for path in pathlib.Path(ModelDir(folder).checkpoints).glob('*'))
 
 
 def is_evaluating(folder: pathlib.Path) -> bool:
@@ -96,7 +96,7 @@ def differences(alone: pathlib.Path, killed: pathlib.Path, steps: int) -> list[s
       found.append('train: not every step stands once')
     names = COMPARED if kind == 'train' else [name for name in first[0] if name != 'step']
     for a, b in zip(first, second, strict=True):
-      found += [f'{kind}: step {a["step"]}: {n} {a[n]} and {b[n]}' for n in names if a.get(n) != b.get(n)]
+      found += [f'{kind}: step {a["step"]}: {n} {a[n]} and {b[n]}' for n in names if repr(a.get(n)) != repr(b.get(n))]
   return found
 
 

@@ -21,6 +21,7 @@ import jax
 from step_time import make_run
 
 from switch_jax import config, launch, training
+from switch_jax.folders.model_dir import ModelDir
 from switch_jax.training import loop
 
 _SKIPPED = 4  # steps at the beginning, with compilation
@@ -85,7 +86,7 @@ def measure(experts: int, arguments: argparse.Namespace, folder: pathlib.Path) -
   bare, _ = bare_seconds(recorder, found['state'], arguments.bare_steps)
   gaps = [b - a for a, b in zip(recorder.began[_SKIPPED:], recorder.began[_SKIPPED + 1 :], strict=False)]
   # The gap after a dispatched step ends with the next one; CPU dispatch is asynchronous, so only their mean is a step.
-  lines = [json.loads(line) for line in (folder / 'train' / 'metrics.jsonl').read_text().splitlines()]
+  lines = ModelDir(folder).read_train()
   step, mean = statistics.median(bare), statistics.mean(gaps)
   return {
     'experts': experts,

@@ -111,11 +111,6 @@ def steps_of(flags, task):
   return flags.steps or TASKS[task].steps
 
 
-def predictions(folder, task, steps):
-  """Returns what was predicted for every held-out example, with its inputs and targets; nothing before that."""
-  return runs.read_lines(folder / 'predictions' / task / f'{steps}.jsonl')
-
-
 def vocabulary(flags, task):
   """Returns the vocabulary of a task; one of pieces is trained unless it is there."""
   if not task.pieces:
@@ -143,7 +138,7 @@ def run(flags, name, seed):
   data += [f'--gin.config.DataConfig.task_module={task.module}', f'--gin.config.DataConfig.languages={task.languages}']
   start = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}', f'--gin.BATCH_SIZE={task.rows}']
   train(folder, [*FINETUNE, *data, *start, *task.finetune], steps)
-  if not predictions(folder, name, steps):
+  if not runs.read_predictions(folder, name, steps):
     evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}', '--gin.BATCH_SIZE=256']
     runs.call(f'{folder}.log', [*evaluate, *task.decoding, *data, words])
 
@@ -178,7 +173,9 @@ def tables(flags):
   lines += ['| --- | --- | --- | --- | --- |']
   examples, details = [], []
   for task, names in METRICS.items():
-    seeds = {s: predictions(flags.out / f'{task}-{s}', task, steps_of(flags, task)) for s in range(flags.seeds)}
+    seeds = {
+      s: runs.read_predictions(flags.out / f'{task}-{s}', task, steps_of(flags, task)) for s in range(flags.seeds)
+    }
     scores = [score(task, records) for records in seeds.values() if records]
     if not scores:
       continue
@@ -237,5 +234,4 @@ def main():
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(runs.ROOT))
   sys.exit(main())

@@ -24,6 +24,8 @@ import sys
 import numpy as np
 import runs
 
+from switch_jax.folders.model_dir import ModelDir
+
 TASK = 'multilingual_span_corruption'
 ENOUGH_TOKENS = 5_000
 # Small feed-forward networks: what a model has to remember is much, and what it can is little, so that a few thousand
@@ -62,8 +64,7 @@ def train(flags, seed):
 
 def evaluations(flags, model, seed):
   """Returns the lines of a finished run's evaluations, one for each step; None before it is finished."""
-  lines = runs.read_lines(folder_of(flags, model, seed) / 'eval' / TASK / 'metrics.jsonl')
-  lines = sorted({line['step']: line for line in lines if 'cross_ent_loss' in line}.values(), key=lambda x: x['step'])
+  lines = ModelDir(folder_of(flags, model, seed)).read_held_out(TASK)
   return lines if lines and lines[-1]['step'] == flags.steps else None
 
 
@@ -107,7 +108,7 @@ def epochs(flags):
   from switch_jax.data.span_corruption import find_raw_length
   from tasks import multilingual
 
-  record = json.loads((folder_of(flags, 'dense', 0) / 'checkpoints' / str(flags.steps) / 'config.json').read_text())
+  record = runs.read_config(folder_of(flags, 'dense', 0), flags.steps)
   config = DataConfig.from_json(record['run']['data'])
   streams, _ = multilingual.get_streams(config)
   shares = sampled_groups.sampling_probabilities(streams.num_bytes, config.sampling_exponent)
@@ -188,20 +189,18 @@ def collect(flags):
 
 def parameters(flags, model):
   """Returns the number of parameters."""
-  path = folder_of(flags, model, 0) / 'checkpoints' / str(flags.steps) / 'config.json'
-  return json.loads(path.read_text())['parameters']
+  return runs.read_config(folder_of(flags, model, 0), flags.steps)['parameters']
 
 
 def seconds(flags, model):
   """Returns the seconds of a step that a run of the first seed had, by line of its metrics."""
-  path = folder_of(flags, model, 0) / 'train' / 'metrics.jsonl'
-  found = [line.get('steps_per_second') for line in runs.read_lines(path)]
-  return [1 / x for x in found[1:] if x]
+  found = [line.get('steps_per_second', 0) for line in ModelDir(folder_of(flags, model, 0)).read_train()]
+  return [1 / x for x in found[1:] if x > 0]
 
 
 def expert_bits(flags):
   """Returns, by layer of the first seed's mSwitch, what a token's language tells about its expert, in bits."""
-  path = folder_of(flags, 'mswitch', 0) / 'eval' / TASK / f'experts_{flags.steps}.json'
+  path = ModelDir(folder_of(flags, 'mswitch', 0)).experts(TASK, flags.steps)
   if not path.exists():
     return {}
   layers = json.loads(path.read_text())['layers']
@@ -335,5 +334,4 @@ def main():
 
 
 if __name__ == '__main__':
-  sys.path.insert(0, str(runs.ROOT))
   sys.exit(main())

@@ -6,6 +6,9 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from switch_jax.folders.model_dir import ModelDir
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -25,7 +28,7 @@ def call(log, arguments, module='switch_jax.main'):
 
 def is_finished(folder, steps):
   """Whether a run has its last checkpoint and evaluation."""
-  return (folder / 'checkpoints' / str(steps)).is_dir() and (folder / 'summary.png').exists()
+  return ModelDir(folder).step(steps).is_dir() and ModelDir(folder).summary.exists()
 
 
 def train(folder, arguments, steps):
@@ -36,6 +39,12 @@ def train(folder, arguments, steps):
   return call(f'{folder}.log', [*arguments, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={steps}'])
 
 
-def read_lines(path):
-  """Returns the records of a file of JSON lines; none if there is no file."""
-  return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []
+def read_config(folder, steps):
+  """Returns `config.json` of a run's checkpoint."""
+  return json.loads(ModelDir(folder).config(steps).read_text())
+
+
+def read_predictions(folder, task, steps):
+  """Returns what was predicted for every held-out example, with its inputs and targets; nothing before that."""
+  path = ModelDir(folder).predictions(task, steps)
+  return [json.loads(line) for line in path.read_text().split('\n') if line] if path.exists() else []

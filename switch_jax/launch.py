@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from switch_jax.config import ConfigError
+from switch_jax.folders.cache import cache_directory
 
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _RESTARTED = 'SWITCH_JAX_RESTARTED'
@@ -89,13 +90,6 @@ def keep_freed_memory() -> bool:
     return False
   mallopt = ctypes.CDLL(None).mallopt
   return all(mallopt(parameter, value) for parameter, value in _KEEP_FREED_MEMORY)
-
-
-def cache_directory() -> pathlib.Path:
-  """Returns where things that can be made again are kept: $SWITCH_JAX_CACHE, else switch_jax in the user's cache."""
-  if own := os.environ.get('SWITCH_JAX_CACHE'):
-    return pathlib.Path(own).expanduser()
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'switch_jax'
 
 
 def quiet_logging(debug: bool) -> None:

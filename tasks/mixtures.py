@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from switch_jax.data import corpus
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.vocabularies import vocabulary_digest
+from switch_jax.folders.cache import cache_directory
 from tasks.text_to_text import remove_task
 
 # The first so many examples of the training split tell the mean; its standard error is then below 2 % for any of GLUE.
@@ -27,7 +28,7 @@ def count_tokens(task: seqio.Task, split: str = 'train') -> float:
   examples = task.num_input_examples(split)
   vocabulary = task.output_features['targets'].vocabulary
   key = json.dumps([task.name, str(task.source), split, examples, vocabulary_digest(vocabulary), EXAMPLES_COUNTED])
-  place = corpus.cache_directory() / 'token_counts' / f'{hashlib.sha256(key.encode()).hexdigest()[:20]}.json'
+  place = cache_directory() / 'token_counts' / f'{hashlib.sha256(key.encode()).hexdigest()[:20]}.json'
   try:
     return json.loads(place.read_text(encoding='utf-8'))['tokens']
   except (OSError, ValueError, KeyError):

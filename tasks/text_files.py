@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, span_corruption, text_task
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
+from switch_jax.folders.cache import cache_directory
 
 NAME = 'text_files_span_corruption'
 BUILDER_VERSION = 1
@@ -174,7 +175,7 @@ def identify(files: list[pathlib.Path]) -> list[dict[str, str | int]]:
   stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
   if sum(size for _, size, _ in stats) <= MAX_BYTES_TO_REREAD:
     return [_contents(path) for path in files]
-  known = corpus.cache_directory() / 'text_files' / f'seen_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
+  known = cache_directory() / 'text_files' / f'seen_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
   try:
     return json.loads(known.read_text(encoding='utf-8'))
   except (OSError, ValueError):

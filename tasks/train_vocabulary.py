@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from switch_jax.config import ConfigError
 from switch_jax.data import corpus
+from switch_jax.folders.cache import cache_directory
 
 T5_SIZE = 32_000
 # 256 bytes, 3 special ids, and something to write words with.
@@ -98,7 +99,7 @@ def get_cached(digest: str, size: int, texts: Callable[[], Iterable[str]]) -> st
   import sentencepiece
 
   key = hashlib.sha256(f'{digest} {size} {sentencepiece.__version__}'.encode()).hexdigest()[:20]
-  place = corpus.cache_directory() / 'vocabularies' / f'{key}.model'
+  place = cache_directory() / 'vocabularies' / f'{key}.model'
   if not place.exists():
     draft = corpus.make_draft_folder(place.parent)
     (draft / place.name).write_bytes(train(texts(), size))

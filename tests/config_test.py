@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from switch_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig, MoeConfig, OptimizerConfig, RunConfig
+from switch_jax.config import (
+  ConfigError,
+  DataConfig,
+  MeshConfig,
+  ModelConfig,
+  MoeConfig,
+  OptimizerConfig,
+  RunConfig,
+  first_line,
+)
 
 MODEL = ModelConfig(
   vocab_size=384, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=4, num_decoder_layers=4
@@ -69,6 +78,19 @@ def test_patterns_select_layers():
   every = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, encoder_layers=1, decoder_layers=()))
   assert every.switch_layers('encoder') == (0, 1, 2, 3)
   assert every.switch_layers('decoder') == ()
+
+
+@pytest.mark.parametrize(
+  ('said', 'line'),
+  [
+    ('\nno such file\nat line 3', 'no such file'),
+    ('', 'OSError'),
+    ('x' * 301, 'x' * 300 + '...'),
+    ("Error opening 'a' and 'b': No space left on device [os_error_code='28'] [source ...]", 'No space left on device'),
+  ],
+)
+def test_first_line_of_an_error(said, line):
+  assert first_line(OSError(said)) == line
 
 
 def test_json_round_trip():

@@ -15,7 +15,7 @@ import pytest
 
 from switch_jax import main
 from switch_jax.checkpoints import CheckpointStore
-from switch_jax.monitoring.metric_files import read_metrics
+from switch_jax.folders.metric_lines import read_metrics
 from tasks import train_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

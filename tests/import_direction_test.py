@@ -67,7 +67,7 @@ def test_direction(path):
   unknown = {other for other in others if other not in LEVEL}
   assert not unknown, f'add {unknown} to LEVELS'
   if parts[0] == 'tasks':
-    assert others <= {'config', 'data'}
+    assert others <= {'config', 'folders', 'data'}
     return
   assert not any(name.split('.')[0] == 'tasks' for name in names), 'tasks are imported by name, from the configuration'
   if parts[1] == '__init__':

@@ -114,7 +114,7 @@ def test_a_claim_of_fewer_steps(modules, tmp_path):
     folder = folders[name] / 'eval' / modules['measures'].TASK
     folder.mkdir(parents=True)
     lines = [json.dumps({'step': step, 'cross_ent_loss_text': loss}) for step, loss in losses.items()]
-    (folder / 'metrics.jsonl').write_text('\n'.join(lines))
+    (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
   claim = modules['studies'].fewer_steps('experts', 'dense', 'text', 'paper')
   assert claim.measure(folders) == pytest.approx(200 / (100 * 2 / 3))
   again = modules['studies'].fewer_steps('dense', 'experts', 'text', 'paper')

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from switch_jax.monitoring.metric_files import read_metrics
+from switch_jax.folders.metric_lines import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, PERIOD = 60, 5

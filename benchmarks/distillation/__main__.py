@@ -22,6 +22,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import runs
 
+from switch_jax.folders.model_dir import ModelDir
+
 PRETRAIN_TASK, FINETUNE_TASK = 'source_code_continuation', 'multilingual_language_id'
 FINETUNE_DATA = [
   f'--gin.MIXTURE_OR_TASK_NAME={FINETUNE_TASK}', "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 6}",
@@ -78,14 +80,14 @@ def finetune(flags, seed):
   switch, dense = '--gin_file=gin/runs/finetune.gin', '--gin_file=gin/runs/finetune_dense.gin'
   start = lambda name: f'--gin.INITIAL_CHECKPOINT_PATH={flags.out / f"{name}-{seed}"}'  # noqa: E731
   student = [DENSE, dense, '--gin_file=gin/runs/distill.gin', *common, '--gin.INITIAL_CHECKPOINT_PATH=None']
-  runs = {
+  commands = {
     teacher: [SWITCH, switch, f'--gin.NUM_EXPERTS={count}', *common, start(f'teacher_{count}')],
     flags.out / f'finetuned_dense-{seed}': [DENSE, dense, *common, start('dense')],
     flags.out / f'finetuned_student_{count}-{seed}': [
       *student, f'--gin.TEACHER_PATH={teacher}', '--gin.TEACHER_DTYPE=float32',
     ],
   }  # fmt: skip
-  for folder, arguments in runs.items():
+  for folder, arguments in commands.items():
     seconds += run(folder, arguments, steps)
     if accuracy(folder, steps) is None:
       evaluation = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}']
@@ -95,19 +97,19 @@ def finetune(flags, seed):
 
 def accuracy(folder, steps):
   """Returns the accuracy of the generated languages, in percent; None before it has been evaluated."""
-  lines = runs.read_lines(folder / 'eval' / f'{FINETUNE_TASK}.metrics' / 'metrics.jsonl')
+  lines = ModelDir(folder).read_task_metrics(FINETUNE_TASK)
   return next((line['accuracy'] for line in lines if line['step'] == steps and 'accuracy' in line), None)
 
 
 def held_out(folder, steps):
   """Returns the held-out loss in nats per byte after the last step; None before it is finished."""
-  lines = runs.read_lines(folder / 'eval' / PRETRAIN_TASK / 'metrics.jsonl')
+  lines = ModelDir(folder).read_held_out(PRETRAIN_TASK)
   return next((line['cross_ent_loss'] for line in lines if line['step'] == steps), None)
 
 
 def parameters(folder, steps):
   """Returns the number of parameters of a run."""
-  return json.loads((folder / 'checkpoints' / str(steps) / 'config.json').read_text())['parameters']
+  return runs.read_config(folder, steps)['parameters']
 
 
 def spread(values):

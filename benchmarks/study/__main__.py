@@ -16,10 +16,13 @@ import pathlib
 import subprocess
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent.parent))
 import measures
 import pictures
 import speedup
 from studies import STUDIES
+
+from switch_jax.folders.model_dir import ModelDir
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -46,7 +49,7 @@ def finished_seeds(folder: pathlib.Path, point: str) -> dict[int, pathlib.Path]:
   found = {}
   folder = folder.parent if '/' in point else folder
   for path in folder.glob(f'{point},RANDOM_SEED=*'):
-    if (path / 'finished.json').exists():
+    if ModelDir(path).finished.exists():
       found[int(path.name.rpartition('=')[2])] = path
   return found
 
@@ -117,8 +120,8 @@ def points_table(name: str, out: pathlib.Path) -> str:
   for point, found in runs.items():
     losses = measures.estimate([dict(measures.curve(path, task))[step] for path in found.values()])
     first = found[min(found)]
-    record = json.loads(sorted(first.glob('checkpoints/*/config.json'))[-1].read_text())
-    arguments = json.loads((first / 'finished.json').read_text())['arguments']
+    record = ModelDir(first).read_newest_config()[0]
+    arguments = json.loads(ModelDir(first).finished.read_text())['arguments']
     dropped = measures.trained(first, 'fraction_dropped')
     lines += [
       f'| {point} | {record["parameters"] / 1e6:.3f}M | {flops.per_target_token(arguments) / 1e3:.1f}k | '
@@ -157,7 +160,7 @@ def main() -> int:
       failed |= run(needed, out, [f'--jobs={flags.jobs}']) != 0
   text = table(out, names)
   for name in names:
-    if any((out / name).glob('*/finished.json')):
+    if any(ModelDir(path).finished.exists() for path in (out / name).glob('*')):
       text += f'\n\n{STUDIES[name].title}\n\n{points_table(name, out)}'
       pictures.draw(name, out)
       if name == 'experts':

@@ -2,31 +2,27 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Iterable
+
+from switch_jax.folders.model_dir import ModelDir
 
 TASK = 'source_code_continuation'
 LOSS = 'cross_ent_loss_text'
 CONFIDENCE = 0.95
 
 
-def read_lines(path: pathlib.Path) -> list[dict]:
-  """Returns the lines of a `metrics.jsonl`; none if there is no file."""
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def curve(folder: pathlib.Path, task: str = TASK) -> list[tuple[int, float]]:
   """Returns steps and held-out losses in nats per target token, in order."""
-  return [(line['step'], line[LOSS]) for line in read_lines(folder / 'eval' / task / 'metrics.jsonl')]
+  return [(line['step'], line[LOSS]) for line in ModelDir(folder).read_held_out(task)]
 
 
 def last_shared_step(folders: Iterable[pathlib.Path]) -> tuple[str, int]:
   """Returns the task that runs were evaluated on, and the last step at which all of them were."""
   folders = list(folders)
-  (task,) = {path.parent.name for folder in folders for path in folder.glob('eval/*/metrics.jsonl')}
+  (task,) = {task for folder in folders for task in ModelDir(folder).tasks()}
   return task, max(set.intersection(*({step for step, _ in curve(folder, task)} for folder in folders)))
 
 
@@ -35,14 +31,14 @@ def losses(folders: Iterable[pathlib.Path]) -> list[float]:
   folders = list(folders)
   task, step = last_shared_step(folders)
   found = [dict(curve(folder, task))[step] for folder in folders]
-  return [math.inf if loss is None else loss for loss in found]
+  return [math.inf if math.isnan(loss) else loss for loss in found]
 
 
 def trained(folder: pathlib.Path, name: str) -> float:
   """Returns the mean of a training metric over the last tenth of the logged steps."""
-  lines = [line[name] for line in read_lines(folder / 'train' / 'metrics.jsonl') if name in line]
+  lines = [line[name] for line in ModelDir(folder).read_train() if name in line]
   last = lines[-max(len(lines) // 10, 1) :]
-  return statistics.fmean(last) if last and None not in last else math.nan
+  return statistics.fmean(last) if last else math.nan
 
 
 def steps_to_reach(points: list[tuple[int, float]], loss: float) -> float | None:

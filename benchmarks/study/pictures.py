@@ -8,6 +8,8 @@ import measures
 import numpy as np
 import speedup
 
+from switch_jax.folders.model_dir import ModelDir
+
 _DENSE, _GREY = '#c8553d', '#5c5c5c'
 
 
@@ -23,7 +25,7 @@ def draw(name: str, out: pathlib.Path) -> None:
 
   folders: dict[str, list[pathlib.Path]] = {}
   for path in sorted((out / name).glob('*,RANDOM_SEED=*')):
-    if (path / 'finished.json').exists():
+    if ModelDir(path).finished.exists():
       folders.setdefault(path.name.rpartition(',')[0], []).append(path)
   task, _ = measures.last_shared_step(path for found in folders.values() for path in found)
   curves = {point: [measures.curve(path, task) for path in folders[point]] for point in sorted(folders, key=order)}

@@ -5,6 +5,8 @@ import statistics
 
 import measures
 
+from switch_jax.folders.model_dir import ModelDir
+
 
 def worth(dense: list[tuple[int, float]], other: list[tuple[int, float]], step: int) -> float | None:
   """Returns how many times more steps the dense model needs for the other's loss at a step; None if it never has it."""
@@ -17,7 +19,7 @@ def pairs(folder: pathlib.Path, point: str) -> list[tuple[list[tuple[int, float]
   found = []
   for path in sorted(folder.glob(f'{point},RANDOM_SEED=*')):
     dense = folder / path.name.replace(point, 'dense', 1)
-    if all((one / 'finished.json').exists() for one in (path, dense)):
+    if all(ModelDir(one).finished.exists() for one in (path, dense)):
       found.append((measures.curve(dense), measures.curve(path)))
   return found
 

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,9 +22,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from switch_jax.checkpoints.retention import steps_to_remove
-from switch_jax.config import CheckpointConfig, ConfigError
+from switch_jax.config import CheckpointConfig, ConfigError, first_line
+from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 
-_STATE, _DATA, _CONFIG, _FILES = 'state', 'data', 'config.json', 'files.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
@@ -73,9 +72,8 @@ class CheckpointStore:
   """
 
   def __init__(self, model_dir: str | os.PathLike[str], config: CheckpointConfig | None = None):
-    text = os.fspath(model_dir)
-    self.model_dir = epath.Path(text if '://' in text else os.path.abspath(text))
-    self.directory = self.model_dir / 'checkpoints'
+    self._place = ModelDir(model_dir)
+    self.model_dir, self.directory = self._place.path, self._place.checkpoints
     self.scores: dict[int, float] = {}
     self._config = config
     self._saver: ocp.AsyncCheckpointer | None = None
@@ -89,12 +87,12 @@ class CheckpointStore:
 
   def steps(self) -> list[int]:
     """Returns the complete steps, in rising order. Folders being written, empty or made by others are left out."""
-    return [step for step in self._numbered() if self._is_complete(step)]
+    return [step for step in self._place.numbered_steps() if self._is_complete(step)]
 
   def latest_step(self) -> int | None:
     """Returns the newest complete step, or None. Warns once about newer folders that are not complete."""
     passed_over = []
-    for step in reversed(self._numbered()):
+    for step in reversed(self._place.numbered_steps()):
       if self._is_complete(step):
         break
       passed_over.append(step)
@@ -109,18 +107,11 @@ class CheckpointStore:
 
   def path(self, step: int) -> epath.Path:
     """Returns the folder of a step."""
-    return self.directory / str(step)
-
-  def _numbered(self) -> list[int]:
-    """Returns the numbers of all folders that are named as a step is, in rising order."""
-    if not self.directory.is_dir():
-      return []
-    names = (p.name for p in self.directory.iterdir())
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    return self._place.step(step)
 
   def _is_complete(self, step: int) -> bool:
     path = self.path(step)
-    files = (path / _CONFIG, path / _FILES, path / _STATE / '_METADATA')
+    files = (path / CONFIG, path / FILES, path / STATE / '_METADATA')
     # On stores without an atomic rename (gs://) a step is complete once Orbax has put its marker there.
     return all(file.is_file() for file in files) and ocp.utils.is_checkpoint_finalized(path)
 
@@ -163,11 +154,11 @@ class CheckpointStore:
     def write_files(directory: epath.Path) -> None:
       self._saving_to = directory.parent
       if jax.process_index() == 0:
-        (directory.parent / _CONFIG).write_text(config_text)
+        (directory.parent / CONFIG).write_text(config_text)
       if write_position is not None:
         write_position(directory)
 
-    items = {_STATE: ocp.args.StandardSave(state), _DATA: _FilesSave(write_files)}
+    items = {STATE: ocp.args.StandardSave(state), DATA: _FilesSave(write_files)}
     self._saving = step
     try:
       self._saver.save(self.path(step), args=ocp.args.Composite(**items))
@@ -190,7 +181,7 @@ class CheckpointStore:
     if jax.process_index() == 0:
       for step in steps_to_remove(self.steps(), self._config, self.scores):
         # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
-        (self.path(step) / _FILES).unlink()
+        (self.path(step) / FILES).unlink()
         self.path(step).rmtree()
 
   def close(self) -> None:
@@ -205,17 +196,17 @@ class CheckpointStore:
   def _failed_save(self, error: Exception) -> CheckpointError:
     path, self._saving = self.path(self._saving), None
     return CheckpointError(
-      f'the checkpoint {path} could not be written: {_first_line(error)}. Older checkpoints are untouched; see to the '
+      f'the checkpoint {path} could not be written: {first_line(error)}. Older checkpoints are untouched; see to the '
       'cause (free space and rights on the disk, say) and run the same command again to continue from the newest.'
     )
 
   def _write_file_sizes(self) -> None:
     """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
     sizes = {}
-    for item in (_STATE, _DATA):
+    for item in (STATE, DATA):
       for path in _walk(self._saving_to / item):
         sizes[str(path.relative_to(self._saving_to))] = path.stat().length
-    (self._saving_to / _FILES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
+    (self._saving_to / FILES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
 
   def _remove_leftovers(self) -> None:
     """Removes the temporary folders of runs that were killed while saving."""
@@ -287,7 +278,7 @@ class CheckpointStore:
       CheckpointError: the step holds no position, or `read` failed on it.
     """
     self.check_files(step)
-    path = self.path(step) / _DATA
+    path = self.path(step) / DATA
     if not (path.is_dir() and any(path.iterdir())):
       raise CheckpointError(f'{path} is empty: this checkpoint holds no position in the data. {self._remedy(step)}')
     try:
@@ -296,7 +287,7 @@ class CheckpointStore:
       raise
     except Exception as error:
       raise CheckpointError(
-        f'the position in the data cannot be read from {path}, its files are damaged: {_first_line(error)}. '
+        f'the position in the data cannot be read from {path}, its files are damaged: {first_line(error)}. '
         f'{self._remedy(step)}'
       ) from error
 
@@ -307,11 +298,11 @@ class CheckpointStore:
       CheckpointError: there is no such step, or the file is damaged.
     """
     self._require_step(step)
-    path = self.path(step) / _CONFIG
+    path = self.path(step) / CONFIG
     try:
       return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-      raise CheckpointError(f'{path} is damaged: {_first_line(error)}. {self._remedy(step)}') from error
+      raise CheckpointError(f'{path} is damaged: {first_line(error)}. {self._remedy(step)}') from error
 
   def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
     """Makes sure that the newest checkpoint belongs to the same run. Changes nothing; without a checkpoint all is well.
@@ -344,7 +335,7 @@ class CheckpointStore:
     """Raises a `CheckpointError` if a file of the step is missing or has another size than it was written with."""
     self._require_step(step)
     try:
-      sizes = json.loads((self.path(step) / _FILES).read_text())
+      sizes = json.loads((self.path(step) / FILES).read_text())
       for name, size in sizes.items():
         path = self.path(step) / name
         found = path.stat().length if path.exists() else None
@@ -356,7 +347,7 @@ class CheckpointStore:
   def _metadata(self, step: int) -> Any:
     """Returns the saved tree with shapes and dtypes in place of arrays."""
     try:
-      return ocp.StandardCheckpointHandler().metadata(self.path(step) / _STATE).tree
+      return ocp.StandardCheckpointHandler().metadata(self.path(step) / STATE).tree
     except Exception as error:
       raise self._damaged(step, error) from error
 
@@ -366,7 +357,7 @@ class CheckpointStore:
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
     try:
       with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(self.path(step), args=ocp.args.Composite(**{_STATE: args}))[_STATE]
+        return reader.restore(self.path(step), args=ocp.args.Composite(**{STATE: args}))[STATE]
     except MemoryError:
       raise
     except Exception as error:
@@ -396,7 +387,7 @@ class CheckpointStore:
       raise CheckpointError(f'{self.path(step)} is no complete checkpoint. Steps that can be read: {found}.')
 
   def _damaged(self, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(f'the checkpoint of step {step} is damaged: {_first_line(error)}. {self._remedy(step)}')
+    return CheckpointError(f'the checkpoint of step {step} is damaged: {first_line(error)}. {self._remedy(step)}')
 
   def _remedy(self, step: int) -> str:
     if self._config is None:
@@ -418,7 +409,7 @@ def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
     try:
       path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise ConfigError(f'{path} cannot be made ({_first_line(error)}); {remedy}') from error
+      raise ConfigError(f'{path} cannot be made ({first_line(error)}); {remedy}') from error
     if '://' not in os.fspath(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
       raise ConfigError(f'{path} cannot be written to; {remedy}')
 
@@ -449,11 +440,3 @@ def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
 
 def _value(settings: Mapping[str, Any], name: str) -> str:
   return repr(settings[name]) if name in settings else 'not set'
-
-
-def _first_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines()
-  text = lines[0] if lines else type(error).__name__
-  if cause := re.search(r"([^:'\"]+) \[os_error_code='\d+'\]", text):
-    return cause[1].strip()  # TensorStore says it last, after the names of many files
-  return text if len(text) <= 200 else text[:200] + '...'

@@ -18,7 +18,7 @@ from switch_jax.config.run import (
 )
 from switch_jax.config.sweep import SweepConfig
 from switch_jax.config.upcycle import UpcycleConfig
-from switch_jax.config.validation import Checked, ConfigError, suggest
+from switch_jax.config.validation import Checked, ConfigError, first_line, suggest
 
 __all__ = [
   'INHERITED_KINDS',
@@ -40,6 +40,7 @@ __all__ = [
   'RunConfig',
   'SweepConfig',
   'UpcycleConfig',
+  'first_line',
   'flatten',
   'layer_indices',
   'suggest',

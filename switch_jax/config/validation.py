@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,14 @@ def suggest(name: str, known: Iterable[str]) -> str:
   """Returns ` Did you mean ...?` for the known name nearest to `name`, or the empty string."""
   near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
   return f' Did you mean {near[0]!r}?' if near else ''
+
+
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error's message, at most 300 characters of it, for a message of our own."""
+  text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  if cause := re.search(r"([^:'\"]+) \[os_error_code='\d+'\]", text):
+    return cause[1].strip()  # TensorStore says it last, after the names of many files
+  return text if len(text) <= 300 else text[:300] + '...'
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from switch_jax.config import ConfigError
+from switch_jax.folders.cache import cache_directory
 
 TRAIN, VALIDATION = 'train', 'validation'
 # Up to so many data shards read files of their own; with more, SeqIO lets each shard read all and keep its examples.
@@ -30,13 +30,6 @@ NEWLINE_MARK = '\x1e'
 MAX_PARAGRAPH_BYTES = 16384
 _SUMMARY = 'corpus.json'
 _FORMAT = 1
-
-
-def cache_directory() -> pathlib.Path:
-  """Returns where corpora are kept: $SWITCH_JAX_CACHE, else switch_jax in $XDG_CACHE_HOME or ~/.cache."""
-  if own := os.environ.get('SWITCH_JAX_CACHE'):
-    return pathlib.Path(own).expanduser()
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'switch_jax'
 
 
 def make_draft_folder(parent: pathlib.Path) -> pathlib.Path:
@@ -186,14 +179,7 @@ def get_corpus(
   if corpus := Corpus.load(place):
     return corpus
   with contextlib.ExitStack() as cleanup:
-    try:
-      place.parent.mkdir(parents=True, exist_ok=True)
-      draft = pathlib.Path(tempfile.mkdtemp(prefix='making_', dir=place.parent))
-    except OSError as error:
-      raise ConfigError(
-        f'The cache folder {place.parent} cannot be written ({error.strerror}); '
-        'set the environment variable SWITCH_JAX_CACHE to a folder that can.'
-      ) from error
+    draft = make_draft_folder(place.parent)
     cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
     writer = CorpusWriter(draft, held_out_fraction, num_files)
     cleanup.callback(writer.close)

@@ -17,6 +17,7 @@ import numpy as np
 from switch_jax.data import corpus
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.vocabularies import vocabulary_digest
+from switch_jax.folders.cache import cache_directory
 
 _FORMAT = 1
 _TOKENS, _SUMMARY = 'tokens.npy', 'groups.json'
@@ -123,7 +124,7 @@ def get_token_streams(
     ConfigError: the cache folder cannot be written.
   """
   key = json.dumps([_FORMAT, digest, vocabulary_digest(vocabulary)])
-  place = corpus.cache_directory() / 'tokens' / hashlib.sha256(key.encode()).hexdigest()[:20]
+  place = cache_directory() / 'tokens' / hashlib.sha256(key.encode()).hexdigest()[:20]
   if streams := TokenStreams.load(place):
     return streams
   made = TokenStreams.of_texts(texts(), vocabulary)

@@ -17,8 +17,9 @@ from typing import Any
 
 from etils import epath
 
-from switch_jax.config import ConfigError
+from switch_jax.config import ConfigError, first_line
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.folders.model_dir import ModelDir
 
 BYTES = 'bytes'
 # T5's own: 32,000 English, French, German and Romanian pieces. The model's name says "100extra"; they are not in it.
@@ -26,8 +27,6 @@ T5_VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
 # mT5's own: 250,000 pieces of 101 languages. Its 100 extra ids are pieces of the model, the last ones.
 MT5_VOCABULARY = 'gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model'
 EXTRA_IDS = 100
-# The name of a run's copy of its SentencePiece model, in its MODEL_DIR.
-MODEL_FILE = 'vocabulary.model'
 
 
 def make_vocabulary(name: str, extra_ids: int | None = None) -> seqio.Vocabulary:
@@ -65,12 +64,12 @@ def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
     tokenizer = vocabulary.tokenizer
   except tf.errors.OpError as error:
     raise ConfigError(
-      f'The SentencePiece model {path} cannot be read ({_first_line(error)}). Give another one, '
+      f'The SentencePiece model {path} cannot be read ({first_line(error)}). Give another one, '
       "--gin.VOCABULARY=/some/dir/sentencepiece.model (or 'bytes'): copy T5's from "
       f'{T5_VOCABULARY} where there is a network, or train one with python -m tasks.train_vocabulary.'
     ) from error
   except Exception as error:  # whatever protobuf and SentencePiece say of bytes that are not theirs
-    raise ConfigError(f'{path} is not a SentencePiece model ({_first_line(error)}); name its .model file.') from error
+    raise ConfigError(f'{path} is not a SentencePiece model ({first_line(error)}); name its .model file.') from error
   ids = (tokenizer.pad_id(), tokenizer.eos_id(), tokenizer.unk_id())
   if ids != (0, 1, 2):
     raise ConfigError(
@@ -108,7 +107,7 @@ def keep_vocabulary(vocabulary: seqio.Vocabulary, model_dir: str | os.PathLike[s
   """Copies the SentencePiece model of a vocabulary, if it has one, into a MODEL_DIR."""
   if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
     return
-  target, model = epath.Path(model_dir) / MODEL_FILE, epath.Path(vocabulary.sentencepiece_model_file).read_bytes()
+  target, model = ModelDir(model_dir).vocabulary, epath.Path(vocabulary.sentencepiece_model_file).read_bytes()
   if not (target.exists() and target.read_bytes() == model):
     target.write_bytes(model)
 
@@ -129,7 +128,7 @@ def load_vocabulary(record: Mapping[str, Any], model_dir: str | os.PathLike[str]
       "The checkpoint's config.json does not name its vocabulary (a task's own class, or an older version); only "
       'bytes and SentencePiece models can be loaded without the task.'
     )
-  if name != BYTES and model_dir is not None and (copied := epath.Path(model_dir) / MODEL_FILE).exists():
+  if name != BYTES and model_dir is not None and (copied := ModelDir(model_dir).vocabulary).exists():
     name = os.fspath(copied)
   vocabulary = make_vocabulary(name, record['extra_ids'])
   check_vocabulary(vocabulary)
@@ -139,8 +138,3 @@ def load_vocabulary(record: Mapping[str, Any], model_dir: str | os.PathLike[str]
       f'be {record["digest"][:16]}); put the original in its place.'
     )
   return vocabulary
-
-
-def _first_line(error: Exception) -> str:
-  """Returns the first line of an error's message, without what is beyond 200 characters."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

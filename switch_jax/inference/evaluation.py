@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
-from switch_jax.config import ConfigError, EvaluationConfig
+from switch_jax.config import ConfigError, EvaluationConfig, first_line
 from switch_jax.data import providers
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.streams import reading
@@ -67,7 +67,7 @@ class TaskEvaluator:
         self.sizes = {name: _count(ds) for name, ds in self._evaluator.cached_model_datasets.items()}
     except (OSError, tf.errors.OpError) as error:
       raise ConfigError(
-        f'{data.mixture_or_task_name} cannot be read ({_first_line(error)}); put its data set where TensorFlow '
+        f'{data.mixture_or_task_name} cannot be read ({first_line(error)}); put its data set where TensorFlow '
         'Datasets looks (TFDS_DATA_DIR), or see to the files that the task names.'
       ) from error
     for task in self.tasks:
@@ -132,7 +132,7 @@ class TaskEvaluator:
     except ValueError as error:
       if not str(error).startswith('Failed to evaluate task'):
         raise
-      raise ConfigError(f'a metric cannot be computed: {_first_line(error)}; see to its metric_fns.') from error
+      raise ConfigError(f'a metric cannot be computed: {first_line(error)}; see to its metric_fns.') from error
     finally:
       logger.setLevel(level)
     records = {task.name: self._describe(task, outputs[task.name]) for task in self.tasks}
@@ -211,10 +211,6 @@ class _ModelFunctions:
 
 def _count(dataset: tf.data.Dataset) -> int:
   return int(dataset.reduce(np.int64(0), lambda n, _: n + 1))
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _last_step_of_run(store: CheckpointStore, step: int) -> int | None:

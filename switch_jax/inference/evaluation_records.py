@@ -1,21 +1,20 @@
-"""Where evaluation leaves its numbers and predictions: `MODEL_DIR/eval/<task>/` and `MODEL_DIR/predictions/<task>/`.
+"""Where evaluation leaves its numbers and predictions: `MODEL_DIR/eval/<task>.metrics/` and `.../predictions/<task>/`.
 
-Training writes the loss of its own task into `eval/<its task>/metrics.jsonl`, which stays its own: the metrics of that
-task or mixture go to `eval/<task>.metrics/`. Each step stands once in a file, in rising order, whatever order they were
-evaluated in.
+What lies in `eval/<task>/` is training's and left alone. Each step stands once in a file, in rising order, whatever
+order they were evaluated in.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-METRICS_FILE = 'metrics.jsonl'
+from switch_jax.folders.metric_lines import replace_file
+from switch_jax.folders.model_dir import METRICS_FILE, ModelDir
+from switch_jax.monitoring.metric_files import MetricFiles
 
 
 def note(text: str) -> None:
@@ -82,77 +81,30 @@ class EvaluationFiles:
   """
 
   def __init__(self, model_dir: str | os.PathLike[str], names: Iterable[str], *, active: bool = True):
-    self._model_dir, self._active = epath.Path(model_dir), active
-    self._names, self._events = list(names), {}
-
-  def folder(self, name: str) -> epath.Path:
-    """Returns where the metrics of a task go."""
-    own = self._model_dir / 'eval' / name
-    lines = _read(own / METRICS_FILE)
-    is_of_training = any('cross_ent_loss' in line for line in lines)
-    return self._model_dir / 'eval' / f'{name}.metrics' if is_of_training else own
+    self._place, self._active = ModelDir(model_dir), active
+    self._files = {name: MetricFiles(self._place.task_metrics(name), active=active) for name in names}
 
   def steps(self) -> set[int]:
-    """Returns the steps for which all files have a line."""
-    found = [{line['step'] for line in _read(self.folder(name) / METRICS_FILE)} for name in self._names]
-    return set.intersection(*found)
+    """Returns the steps for which all tasks have a line."""
+    return set.intersection(*({line['step'] for line in self._place.read_task_metrics(name)} for name in self._files))
 
   def write_metrics(self, step: int, metrics: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes the metrics of a step, by task, to `metrics.jsonl` and TensorBoard, and prints them."""
     for name, values in metrics.items():
       numbers = plain_numbers(values)
       note(f'  {name}: {one_line(numbers)}')
-      if self._active:
-        folder = self.folder(name)
-        self._write_line(folder, step, numbers)
-        self._write_events(folder, step, numbers)
-    places = ', '.join(dict.fromkeys(str(self.folder(name) / METRICS_FILE) for name in metrics))
-    note(f'  in {places}')
-
-  def _write_line(self, folder: epath.Path, step: int, numbers: Mapping[str, float]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = {line['step']: line for line in _read(folder / METRICS_FILE)}
-    whole = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    lines[step] = {**lines.get(step, {}), 'step': step, **whole}
-    text = ''.join(json.dumps(lines[s]) + '\n' for s in sorted(lines))
-    temporary = folder / f'{METRICS_FILE}.tmp'
-    temporary.write_text(text)
-    temporary.replace(folder / METRICS_FILE)
-
-  def _write_events(self, folder: epath.Path, step: int, numbers: Mapping[str, float]) -> None:
-    if folder not in self._events:
-      from switch_jax.data import quiet_tensorflow  # noqa: F401, I001  clu would import TensorFlow loudly
-      from clu import metric_writers
-
-      self._events[folder] = metric_writers.SummaryWriter(os.fspath(folder))
-    self._events[folder].write_scalars(step, dict(numbers))
-    self._events[folder].flush()
+      self._files[name].merge(step, numbers)
+    note(f'  in {", ".join(str(self._place.task_metrics(name) / METRICS_FILE) for name in metrics)}')
 
   def write_predictions(self, name: str, step: int, suffix: str, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes `predictions/<task>/<step><suffix>.jsonl`, a line for each example."""
     if not self._active:
       return
-    folder = self._model_dir / 'predictions' / name
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f'{step}{suffix}.jsonl'
-    temporary = folder / f'{path.name}.tmp'
-    temporary.write_text(''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records))
-    temporary.replace(path)
+    path = self._place.predictions(name, step, suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records))
 
   def close(self) -> None:
     """Closes the event files."""
-    for writer in self._events.values():
-      writer.close()
-
-
-def _read(path: epath.Path) -> list[dict[str, Any]]:
-  """Returns the whole lines of a `metrics.jsonl`; none if it is not there."""
-  found = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      record = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(record, dict) and isinstance(record.get('step'), int):
-      found.append(record)
-  return found
+    for files in self._files.values():
+      files.close()

@@ -20,6 +20,8 @@ from etils import epath
 
 from switch_jax import data
 from switch_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig
+from switch_jax.folders.metric_lines import replace_file
+from switch_jax.folders.model_dir import ModelDir
 from switch_jax.inference.loading import check_batch_size, latest_step, load_model, open_store
 from switch_jax.interop.scanned import separate_layers
 from switch_jax.model import Transformer
@@ -272,11 +274,6 @@ def measure_experts(model_dir: str | os.PathLike[str], step: int | None = None) 
   }
 
 
-def experts_file(model_dir: str | os.PathLike[str], task: str, step: int) -> epath.Path:
-  """Returns where `write_experts` keeps what it measured."""
-  return epath.Path(model_dir) / 'eval' / task / f'experts_{step}.json'
-
-
 def write_experts(model_dir: str | os.PathLike[str], step: int | None = None) -> epath.Path:
   """Measures what the experts take and writes `MODEL_DIR/eval/<task>/experts_<step>.json`; returns its path.
 
@@ -284,12 +281,10 @@ def write_experts(model_dir: str | os.PathLike[str], step: int | None = None) ->
     ConfigError: as `measure_experts`, or the file cannot be written.
   """
   measured = measure_experts(model_dir, step)
-  path = experts_file(model_dir, measured['task'], measured['step'])
-  temporary = path.parent / f'{path.name}.tmp'
+  path = ModelDir(model_dir).experts(measured['task'], measured['step'])
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(measured, ensure_ascii=False, allow_nan=False) + '\n')
-    temporary.replace(path)
+    replace_file(path, json.dumps(measured, ensure_ascii=False, allow_nan=False) + '\n')
   except OSError as error:
     raise ConfigError(f'{path} cannot be written ({error}); see to the rights of the folder.') from error
   return path

@@ -16,6 +16,7 @@ import jax
 from etils import epath
 
 from switch_jax.config import ConfigError, PredictionConfig
+from switch_jax.folders.metric_lines import replace_file
 from switch_jax.inference.generator import Generator
 
 _SECONDS_BETWEEN_LINES = 2.0
@@ -110,13 +111,11 @@ class _Output:
     if self._active:
       try:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
-        temporary = epath.Path(f'{self._sidecar}.tmp')
-        temporary.write_text(json.dumps(self._settings, indent=2) + '\n')
         # A torn last line goes. The lines come before the settings that vouch for them.
         self._file = self._partial.open('wb')
         self._file.write(whole)
         self._file.flush()
-        temporary.replace(self._sidecar)
+        replace_file(self._sidecar, json.dumps(self._settings, indent=2) + '\n')
       except OSError as error:
         raise ConfigError(f'{self._partial} cannot be written ({error}); name another output_file.') from error
     return whole.count(b'\n')

@@ -10,6 +10,7 @@ from etils import epath
 
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
+from switch_jax.folders.model_dir import CHECKPOINTS, FILES
 from switch_jax.interop import infer_config, loading, upcycling
 from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.own import find_step, open_arrays, together
@@ -139,12 +140,12 @@ def _detect(path: str, setting: str) -> str:
   """Returns the format of what lies at a path. Raises a `ConfigError` that says what is there if it is none."""
   folder = epath.Path(path)
   there = lambda name: (folder / name).exists()  # noqa: E731
-  if there('checkpoints'):
+  if there(CHECKPOINTS):
     return 'switch_jax'
   steps_below = folder.is_dir() and any(folder.glob('checkpoint_*'))
   if folder.is_file() or there('checkpoint') or there('state') or steps_below:
     return 't5x'
-  if there('config.json') and not there('files.json'):
+  if there('config.json') and not there(FILES):
     return 'huggingface'
   what = describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
   raise ConfigError(

@@ -8,6 +8,7 @@ from etils import epath
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.folders.model_dir import STATE, split_step
 from switch_jax.interop import moments, orbax_arrays, stored
 from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.scanned import scanned_name, scanned_rows
@@ -26,16 +27,16 @@ def find_step(path: str, setting: str | None = None) -> tuple[CheckpointStore, i
   Raises:
     CheckpointError: that step is not complete.
   """
-  folder = epath.Path(path)
-  if folder.parent.name == 'checkpoints' and folder.name.isdecimal():
-    store = CheckpointStore(folder.parent.parent)
-    if folder.is_dir() and int(folder.name) not in (steps := store.steps()):
-      which = f'{setting} is {path!r}, which' if setting else path
-      there = ', '.join(map(str, steps)) or 'none'
-      raise CheckpointError(f'{which} is no complete checkpoint; complete steps beside it: {there}.')
-    return (store, int(folder.name)) if folder.is_dir() else None
-  store = CheckpointStore(folder)
-  step = store.latest_step()
+  place, step = split_step(path)
+  store = CheckpointStore(place.path)
+  if step is None:
+    step = store.latest_step()
+  elif not place.step(step).is_dir():
+    return None
+  elif step not in (steps := store.steps()):
+    which = f'{setting} is {path!r}, which' if setting else path
+    there = ', '.join(map(str, steps)) or 'none'
+    raise CheckpointError(f'{which} is no complete checkpoint; complete steps beside it: {there}.')
   return None if step is None else (store, step)
 
 
@@ -95,7 +96,7 @@ def open_arrays(
     raise CheckpointError(f'{store.path(step)}/config.json records no model, so nothing says what the arrays are.')
   config = ModelConfig.from_json(record['model'])
   arrays, slots = {}, {}
-  for name, array in orbax_arrays.open_arrays(str(store.path(step) / 'state')).items():
+  for name, array in orbax_arrays.open_arrays(str(store.path(step) / STATE)).items():
     if name.startswith('params.'):
       arrays[name.removeprefix('params.').replace('.', '/')] = array
     elif match := _MOMENTS.fullmatch(name):

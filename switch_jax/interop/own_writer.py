@@ -13,6 +13,7 @@ import numpy as np
 
 import switch_jax
 from switch_jax.config import ModelConfig
+from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 from switch_jax.interop import moments, own, stored
 from switch_jax.interop.stored import Checkpoint, StoredArray
 from switch_jax.interop.zarr_files import ZarrArray, ZarrOutputs
@@ -32,7 +33,7 @@ class OwnWriter(ZarrOutputs):
 
   def __init__(self, folder: pathlib.Path, checkpoint: Checkpoint, config: ModelConfig, record: Mapping[str, Any]):
     step = checkpoint.step or 0
-    self._folder = folder / 'checkpoints' / str(step)
+    self._folder = pathlib.Path(ModelDir(folder).step(step))
     self._record = {'version': switch_jax.__version__, 'target_tokens': 0, **record, 'model': config.to_json()}
     params = dict(checkpoint.arrays)
     slots: dict[str, StoredArray] = {}
@@ -46,7 +47,7 @@ class OwnWriter(ZarrOutputs):
     if slots:
       self.outputs |= {f'opt_state/0/moments/{name}': array for name, array in slots.items()}
       self.outputs |= {'opt_state/0/count': count, 'opt_state/1/count': count}
-    state = self._folder / 'state'
+    state = self._folder / STATE
     counters = ('step', 'opt_state/0/count', 'opt_state/1/count')
     self._files = {
       name: ZarrArray(str(state / name.replace('/', '.')), array.shape, 'int32' if name in counters else 'float32')
@@ -55,18 +56,18 @@ class OwnWriter(ZarrOutputs):
 
   def finish(self) -> None:
     """Writes what makes the arrays a tree, and the step complete."""
-    state = self._folder / 'state'
-    (self._folder / 'data').mkdir(parents=True, exist_ok=True)
+    state = self._folder / STATE
+    (self._folder / DATA).mkdir(parents=True, exist_ok=True)
     tree = {str(tuple(name.split('/'))): _tree_entry(name, file) for name, file in self._files.items()}
     metadata = {'tree_metadata': tree, 'use_ocdbt': False, 'use_zarr3': False}
     metadata |= {'store_array_data_equal_to_fill_value': True, 'custom_metadata': None}
     (state / '_METADATA').write_text(json.dumps(metadata))
-    handlers = {'state': 'orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler'}
+    handlers = {STATE: 'orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler'}
     composite = {'item_handlers': handlers, 'metrics': {}, 'performance_metrics': {}, 'custom_metadata': {}}
     (self._folder / '_CHECKPOINT_METADATA').write_text(json.dumps(composite))
-    (self._folder / 'config.json').write_text(json.dumps(self._record, indent=2, allow_nan=False) + '\n')
+    (self._folder / CONFIG).write_text(json.dumps(self._record, indent=2, allow_nan=False) + '\n')
     sizes = {str(p.relative_to(self._folder)): p.stat().st_size for p in state.rglob('*') if p.is_file()}
-    (self._folder / 'files.json').write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
+    (self._folder / FILES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
 
 
 def _tree_entry(name: str, file: ZarrArray) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.folders.model_dir import CHECKPOINTS
 
 # All of them convert to float32 without rounding.
 EXACT_IN_FLOAT32 = ('float32', 'bfloat16', 'float16')
@@ -125,7 +126,7 @@ def describe_folder(entries: Iterable[str]) -> str:
   """Returns in words what a folder with these entries is, and which format to ask for."""
   entries = set(entries)
   steps = sorted((e for e in entries if e.startswith('checkpoint_')), key=lambda e: (len(e), e))
-  if 'checkpoints' in entries:
+  if CHECKPOINTS in entries:
     return 'it is a MODEL_DIR of switch_jax itself'
   if 'config.json' in entries or any(e.endswith('.safetensors') for e in entries):
     return 'it looks like a Hugging Face checkpoint; read it with format huggingface'

@@ -1,14 +1,10 @@
 """What a run measures, on disk: TensorBoard events and `metrics.jsonl` side by side in one folder.
 
-`metrics.jsonl` holds one JSON object a line: `"step"` and plain numbers, written out line by line. JSON has no NaN and
-no infinity, so both are written as `null` and read back as NaN. Each step stands once, also after a resume: the lines
-of steps that will be run again are cut, and TensorBoard is told to forget them by a restart record.
-`expert_tokens.jsonl` beside it is kept in the same way; it has the load of every expert at the steps at which pictures
-are drawn.
+Each step stands once in a file, also after a resume: the lines of steps that will be run again are cut, and TensorBoard
+is told to forget them by a restart record. `expert_tokens.jsonl` is kept in the same way; it has the load of every
+expert at the steps at which pictures are drawn.
 """
 
-import json
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -17,13 +13,12 @@ from typing import Any, SupportsFloat
 import numpy as np
 from etils import epath
 
-METRICS_FILE = 'metrics.jsonl'
-# Tokens by expert of some steps, lists by layer: what `metrics.jsonl` has no place for.
-EXPERT_TOKENS_FILE = 'expert_tokens.jsonl'
+from switch_jax.folders.metric_lines import LineWriter
+from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, METRICS_FILE
 
 
 class MetricFiles:
-  """Writes the metrics of one folder, `MODEL_DIR/train` or `MODEL_DIR/eval/<task>`.
+  """Writes the metrics of one folder: `train`, or one of those below `eval` (`ModelDir`).
 
   The folder is made, and TensorFlow imported, by the first write.
 
@@ -35,12 +30,11 @@ class MetricFiles:
 
   def __init__(self, directory: str | os.PathLike[str], *, active: bool = True, tensorboard: bool = True):
     self._directory = epath.Path(directory)
-    self._path = self._directory / METRICS_FILE
+    self._lines = LineWriter(self._directory / METRICS_FILE)
+    self._expert_lines = LineWriter(self._directory / EXPERT_TOKENS_FILE)
     self._active = active
     self._tensorboard = tensorboard
     self._events: Any = None
-    self._last_step: int | None = None
-    self._last_expert_step: int | None = None
     self._opened = False
 
   def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
@@ -57,19 +51,18 @@ class MetricFiles:
     """
     if not self._active:
       return
-    plain = {name: _plain(name, value) for name, value in metrics.items()}
-    self._open()
-    if self._last_step is not None and step <= self._last_step:
-      if step < self._last_step:
-        raise ValueError(f'{self._path} ends with step {self._last_step} and step {step} was to be added after it.')
+    plain = self._open(metrics)
+    if step == self._lines.last_step:
       self.truncate_after(step - 1)
-    line = json.dumps({'step': step, **{k: v if math.isfinite(v) else None for k, v in plain.items()}}, allow_nan=False)
-    with self._path.open('a') as file:
-      file.write(line + '\n')
-    self._last_step = step
-    if events := self._event_writer():
-      events.write_scalars(step, plain)
-      events.flush()
+    self._lines.append(step, plain)
+    self._write_scalars(step, plain)
+
+  def merge(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+    """Writes numbers beside those that the line of a step has, in whatever order steps come, and to TensorBoard."""
+    if self._active:
+      plain = self._open(metrics)
+      self._lines.merge(step, plain)
+      self._write_scalars(step, plain)
 
   def write_expert_tokens(self, step: int, expert_tokens: Mapping[str, np.ndarray]) -> None:
     """Writes one line of `expert_tokens.jsonl`: `{"step": 100, "encoder_1": [12, 0, ...], ...}`.
@@ -80,17 +73,13 @@ class MetricFiles:
     """
     if not self._active:
       return
-    self._open()
-    if self._last_expert_step is not None and step <= self._last_expert_step:
-      self._last_expert_step = self._cut(EXPERT_TOKENS_FILE, step - 1)
+    self._open({})
     counts = {layer: np.asarray(tokens).astype(int).tolist() for layer, tokens in expert_tokens.items()}
-    with (self._directory / EXPERT_TOKENS_FILE).open('a') as file:
-      file.write(json.dumps({'step': step, **counts}) + '\n')
-    self._last_expert_step = step
+    self._expert_lines.append(step, counts)
 
   def last_expert_step(self) -> int | None:
     """Returns the step of the last line of `expert_tokens.jsonl`, or None."""
-    return self._last_expert_step
+    return self._expert_lines.last_step
 
   def write_pictures(self, step: int, histograms: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> None:
     """Writes distributions of arrays, and pictures, to TensorBoard.
@@ -108,8 +97,7 @@ class MetricFiles:
   def truncate_after(self, step: int) -> None:
     """Forgets everything after `step`, the step that a run resumes from; -1 forgets all, for a run that starts anew.
 
-    The file is replaced in one move, so a kill leaves the old one or the new one. A last line that was cut short by a
-    kill goes too. TensorBoard gets a restart record, which makes it drop later steps of the event files before it.
+    TensorBoard gets a restart record, which makes it drop later steps of the event files before it.
     """
     if not self._active:
       return
@@ -123,33 +111,23 @@ class MetricFiles:
       self._events.close()
       self._events = None
 
-  def _open(self) -> None:
-    """Makes the folder and finds the last step; drops a torn last line, which the next one would be glued to."""
+  def _open(self, metrics: Mapping[str, SupportsFloat]) -> dict[str, int | float]:
+    """Returns metrics as Python's numbers; before the first line it makes the folder and finds the last steps."""
+    plain = {name: _plain(name, value) for name, value in metrics.items()}
     if not self._opened:
       self._directory.mkdir(parents=True, exist_ok=True)
       self._keep_until(None)
+    return plain
 
   def _keep_until(self, step: int | None) -> None:
-    """Cuts both files after a step (None: only what is no whole line) and remembers their last steps."""
     self._opened = self._directory.is_dir()
-    self._last_step = self._cut(METRICS_FILE, step)
-    self._last_expert_step = self._cut(EXPERT_TOKENS_FILE, step)
+    self._lines.cut(step)
+    self._expert_lines.cut(step)
 
-  def _cut(self, name: str, step: int | None) -> int | None:
-    """Cuts one file after a step; returns the step of its last line."""
-    path = self._directory / name
-    text = path.read_text() if path.exists() else ''
-    kept, last = [], None
-    for line in text.splitlines(keepends=True):
-      record = _parse(line)
-      if record is not None and (step is None or record['step'] <= step):
-        kept.append(line)
-        last = record['step']
-    if (whole := ''.join(kept)) != text:
-      temporary = self._directory / f'{name}.tmp'
-      temporary.write_text(whole)
-      temporary.replace(path)
-    return last
+  def _write_scalars(self, step: int, plain: Mapping[str, float]) -> None:
+    if events := self._event_writer():
+      events.write_scalars(step, dict(plain))
+      events.flush()
 
   def _event_writer(self) -> Any:
     if self._active and self._tensorboard and self._events is None:
@@ -176,29 +154,6 @@ class MetricFiles:
     with tf.io.TFRecordWriter(os.fspath(path)) as file:
       for _ in range(2):  # the first such record of a run is taken for its start and drops nothing
         file.write(event.SerializeToString())
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-  """Reads a `metrics.jsonl`: one dictionary a line, NaN where the file says null.
-
-  A last line that was cut short by a kill is left out; a file that is not there is an empty list.
-  """
-  path = epath.Path(path)
-  if not path.exists():
-    return []
-  records = [_parse(line) for line in path.read_text().splitlines(keepends=True)]
-  return [{k: math.nan if v is None else v for k, v in record.items()} for record in records if record is not None]
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-  """Returns the record of one line, or None if it is not whole."""
-  if not line.endswith('\n'):
-    return None
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  return record if isinstance(record, dict) and isinstance(record.get('step'), int) else None
 
 
 def _plain(name: str, value: Any) -> int | float:

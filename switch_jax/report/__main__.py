@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from switch_jax import launch
 from switch_jax.config import ConfigError
+from switch_jax.folders.model_dir import ModelDir
 from switch_jax.report import runs as runs_on_disk
 from switch_jax.report.runs import Run
 
@@ -76,21 +77,22 @@ def _measure(runs: Sequence[Run], debug: bool) -> list[str]:
 
   problems = []
   for number, run in enumerate(runs, 1):
-    place = f'[{number}/{len(runs)}] {run.name}'
+    which = f'[{number}/{len(runs)}] {run.name}'
     if not run.moe:
-      _print(f'{place}: no experts')
+      _print(f'{which}: no experts')
       continue
     try:
       store = CheckpointStore(run.path)
       step = store.latest_step()
-      known = step is not None and expert_affinity.experts_file(run.path, run.task, step)
-      if known and known.exists() and known.stat().mtime >= (store.path(step) / 'config.json').stat().mtime:
-        _print(f'{place}: {known.name} is there')
+      place = ModelDir(run.path)
+      known = step is not None and place.experts(run.task, step)
+      if known and known.exists() and known.stat().mtime >= place.config(step).stat().mtime:
+        _print(f'{which}: {known.name} is there')
         continue
-      _print(f'{place}: running the newest checkpoint on the held-out data ...')
-      _print(f'{place}: wrote {expert_affinity.write_experts(run.path)}')
+      _print(f'{which}: running the newest checkpoint on the held-out data ...')
+      _print(f'{which}: wrote {expert_affinity.write_experts(run.path)}')
     except ConfigError as error:
-      _print(f'{place}: {error}')
+      _print(f'{which}: {error}')
       problems.append(f'{run.name}: what its experts take could not be measured: {error}')
   return problems
 

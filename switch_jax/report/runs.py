@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,9 @@ from typing import Any
 from etils import epath
 
 from switch_jax.config import ConfigError, suggest
+from switch_jax.folders.metric_lines import read_lines
+from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, MARKS, METRICS_FILE, ModelDir
 
-# What a MODEL_DIR holds, any of it.
-_MARKS = ('checkpoints', 'train', 'eval')
-_METRICS, _EXPERT_TOKENS = 'metrics.jsonl', 'expert_tokens.jsonl'
 # How deep a folder of runs is looked through.
 _DEPTH = 2
 UNKNOWN_TASK = 'task not recorded'
@@ -87,7 +85,7 @@ def find_folders(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[epath.Pa
       continue
     folders = list(_runs_below(path, _DEPTH))
     if not folders:
-      problems.append(f'{text} holds no run: it has no {" and no ".join(_MARKS)}.')
+      problems.append(f'{text} holds no run: it has no {" and no ".join(MARKS)}.')
     found |= {os.path.realpath(folder): folder for folder in folders}
   return list(found.values()), problems
 
@@ -104,7 +102,7 @@ def _runs_below(path: epath.Path, depth: int) -> Iterator[epath.Path]:
     inside = sorted((p for p in path.iterdir() if p.is_dir()), key=lambda p: _by_number(p.name))
   except OSError:
     return
-  if any(p.name in _MARKS for p in inside):
+  if any(p.name in MARKS for p in inside):
     yield path
   elif depth:
     for folder in inside:
@@ -131,20 +129,21 @@ def read_run(path: epath.Path, name: str) -> tuple[Run | None, list[str]]:
   Returns:
     The run, or None if it has no line of metrics; and what is missing or damaged, in sentences.
   """
-  problems: list[str] = []
+  place = ModelDir(path)
   try:
-    record = _newest_record(path, problems)
+    record, problems = place.read_newest_config()
     task = ((record.get('run') or {}).get('data') or {}).get('mixture_or_task_name')
-    task = task or _only_task(path) or UNKNOWN_TASK
+    task = task or _only_task(place) or UNKNOWN_TASK
     run = Run(
       path=path,
       name=name,
       task=task,
       record=record,
-      train=_read_lines(path / 'train' / _METRICS, problems),
-      held_out=_read_lines(path / 'eval' / task / _METRICS, problems),
-      expert_tokens=_read_lines(path / 'train' / _EXPERT_TOKENS, problems),
-      experts=_newest_experts(path / 'eval' / task, problems),
+      train=_read_lines(place.train / METRICS_FILE, problems),
+      held_out=_read_lines(place.held_out(task) / METRICS_FILE, problems)
+      or _read_lines(place.task_metrics(task) / METRICS_FILE, problems),
+      expert_tokens=_read_lines(place.train / EXPERT_TOKENS_FILE, problems),
+      experts=_newest_experts(place, task, problems),
     )
   except OSError as error:
     return None, [f'{name} is left out: it cannot be read ({error}).']
@@ -158,27 +157,13 @@ def read_run(path: epath.Path, name: str) -> tuple[Run | None, list[str]]:
 
 
 def _read_lines(path: epath.Path, problems: list[str]) -> list[Line]:
-  """Returns the whole lines of a file of JSON objects with a step; says what is torn or damaged."""
-  if not path.exists():
-    return []
-  where = f'{path.parent.name}/{path.name}'
-  lines, damaged = [], []
-  texts = path.read_bytes().decode(errors='replace').splitlines(keepends=True)
-  for number, text in enumerate(texts, 1):
-    try:
-      line = json.loads(text)
-    except ValueError:
-      line = None
-    whole = text.endswith('\n') and isinstance(line, dict) and isinstance(line.get('step'), int)
-    if whole:
-      lines.append({name: math.nan if value is None else value for name, value in line.items()})
-    elif number == len(texts):
-      problems.append(f'the last line of {where} is torn (killed while writing, or still running) and left out.')
-    else:
-      damaged.append(number)
-  if damaged:
-    problems.append(f'{where} is damaged in {_numbered(damaged)}, which is left out.')
-  return lines
+  """Returns the records of a file of lines by step; says what is torn or damaged."""
+  found, where = read_lines(path), f'{path.parent.name}/{path.name}'
+  if found.torn:
+    problems.append(f'the last line of {where} is torn (killed while writing, or still running) and left out.')
+  if found.damaged:
+    problems.append(f'{where} is damaged in {_numbered(found.damaged)}, which is left out.')
+  return found.records
 
 
 def _numbered(lines: Sequence[int]) -> str:
@@ -186,40 +171,18 @@ def _numbered(lines: Sequence[int]) -> str:
   return f'line {shown}'
 
 
-def _newest_record(path: epath.Path, problems: list[str]) -> dict[str, Any]:
-  """Returns `config.json` of the newest checkpoint that has a readable one."""
-  folder = path / 'checkpoints'
-  steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
-  for step in sorted(steps, reverse=True):
-    file = folder / str(step) / 'config.json'
-    try:
-      record = json.loads(file.read_text())
-      if isinstance(record, dict):
-        return record
-      problems.append(f'config.json of checkpoint {step} is damaged.')
-    except FileNotFoundError:
-      problems.append(f'checkpoint {step} has no config.json (half written).')
-    except ValueError:
-      problems.append(f'config.json of checkpoint {step} is damaged.')
-  return {}
-
-
-def _only_task(path: epath.Path) -> str | None:
+def _only_task(place: ModelDir) -> str | None:
   """Returns the task that a run without a record is evaluated on, if there is just one."""
-  folder = path / 'eval'
-  tasks = [p.name for p in folder.iterdir() if (p / _METRICS).exists()] if folder.is_dir() else []
-  tasks = [task for task in tasks if not task.endswith('.metrics')]
+  tasks = place.tasks()
+  tasks = [task for task in tasks if (place.held_out(task) / METRICS_FILE).exists()] or tasks
   return tasks[0] if len(tasks) == 1 else None
 
 
-def _newest_experts(folder: epath.Path, problems: list[str]) -> dict[str, Any] | None:
+def _newest_experts(place: ModelDir, task: str, problems: list[str]) -> dict[str, Any] | None:
   """Returns what the experts took at the newest step it was measured at."""
-  if not folder.is_dir():
-    return None
-  numbers = {p.name.removeprefix('experts_').removesuffix('.json'): p for p in folder.glob('experts_*.json')}
-  for _, file in sorted(((int(n), p) for n, p in numbers.items() if n.isdecimal()), reverse=True):
+  for file in place.measured_experts(task):
     try:
-      experts = json.loads(file.read_text())
+      experts = json.loads(file.read_bytes())
       if isinstance(experts.get('layers'), dict):
         return experts
     except (ValueError, AttributeError):

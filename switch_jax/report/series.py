@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from switch_jax.config import flatten
+from switch_jax.folders.model_dir import split_step
 from switch_jax.report.runs import Line, Run
 from switch_jax.report.timeline import Timeline, column, cumulate
 
@@ -96,8 +97,7 @@ def comparable_settings(run: Run, key_of_path: Callable[[str], str | None]) -> d
 def run_folder(path: str) -> str:
   """Returns the real MODEL_DIR of a path to it or to `MODEL_DIR/checkpoints/<step>`."""
   path = path if '://' in path else os.path.realpath(os.path.expanduser(path))
-  head, step = os.path.split(path)
-  return os.path.dirname(head) if step.isdecimal() and os.path.basename(head) == 'checkpoints' else path
+  return os.fspath(split_step(path)[0].path)
 
 
 def group_by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -6,50 +6,39 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from switch_jax.folders.model_dir import ModelDir
 from switch_jax.sweep.points import Point
 
 SUMMARY = 'summary.csv'
 HELD_OUT_LOSS = 'cross_ent_loss_text'
-# Written into the folder of a point when its run has ended without an error.
-FINISHED = 'finished.json'
 FINISHED_STATUS, FAILED, STOPPED = 'finished', 'failed', 'stopped'
 ELSEWHERE, NOT_RUN = 'running elsewhere', 'not run'
-
-
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a `metrics.jsonl`; a last line that is cut off is left out, and a missing file is empty."""
-  lines = []
-  for text in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
-    try:
-      lines.append(json.loads(text))
-    except ValueError:
-      break
-  return lines
 
 
 def read_finished(folder: pathlib.Path) -> dict[str, Any] | None:
   """Returns what a finished point recorded (`arguments` and `seconds`), or None."""
   try:
-    return json.loads((folder / FINISHED).read_text(encoding='utf-8'))
+    return json.loads(ModelDir(folder).finished.read_bytes())
   except (OSError, ValueError):
     return None
 
 
 def collect(folder: pathlib.Path) -> dict[str, Any]:
-  """Returns the newest numbers of a run: its step, its parameters, and each metric of each evaluated task."""
-  found: dict[str, Any] = {}
-  train = read_lines(folder / 'train' / 'metrics.jsonl')
-  if train:
+  """Returns the newest numbers of a run: its step, its parameters, and each metric of each evaluated task.
+
+  `<task>/<name>` is a number of the held-out loss, or else a metric of the task; one that both have is told apart as
+  `<task>.metrics/<name>`. None is what is no number.
+  """
+  place, found = ModelDir(folder), {}
+  if train := place.read_train():
     found |= {'step': train[-1]['step'], 'train/loss': train[-1].get('loss')}
-  tasks = sorted(path.parent for path in folder.glob('eval/*/metrics.jsonl'))
-  for task in tasks:
-    lines = read_lines(task / 'metrics.jsonl')
-    if lines:
-      found |= {f'{task.name}/{name}': value for name, value in lines[-1].items() if name != 'step'}
-  records = sorted(folder.glob('checkpoints/*/config.json'), key=lambda path: path.stat().st_mtime)
-  if records:
-    found['parameters'] = json.loads(records[-1].read_text(encoding='utf-8')).get('parameters')
-  return found
+  for task in place.tasks():
+    for lines in (place.read_held_out(task), place.read_task_metrics(task)):
+      numbers = {name: value for name, value in lines[-1].items() if name != 'step'} if lines else {}
+      found |= {f'{task}.metrics/{n}' if f'{task}/{n}' in found else f'{task}/{n}': v for n, v in numbers.items()}
+  if record := place.read_newest_config()[0]:
+    found['parameters'] = record.get('parameters')
+  return {name: None if value != value else value for name, value in found.items()}
 
 
 def rows(points: Sequence[Point], out: pathlib.Path, statuses: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED, FINISHED_STATUS, STOPPED, read_finished
+from switch_jax.folders.model_dir import ModelDir
+from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED_STATUS, STOPPED, read_finished
 
 LOG = 'run.log'
 _COMMAND = ('-m', 'switch_jax.main')
@@ -110,7 +111,7 @@ def run_points(
         return FAILED
       before = (read_finished(folder) or {}).get('seconds', 0)
       record = {'arguments': arguments, 'seconds': seconds + before}
-      (folder / FINISHED).write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+      ModelDir(folder).finished.write_text(json.dumps(record, indent=1) + '\n')
       progress.ended(name, f'finished in {seconds:.0f} s', seconds)
       return FINISHED_STATUS
 

@@ -16,12 +16,14 @@ from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig, suggest
 from switch_jax.distillation.student import Distillation
+from switch_jax.folders.metric_lines import read_metrics
+from switch_jax.folders.model_dir import METRICS_FILE
 from switch_jax.interop import initial_parameters, recorded_vocabulary
 from switch_jax.model import parameter_count
 from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
 from switch_jax.monitoring.loss_watch import DivergenceError
-from switch_jax.monitoring.metric_files import METRICS_FILE, MetricFiles, read_metrics
+from switch_jax.monitoring.metric_files import MetricFiles
 from switch_jax.monitoring.picture import save_picture
 from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress

@@ -1,6 +1,5 @@
 """The cache of corpora: whole or not there."""
 
-import os
 import pathlib
 
 import pytest
@@ -91,12 +90,3 @@ def test_a_cache_that_cannot_be_written_is_said(cache):
   cache.write_text('a file where the folder should be')
   with pytest.raises(ConfigError, match=r'cache folder .* cannot be written .*SWITCH_JAX_CACHE'):
     get()
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-  assert corpus.cache_directory() == tmp_path / 'cache'
-  monkeypatch.delenv('SWITCH_JAX_CACHE')
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
-  assert corpus.cache_directory() == tmp_path / 'xdg' / 'switch_jax'
-  monkeypatch.delenv('XDG_CACHE_HOME')
-  assert str(corpus.cache_directory()) == os.path.expanduser('~/.cache/switch_jax')

@@ -43,8 +43,8 @@ def test_every_task_of_a_mixture_at_two_capacities(model_dir, capsys):
   assert own.read_bytes() == kept
 
   letters = read(model_dir / 'eval' / 'repeat_letters.metrics' / 'metrics.jsonl')
-  scores = read(model_dir / 'eval' / 'repeat_scores' / 'metrics.jsonl')
-  both = read(model_dir / 'eval' / 'repeat_both' / 'metrics.jsonl')
+  scores = read(model_dir / 'eval' / 'repeat_scores.metrics' / 'metrics.jsonl')
+  both = read(model_dir / 'eval' / 'repeat_both.metrics' / 'metrics.jsonl')
   assert [line['step'] for line in both] == [10, 20]
   for i, step in enumerate((10, 20)):
     predicted = Generator.from_checkpoint(model_dir, step, batch_size=8).predict(TEXTS)
@@ -62,16 +62,26 @@ def test_every_task_of_a_mixture_at_two_capacities(model_dir, capsys):
     assert both[i]['average'] == pytest.approx((letters[i]['first_letters'] + mean_of_scores) / 2)
     assert 'average/capacity_0.25' in both[i]
   assert (model_dir / 'predictions' / 'repeat_scores' / '20_capacity_0.25.jsonl').exists()
-  assert list((model_dir / 'eval' / 'repeat_both').glob('events.out.tfevents.*'))
+  assert list((model_dir / 'eval' / 'repeat_both.metrics').glob('events.out.tfevents.*'))
 
   capsys.readouterr()
   assert evaluate_run(config) == 0
   assert 'has been evaluated before' in capsys.readouterr().out
   # An older step again, alone: its line is made anew and keeps its place.
   assert evaluate_run(evaluation_config(model_dir, step=10, num_examples=2)) == 0
-  again = read(model_dir / 'eval' / 'repeat_both' / 'metrics.jsonl')
+  again = read(model_dir / 'eval' / 'repeat_both.metrics' / 'metrics.jsonl')
   assert [line['step'] for line in again] == [10, 20]
   assert again[1] == both[1]
+
+
+def test_steps_that_an_older_version_evaluated_are_not_evaluated_again(model_dir):
+  older = model_dir / 'eval' / 'repeat_letters' / 'metrics.jsonl'
+  older.parent.mkdir(parents=True)
+  older.write_text('{"step": 0, "cross_ent_loss": 3.5}\n{"step": 10, "first_letters": 7.0}\n')
+  kept = older.read_bytes()
+  assert evaluate_run(evaluation_config(model_dir, 'repeat_letters', checkpoints='all', num_examples=2)) == 0
+  assert older.read_bytes() == kept
+  assert [line['step'] for line in read(model_dir / 'eval' / 'repeat_letters.metrics' / 'metrics.jsonl')] == [20]
 
 
 def test_new_checkpoints_are_evaluated_as_they_come(tmp_path):
@@ -81,7 +91,7 @@ def test_new_checkpoints_are_evaluated_as_they_come(tmp_path):
   config = evaluation_config(tmp_path, task='repeat_letters', checkpoints='new')
   assert evaluate_run(config) == 0
   later.join()
-  assert [line['step'] for line in read(tmp_path / 'eval' / 'repeat_letters' / 'metrics.jsonl')] == [10, 20]
+  assert [line['step'] for line in read(tmp_path / 'eval' / 'repeat_letters.metrics' / 'metrics.jsonl')] == [10, 20]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from switch_jax.config import ConfigError, DataConfig, MoeConfig
 from switch_jax.data.quiet_tensorflow import seqio
-from switch_jax.inference import expert_affinity
+from switch_jax.folders.model_dir import ModelDir
 from switch_jax.inference.expert_affinity import (
   LayerCounts,
   count_choices,
@@ -214,7 +214,7 @@ def run_of_letters(tmp_path_factory, tasks):
 
 def test_a_run_is_measured_on_its_held_out_data(run_of_letters):
   path = write_experts(run_of_letters)
-  assert path == expert_affinity.experts_file(run_of_letters, 'repeat_letters', 20)
+  assert path == ModelDir(run_of_letters).experts('repeat_letters', 20)
   found = json.loads(path.read_text())
   assert (found['step'], found['task'], found['batches'], found['groups']) == (20, 'repeat_letters', 2, [])
   assert set(found['layers']) == {'encoder_0', 'decoder_0'}

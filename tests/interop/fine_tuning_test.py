@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from switch_jax import interop, main
-from switch_jax.monitoring.metric_files import read_metrics
+from switch_jax.folders.metric_lines import read_metrics
 
 COMMON = [
   '--gin_file=gin/models/switch_tiny.gin',

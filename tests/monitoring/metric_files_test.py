@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switch_jax.monitoring.metric_files import MetricFiles, read_metrics
+from switch_jax.folders.metric_lines import read_metrics
+from switch_jax.monitoring.metric_files import MetricFiles
 
 
 @pytest.fixture
@@ -122,17 +123,23 @@ def test_the_last_step_again_replaces_it_and_an_earlier_one_is_refused(files, tm
     MetricFiles(tmp_path / 'train', tensorboard=False).write(1, {'loss': 1})
 
 
+def test_merged_lines_are_in_order_and_seen_by_tensorboard(tmp_path):
+  files = MetricFiles(tmp_path / 'train')
+  files.merge(20, {'f1': 2.0})
+  files.merge(10, {'f1': np.float32(0.1)})
+  files.close()
+  assert path_of(tmp_path).read_text() == '{"step": 10, "f1": 0.1}\n{"step": 20, "f1": 2.0}\n'
+  assert len(list((tmp_path / 'train').glob('events.out.tfevents.*'))) == 1
+
+
 def test_an_inactive_host_writes_nothing(tmp_path):
   files = MetricFiles(tmp_path / 'train', active=False)
   files.truncate_after(3)
   files.write(1, {'loss': 1})
+  files.merge(1, {'loss': 1})
   files.write_pictures(1, {}, {'image': np.zeros((2, 2, 3))})
   files.close()
   assert os.listdir(tmp_path) == []
-
-
-def test_no_file_reads_as_nothing(tmp_path):
-  assert read_metrics(tmp_path / 'none.jsonl') == []
 
 
 def test_tensorboard_drops_the_steps_after_a_resume(tmp_path):

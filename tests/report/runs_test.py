@@ -74,6 +74,14 @@ def test_a_run_without_a_checkpoint_is_shown_under_the_task_it_was_evaluated_on(
   assert 'its settings are not known' in problems[-1]
 
 
+@pytest.mark.parametrize('folder', ['some_task.metrics', 'some_task'])
+def test_a_run_that_was_only_evaluated_shows_that(tmp_path, folder):
+  (tmp_path / 'eval' / folder).mkdir(parents=True)
+  (tmp_path / 'eval' / folder / 'metrics.jsonl').write_text('{"step": 5, "accuracy": 50.0}\n')
+  run, _ = read(tmp_path)
+  assert (run.task, run.held_out) == ('some_task', [{'step': 5, 'accuracy': 50.0}])
+
+
 def test_a_run_without_metrics_is_left_out(tmp_path):
   (tmp_path / 'a' / 'checkpoints').mkdir(parents=True)
   run, problems = read(tmp_path / 'a')
