@@ -41,12 +41,11 @@ class Student:
 
   def __init__(self, run: config.RunConfig, layout: Layout):
     self.distillation = Distillation.open(run)
-    if self.distillation:
-      self.distillation.load(layout, {}, 0)
-    self.teacher = self.distillation.step_arguments if self.distillation else ()
+    lessons = self.distillation.lessons(layout, {}, 0)
+    self.teacher = lessons.arguments
     plan = plan_state(run, layout)
     self.state, self.batch = init_state(run, layout, plan), step_time.make_batch(layout)
-    self.step = make_train_step(run, layout, plan, distillation=self.distillation)
+    self.step = make_train_step(run, layout, plan, lessons=lessons)
 
   def run(self) -> None:
     """Makes one step and waits for it."""
@@ -80,7 +79,7 @@ def main() -> None:
       plain = step_time.make_run(0, arguments)
       made = config.DistillationConfig(teacher_path=folder, teacher_dtype=arguments.teacher_dtype)
       alone, distilled = Student(plain, layout), Student(dataclasses.replace(plain, distillation=made), layout)
-    teacher, params = distilled.distillation.teacher, distilled.distillation.params
+    teacher, (params,) = distilled.distillation.teacher, distilled.teacher
     forward = jax.jit(lambda params, batch, teacher=teacher: teacher.logits(params, batch, layout))
     parts = (
       alone.run,

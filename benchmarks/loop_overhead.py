@@ -22,7 +22,7 @@ from step_time import make_run
 
 from switch_jax import config, launch, training
 from switch_jax.folders.model_dir import ModelDir
-from switch_jax.training import loop
+from switch_jax.training import opening
 
 _SKIPPED = 4  # steps at the beginning, with compilation
 
@@ -67,23 +67,19 @@ def measure(experts: int, arguments: argparse.Namespace, folder: pathlib.Path) -
     eval_steps=1,
     checkpoint=config.CheckpointConfig(period=50),
   )
-  found, make_train_step = {}, loop.make_train_step
+  recorders, make_train_step = [], opening.make_train_step
 
   def record(*args):
-    found['recorder'] = Recorder(make_train_step(*args))
-    return found['recorder']
+    recorders.append(Recorder(make_train_step(*args)))
+    return recorders[0]
 
-  class Session(loop._Session):
-    def _sum_up(self, result):
-      self.state, found['state'] = None, self.state
-
-  original, loop._Session, loop.make_train_step = loop._Session, Session, record
+  opening.make_train_step = record
   try:
-    training.train(run)
+    state = training.train(run).state
   finally:
-    loop._Session, loop.make_train_step = original, make_train_step
-  recorder = found['recorder']
-  bare, _ = bare_seconds(recorder, found['state'], arguments.bare_steps)
+    opening.make_train_step = make_train_step
+  (recorder,) = recorders
+  bare, _ = bare_seconds(recorder, state, arguments.bare_steps)
   gaps = [b - a for a, b in zip(recorder.began[_SKIPPED:], recorder.began[_SKIPPED + 1 :], strict=False)]
   # The gap after a dispatched step ends with the next one; CPU dispatch is asynchronous, so only their mean is a step.
   lines = ModelDir(folder).read_train()

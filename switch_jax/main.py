@@ -4,7 +4,9 @@ Errors of the user end in one line and exit status 1 before JAX or TensorFlow ar
 """
 
 import argparse
+import dataclasses
 import difflib
+import functools
 import re
 import shlex
 import sys
@@ -201,20 +203,45 @@ def _run(argv: Sequence[str]) -> int:
   launch.quiet_logging(flags.debug)
   launch.use_compilation_cache(flags.compilation_cache_dir)
   launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
-  from switch_jax import training
-
   if flags.dry_run:
+    from switch_jax import training
+
     print(training.describe(run))
     return 0
   if flags.run_mode == 'teacher':
     from switch_jax import distillation
 
     return distillation.write_teacher_logits(run)
-  others, _ = split_gin_bindings(argv)
-  kept = [f'--gin.{binding}' for binding in bindings if not binding.startswith('TRAIN_STEPS=')]
-  longer = [*others, *kept, f'--gin.TRAIN_STEPS={2 * run.train_steps}']
-  next_command = shlex.join(['python', '-m', 'switch_jax.main', *longer])
-  return training.train(run, config_gin=config_gin, next_command=next_command, profile=profile_windows(flags.profile))
+  return _train(flags, run, config_gin, argv)
+
+
+def _train(flags: argparse.Namespace, run: RunConfig, config_gin: str, argv: Sequence[str]) -> int:
+  """Trains, says in words what came of it, and returns the exit status."""
+  import jax
+
+  from switch_jax import training
+  from switch_jax.monitoring.interruption import EXIT_CODES
+  from switch_jax.monitoring.summary import summarize
+
+  say = functools.partial(print, flush=True) if jax.process_index() == 0 else lambda text: None
+  if (step := training.finished_step(run)) is not None:
+    say(
+      f'{run.model_dir} has all {run.train_steps:,} steps of this run (its newest checkpoint is step {step:,}); '
+      'nothing to do.\nTrain on with a larger --gin.TRAIN_STEPS, or start anew with another --gin.MODEL_DIR.'
+    )
+    return 0
+  result = training.train(run, config_gin=config_gin, profile=profile_windows(flags.profile))
+  if result.reason in EXIT_CODES:
+    saved = result.model_dir.step(result.step)
+    say(f'{result.reason}: saved step {result.step:,} in {saved}; the same command continues from there.')
+    return EXIT_CODES[result.reason]
+  if result.facts:
+    others, bindings = split_gin_bindings(argv)
+    kept = [f'--gin.{binding}' for binding in bindings if not binding.startswith('TRAIN_STEPS=')]
+    longer = [*others, *kept, f'--gin.TRAIN_STEPS={2 * run.train_steps}']
+    next_command = shlex.join(['python', '-m', 'switch_jax.main', *longer])
+    say('\n' + summarize(dataclasses.replace(result.facts, next_command=next_command)))
+  return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,9 @@ from flax.linen import meta, partitioning
 
 from switch_jax.config import ConfigError, LossConfig, ModelConfig
 from switch_jax.model import Transformer, parameter_axes
-from switch_jax.model.losses import router_losses, routing_metrics, token_sums
+from switch_jax.model.losses import routing_metrics
 from switch_jax.parallel import Layout
+from switch_jax.training.sums import Objective
 
 # T5X imports it from where newer releases of JAX no longer have it.
 if not hasattr(jax.experimental.pjit, 'PartitionSpec'):
@@ -60,7 +61,7 @@ class SwitchModel(models.EncoderDecoderModel):
     if model_config.moe and model_config.moe.sequences_per_group is None:
       raise ConfigError('MoeConfig.sequences_per_group is None; under T5X it must be a number of rows, 1 for example.')
     self._config, self._layout = model_config, _PartitionedByT5x.single_device()
-    self._loss = LossConfig(z_loss=z_loss, label_smoothing=label_smoothing)
+    self._objective = Objective(model_config, LossConfig(z_loss=z_loss, label_smoothing=label_smoothing))
     super().__init__(
       module=Transformer(model_config, self._layout),
       input_vocabulary=input_vocabulary,
@@ -95,13 +96,11 @@ class SwitchModel(models.EncoderDecoderModel):
     logits, statistics = self._apply(params, batch, dropout_rng)
     targets = batch['decoder_target_tokens']
     weights = batch.get('decoder_loss_weights', (targets > 0).astype(jnp.float32))
-    sums = token_sums(logits, targets, weights, self._loss)
-    tokens = jnp.maximum(sums.tokens, 1.0)
-    router_loss, routing = router_losses(statistics, self._config)
-    loss = (sums.cross_entropy + sums.z_loss) / tokens + router_loss
-    z_loss = sums.z_loss / tokens
+    sums = self._objective.sums(logits, {**batch, 'decoder_loss_weights': weights}, statistics)
+    loss, routing = self._objective.value(sums)
+    z_loss = sums.targets.z_loss / jnp.maximum(sums.targets.tokens, 1.0)
     metrics = self._compute_metrics(logits=logits, targets=targets, mask=weights, loss=loss, z_loss=z_loss)
-    routing |= routing_metrics(statistics)
+    routing |= routing_metrics(sums.routers)
     average = clu_metrics.Average.from_model_output
     metrics |= {f'experts/{name}': average(value) for name, value in routing.items() if '/' not in name}
     return loss, metrics

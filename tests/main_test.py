@@ -12,6 +12,8 @@ import pytest
 import switch_jax
 from switch_jax import launch, main, training
 from switch_jax.config import ConfigError
+from switch_jax.folders.model_dir import ModelDir
+from switch_jax.monitoring.summary import RunFacts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUICKSTART = '--gin_file=gin/examples/quickstart.gin'
@@ -25,6 +27,13 @@ def untouched(monkeypatch):
   monkeypatch.setattr(launch, 'join_hosts', lambda *hosts: None)
 
 
+def result_of(reason, facts=None):
+  """Returns what training came to, without having trained."""
+  return training.TrainResult(
+    state=None, step=7, metrics={}, held_out={}, reason=reason, model_dir=ModelDir('/x'), facts=facts
+  )
+
+
 @pytest.fixture
 def calls(monkeypatch):
   """Records what main asks of training, in place of doing it."""
@@ -32,9 +41,10 @@ def calls(monkeypatch):
 
   def train(run, **options):
     made.append((run, options))
-    return 0
+    return result_of('finished')
 
   monkeypatch.setattr(training, 'train', train)
+  monkeypatch.setattr(training, 'finished_step', lambda run: None)
   monkeypatch.setattr(training, 'describe', lambda run: f'about {run.model_dir}')
   return made
 
@@ -88,7 +98,7 @@ class TestMistakes:
     assert 'Traceback' in error
     assert error.splitlines()[-1].startswith('error: --gin.TRAIN_STEP=5')
 
-  def test_mistakes_found_in_training(self, monkeypatch, capsys):
+  def test_mistakes_found_in_training(self, calls, monkeypatch, capsys):
     def train(run, **options):
       raise ConfigError('the MODEL_DIR belongs to another run.')
 
@@ -96,14 +106,14 @@ class TestMistakes:
     assert main.main([QUICKSTART]) == 1
     assert capsys.readouterr().err == 'error: the MODEL_DIR belongs to another run.\n'
 
-  def test_bugs_keep_their_traceback(self, monkeypatch, capsys):
+  def test_bugs_keep_their_traceback(self, calls, monkeypatch, capsys):
     monkeypatch.setattr(training, 'train', lambda run, **options: 1 / 0)
     assert main.main([QUICKSTART]) == 1
     error = capsys.readouterr().err
     assert 'ZeroDivisionError: division by zero' in error
     assert error.splitlines()[-1].startswith('error: unexpected ZeroDivisionError')
 
-  def test_keyboard(self, monkeypatch, capsys):
+  def test_keyboard(self, calls, monkeypatch, capsys):
     def train(run, **options):
       raise KeyboardInterrupt
 
@@ -135,9 +145,27 @@ class TestRuns:
     assert main.main([QUICKSTART]) == 0
     assert [options['profile'] for _, options in calls] == [[(3, 4), (10, 12)], False]
 
-  def test_exit_status_of_training(self, monkeypatch):
-    monkeypatch.setattr(training, 'train', lambda run, **options: 143)
-    assert main.main([QUICKSTART]) == 143
+  @pytest.mark.parametrize(('reason', 'status'), [('SIGTERM', 143), ('SIGINT', 130), ('finished', 0)])
+  def test_why_training_ended_is_the_exit_status(self, calls, monkeypatch, capsys, reason, status):
+    monkeypatch.setattr(training, 'train', lambda run, **options: result_of(reason))
+    assert main.main([QUICKSTART]) == status
+    said = f'{reason}: saved step 7 in /x/checkpoints/7; the same command continues from there.\n' if status else ''
+    assert capsys.readouterr().out == said
+
+  def test_the_summary_suggests_twice_as_many_steps(self, calls, monkeypatch, capsys):
+    facts = RunFacts(steps=7, seconds=1.0)
+    monkeypatch.setattr(training, 'train', lambda run, **options: result_of('finished', facts))
+    assert main.main([QUICKSTART, '--gin.TRAIN_STEPS=7', '--gin.BATCH_SIZE=8']) == 0
+    expected = f'  python -m switch_jax.main {QUICKSTART} --gin.BATCH_SIZE=8 --gin.TRAIN_STEPS=14'
+    assert capsys.readouterr().out.splitlines()[-2:] == ['Next:', expected]
+
+  def test_a_finished_run_is_not_opened_again(self, calls, monkeypatch, capsys):
+    monkeypatch.setattr(training, 'finished_step', lambda run: 1000)
+    assert main.main([QUICKSTART]) == 0
+    assert (
+      'has all 1,000 steps of this run (its newest checkpoint is step 1,000); nothing to do.' in capsys.readouterr().out
+    )
+    assert not calls
 
   def test_dry_run(self, calls, capsys):
     assert main.main([QUICKSTART, '--dry_run']) == 0

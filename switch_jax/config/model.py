@@ -188,6 +188,12 @@ class ModelConfig(Checked):
           )
 
   @property
+  def experts(self) -> MoeConfig:
+    """The Switch layers of a model that has some; asking a dense one for them is a bug of the caller."""
+    assert self.moe is not None, 'a dense model has no Switch layers'
+    return self.moe
+
+  @property
   def zeroes_padding(self) -> bool:
     """Whether padding is zeroed before every part of a layer, as flaxformer does.
 

@@ -6,13 +6,13 @@ experts and routers, where names and shapes agree.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from switch_jax.config import ConfigError, ModelConfig, RunConfig
+from switch_jax.config import ConfigError, DistillationConfig, ModelConfig, RunConfig
 from switch_jax.distillation.soft_targets import SoftTargets, soft_targets
 from switch_jax.distillation.teacher import Teacher
 from switch_jax.distillation.teacher_logits import IDS, LOG_PROBABILITIES, TeacherLogitsReader
@@ -23,29 +23,55 @@ from switch_jax.parallel import Layout
 Batch = dict[str, jax.Array]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+  """What a teacher has to say of each batch; without a teacher, nothing.
+
+  Attributes:
+    arguments: what the training step takes after state and batch: the teacher's parameters, where it computes.
+    soft_targets: maps a batch, and these arguments, to the teacher's distributions (None without a soft loss); traced
+      inside the step.
+    reader: gives what the teacher's files say of the next batch; None where there are none.
+    abstract_entries: what the files add to a batch, as shapes.
+  """
+
+  arguments: tuple[Any, ...] = ()
+  soft_targets: Callable[..., SoftTargets | None] = lambda batch, *arguments: None
+  reader: TeacherLogitsReader | None = None
+  abstract_entries: Batch = dataclasses.field(default_factory=dict)
+
+  def beside(self, source: Iterator[Batch]) -> Iterator[Batch]:
+    """Returns the batches of a source with what the teacher's files say of them."""
+    return source if self.reader is None else (batch | next(self.reader) for batch in source)
+
+  def close(self) -> None:
+    """Stops reading."""
+    if self.reader:
+      self.reader.close()
+
+
+NO_LESSONS = Lessons()
+
+
+@dataclasses.dataclass(frozen=True)
 class Distillation:
-  """One run's share of its teacher.
+  """A run's share of its teacher, before any array is read; without a teacher everything here is empty.
 
   Attributes:
     run: the student's run.
-    teacher: None where neither its weights nor its distributions are needed any more.
+    teacher: None where neither its weights nor its distributions are needed (any more).
     inheritance: what the student begins with; None once it has begun.
     recorded: what an earlier checkpoint of the student says of its teacher.
-    params: the teacher's parameters, once `load` has read them.
-    reader: of the teacher's files, once `load` has opened them.
   """
 
   run: RunConfig
-  teacher: Teacher | None
-  inheritance: Inheritance | None
+  teacher: Teacher | None = None
+  inheritance: Inheritance | None = None
   recorded: dict[str, Any] | None = None
-  params: Any = None
-  reader: TeacherLogitsReader | None = None
 
   @classmethod
-  def open(cls, run: RunConfig, recorded: dict[str, Any] | None = None, begins: bool = True) -> 'Distillation | None':
-    """Finds what a run needs of its teacher; reads no array. None for a run without a teacher.
+  def open(cls, run: RunConfig, recorded: dict[str, Any] | None = None, begins: bool = True) -> 'Distillation':
+    """Finds what a run needs of its teacher; reads no array.
 
     Args:
       run: the student's run.
@@ -57,10 +83,9 @@ class Distillation:
     """
     config = run.distillation
     if config is None:
-      return None
-    needs_logits = config.soft_weight > 0 and config.teacher_logits is None
-    if not (needs_logits or (config.initialize and begins)):
-      return cls(run, None, None, recorded)
+      return cls(run)
+    if not (_computes_teacher(config) or (config.initialize and begins)):
+      return cls(run, recorded=recorded)
     teacher = Teacher.open(config)
     if recorded and recorded['digest'] != (digest := teacher.digest()):
       raise ConfigError(
@@ -75,19 +100,16 @@ class Distillation:
     return cls(run, teacher, inheritance, recorded)
 
   @property
-  def computes_teacher(self) -> bool:
-    """Whether the teacher runs in every step."""
-    return self.run.distillation.soft_weight > 0 and self.run.distillation.teacher_logits is None
-
-  @property
   def models(self) -> list[ModelConfig]:
     """The models that must divide over the mesh beside the student."""
-    return [self.teacher.model] if self.computes_teacher else []
+    return [self.teacher.model] if self.teacher and _computes_teacher(self.run.distillation) else []
 
   def describe(self) -> list[str]:
     """Returns what the student takes from its teacher, in lines."""
     config = self.run.distillation
-    how = 'in every step' if self.computes_teacher else f'read from {config.teacher_logits}'
+    if config is None:
+      return []
+    how = 'in every step' if _computes_teacher(config) else f'read from {config.teacher_logits}'
     soft = f', {how}, at temperature {config.temperature:g}' if config.soft_weight else ''
     lines = ['distillation', f'  loss: {1 - config.soft_weight:g} hard + {config.soft_weight:g} soft{soft}']
     if self.teacher:
@@ -103,12 +125,12 @@ class Distillation:
 
   def initial_parameters(self, layout: Layout) -> Any:
     """Returns what the student begins with, or None if the teacher gives nothing."""
-    if self.inheritance is None:
+    if self.teacher is None or self.inheritance is None:
       return None
     params = init_parameters(self.run.model, layout, jax.random.key(self.run.random_seed))
     return inherit(self.teacher.facts.path, self.inheritance, self.run.model, params)
 
-  def load(self, layout: Layout, fingerprint: dict[str, Any], first_step: int) -> None:
+  def lessons(self, layout: Layout, fingerprint: dict[str, Any], first_step: int) -> Lessons:
     """Reads the teacher's parameters, or opens its files at a step.
 
     Args:
@@ -119,59 +141,48 @@ class Distillation:
     Raises:
       ConfigError: they are not there, are damaged, or belong to other data.
     """
-    config = self.run.distillation
-    if self.computes_teacher:
-      self.params = self.teacher.load(layout)
-    elif config.soft_weight > 0:
-      self.reader = TeacherLogitsReader(self.run, fingerprint, layout, first_step)
+    if self.models:
+      return self._computed(layout, self.teacher.load(layout))
+    if self._is_soft:
+      return dataclasses.replace(_FROM_FILES, reader=TeacherLogitsReader(self.run, fingerprint, layout, first_step))
+    return NO_LESSONS
 
-  def be_abstract(self, layout: Layout) -> None:
-    """Takes shapes for the teacher's parameters, for a step that is compiled and not run."""
-    if self.computes_teacher:
-      self.params = self.teacher.abstract_params(layout)
-
-  def abstract_targets(self, layout: Layout) -> Batch:
-    """Returns what `with_targets` adds to a batch, as shapes."""
-    config, data, vocab_size = self.run.distillation, self.run.data, self.run.model.vocab_size
-    if config.soft_weight == 0 or self.computes_teacher:
-      return {}
-    top_k = min(config.top_k or vocab_size, vocab_size)
+  def abstract_lessons(self, layout: Layout) -> Lessons:
+    """Returns the lessons as shapes, for a step that is compiled and not run."""
+    if self.models:
+      return self._computed(layout, self.teacher.abstract_params(layout))
+    if not self._is_soft:
+      return NO_LESSONS
+    data, vocab_size = self.run.data, self.run.model.vocab_size
+    top_k = min(self.run.distillation.top_k or vocab_size, vocab_size)
     shape, sharding = (data.batch_size, data.feature_lengths['targets'], top_k), layout.batch_sharding()
     dtypes = {LOG_PROBABILITIES: jnp.float32} | ({IDS: jnp.int32} if top_k < vocab_size else {})
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    entries = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    return dataclasses.replace(_FROM_FILES, abstract_entries=entries)
 
   @property
-  def step_arguments(self) -> tuple[Any, ...]:
-    """What the training step takes after state and batch."""
-    return (self.params,) if self.computes_teacher else ()
+  def _is_soft(self) -> bool:
+    return self.run.distillation is not None and self.run.distillation.soft_weight > 0
 
-  def with_targets(self, batch: Batch) -> Batch:
-    """Returns a batch with what the teacher's files say of it, where they are used."""
-    return batch | next(self.reader) if self.reader else batch
+  def _computed(self, layout: Layout, params: Any) -> Lessons:
+    teacher, temperature = self.teacher, self.run.distillation.temperature
+    return Lessons((params,), lambda batch, params: soft_targets(teacher.logits(params, batch, layout), temperature))
 
-  def record(self) -> dict[str, Any] | None:
-    """Returns what a checkpoint of the student records of its teacher, plain values."""
-    if self.recorded is None and self.teacher is not None:
-      taken = list(self.inheritance.taken) if self.inheritance else []
-      self.recorded = self.teacher.record() | {'initialized': taken}
-    return self.recorded or (self.reader and self.reader.record['teacher'])
-
-  def close(self) -> None:
-    """Stops reading."""
-    if self.reader:
-      self.reader.close()
+  def record(self, lessons: Lessons) -> dict[str, Any]:
+    """Returns what a checkpoint of the student records: its `teacher`, plain values; nothing without one."""
+    if self.run.distillation is None:
+      return {}
+    if self.recorded is not None:
+      return {'teacher': self.recorded}
+    if self.teacher is None:
+      return {'teacher': lessons.reader.record['teacher'] if lessons.reader else None}
+    taken = list(self.inheritance.taken) if self.inheritance else []
+    return {'teacher': self.teacher.record() | {'initialized': taken}}
 
 
-def make_targets(
-  distillation: Distillation | None, layout: Layout
-) -> Callable[[Batch, tuple[Any, ...]], SoftTargets] | None:
-  """Returns the function by which a step finds the teacher's distributions; None for ordinary training.
+def _computes_teacher(config: DistillationConfig | None) -> bool:
+  """Whether the teacher runs in every step."""
+  return config is not None and config.soft_weight > 0 and config.teacher_logits is None
 
-  It is given the batch and what the step was given of the teacher, and is traced inside the step.
-  """
-  if distillation is None or distillation.run.distillation.soft_weight == 0:
-    return None
-  config, teacher = distillation.run.distillation, distillation.teacher
-  if distillation.computes_teacher:
-    return lambda batch, params: soft_targets(teacher.logits(*params, batch, layout), config.temperature)
-  return lambda batch, params: SoftTargets(batch[LOG_PROBABILITIES], batch.get(IDS))
+
+_FROM_FILES = Lessons(soft_targets=lambda batch, *arguments: SoftTargets(batch[LOG_PROBABILITIES], batch.get(IDS)))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from switch_jax.config import ConfigError, ModelConfig, MoeConfig
+from switch_jax.config import ConfigError, ModelConfig
 from switch_jax.kernels import apply_to_all, expert_product, positions
 from switch_jax.kernels.drop_free import Product, block_size
 from switch_jax.model import dispatch
@@ -49,12 +49,6 @@ class Experts:
   kind: Kind
   out_dim: int
   never_drop: bool = False
-
-  @property
-  def moe(self) -> MoeConfig:
-    """The settings of the layer."""
-    assert self.config.moe is not None, 'a model without experts has no such layer'
-    return self.config.moe
 
 
 def apply(
@@ -98,7 +92,7 @@ def apply(
 
 def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   """What one (data, expert) shard computes of `apply`."""
-  moe, layout = how.moe, how.layout
+  moe, layout = how.config.experts, how.layout
   rows, length, width = x.shape
   group_rows = (not how.never_drop and moe.sequences_per_group) or rows
   if rows % group_rows:
@@ -168,7 +162,7 @@ def _on_slots(how, slots, groups, kernels, dropout_key):
 
 def _without_dropping(how, x, routing, kernels, dropout_key):
   """Applies the experts to all tokens `[n, d]` of a shard; tokens are gathered over the expert axis."""
-  moe, layout = how.moe, how.layout
+  moe, layout = how.config.experts, how.layout
   axes, shards = layout.expert_axes, layout.num_expert_shards
   flat: Routing = jax.tree.map(lambda array: array.reshape(1, -1, array.shape[-1]), routing)
   if shards > 1:
@@ -202,7 +196,7 @@ def _without_dropping(how, x, routing, kernels, dropout_key):
 
 def _slot_dropout(how, shape, dtype, groups, key):
   """Returns dropout factors `[local experts, groups * c, f]`, drawn for each pair of global expert and group."""
-  rate = how.moe.expert_dropout_rate
+  rate = how.config.experts.expert_dropout_rate
   experts, slots, width = shape
   first_expert = _index_on(how.layout.expert_axes) * experts
   first_group = _index_on(how.layout.replica_axes) * groups
@@ -219,7 +213,7 @@ def _slot_dropout(how, shape, dtype, groups, key):
 
 def _choice_dropout(how, width, dtype, choices, key):
   """Returns dropout factors `[n, f]`, drawn for each global choice `[n]`."""
-  rate, whole = how.moe.expert_dropout_rate, width * how.layout.size('model')
+  rate, whole = how.config.experts.expert_dropout_rate, width * how.layout.size('model')
 
   def draw(choice):
     return _own_part(how.layout, jax.random.bernoulli(jax.random.fold_in(key, choice), 1 - rate, (whole,)))

@@ -108,6 +108,11 @@ class RouterCounts:
   tokens: jax.Array
 
   @classmethod
+  def of(cls, sums: 'RouterSums') -> 'RouterCounts':
+    """Returns what sums of a whole batch are divided by."""
+    return cls(jnp.maximum(sums.groups, 1.0), jnp.maximum(sums.tokens, 1.0))
+
+  @classmethod
   def of_groups(cls, tokens: jax.Array) -> 'RouterCounts':
     """Returns the counts for groups that hold this many tokens, an array of any shape."""
     return cls(jnp.maximum(jnp.sum(tokens > 0), 1).astype(jnp.float32), jnp.maximum(jnp.sum(tokens), 1.0))
@@ -125,13 +130,43 @@ def balance_loss_sum(statistics: RoutingStatistics) -> jax.Array:
   return num_experts * jnp.sum(fraction * probability)  # a group without tokens adds 0
 
 
-def tokens_routed(statistics: RoutingStatistics) -> jax.Array:
-  """Returns the number of tokens that count, at least 1 so that it can divide."""
-  return jnp.maximum(jnp.sum(statistics.tokens), 1.0)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterSums:
+  """Sums over the groups of one layer, float32; parts of a batch, and batches, add up.
+
+  Attributes:
+    groups: groups that hold a token that counts.
+    tokens: tokens that count.
+    expert_tokens: `[e]`, tokens whose first choice is that expert.
+    dropped, entropy, squared_log_partition: as in `RoutingStatistics`.
+    balance: `balance_loss_sum`; it has a gradient, as `squared_log_partition`.
+  """
+
+  groups: jax.Array
+  tokens: jax.Array
+  expert_tokens: jax.Array
+  dropped: jax.Array
+  entropy: jax.Array
+  squared_log_partition: jax.Array
+  balance: jax.Array
+
+  @classmethod
+  def of(cls, statistics: RoutingStatistics) -> 'RouterSums':
+    """Adds up the groups."""
+    return cls(
+      groups=jnp.sum(statistics.tokens > 0).astype(jnp.float32),
+      tokens=jnp.sum(statistics.tokens),
+      expert_tokens=jnp.sum(statistics.expert_tokens, axis=0),
+      dropped=jnp.sum(statistics.dropped),
+      entropy=jnp.sum(statistics.entropy),
+      squared_log_partition=jnp.sum(statistics.squared_log_partition),
+      balance=balance_loss_sum(statistics),
+    )
 
 
 def router_losses(
-  statistics: dict[str, RoutingStatistics], config: ModelConfig, counts: dict[str, RouterCounts] | None = None
+  routers: dict[str, RouterSums], config: ModelConfig, counts: dict[str, RouterCounts] | None = None
 ) -> tuple[jax.Array, Metrics]:
   """Returns the weighted router losses of all layers, and their unweighted values by layer.
 
@@ -139,45 +174,45 @@ def router_losses(
   summed (the paper) or averaged (T5X) by `router_loss_aggregate`.
 
   Args:
-    statistics: by layer; empty for a dense model.
+    routers: by layer; empty for a dense model.
     config: gives the factors and the aggregate.
-    counts: by stack, what the sums are divided by where these statistics are of a part of the batch only.
+    counts: by stack, what is divided by where these sums are of a part of the batch only.
   """
-  moe, metrics = config.moe, {}
-  if not statistics:
+  metrics: Metrics = {}
+  if not routers:
     return jnp.zeros(()), metrics
-  for layer, value in statistics.items():
-    divisor = counts[layer.partition('_')[0]] if counts else RouterCounts.of_groups(value.tokens)
-    metrics[f'load_balance_loss/{layer}'] = balance_loss_sum(value) / divisor.groups
-    metrics[f'router_z_loss/{layer}'] = jnp.sum(value.squared_log_partition) / divisor.tokens
+  for layer, value in routers.items():
+    whole = counts[layer.partition('_')[0]] if counts else RouterCounts.of(value)
+    metrics[f'load_balance_loss/{layer}'] = value.balance / whole.groups
+    metrics[f'router_z_loss/{layer}'] = value.squared_log_partition / whole.tokens
+  moe = config.experts
   over_layers = jnp.sum if moe.router_loss_aggregate == 'sum' else jnp.mean
   for name in ('load_balance_loss', 'router_z_loss'):
-    metrics[name] = over_layers(jnp.stack([metrics[f'{name}/{layer}'] for layer in statistics]))
+    metrics[name] = over_layers(jnp.stack([metrics[f'{name}/{layer}'] for layer in routers]))
   total = moe.aux_loss_factor * metrics['load_balance_loss'] + moe.router_z_loss_factor * metrics['router_z_loss']
   return total, metrics
 
 
-def routing_metrics(statistics: dict[str, RoutingStatistics]) -> Metrics:
-  """Returns dropped share, router entropy and expert load, by layer and over all layers.
+def routing_metrics(routers: dict[str, RouterSums], entropy: bool = True) -> Metrics:
+  """Returns dropped share, expert load and, if asked for, router entropy, by layer and over all layers.
 
   Over all layers: dropped share and entropy are means, `expert_load_max_over_mean` is the worst layer's, and
-  `experts_unused` the sum.
+  `experts_unused` the sum. NumPy's arrays give NumPy's, in their own precision.
   """
   metrics: Metrics = {}
-  for layer, value in statistics.items():
-    tokens = tokens_routed(value)
-    load = jnp.sum(value.expert_tokens, axis=0)
-    metrics[f'fraction_dropped/{layer}'] = jnp.sum(value.dropped) / tokens
-    metrics[f'router_entropy/{layer}'] = jnp.sum(value.entropy) / tokens
-    metrics[f'expert_load_max_over_mean/{layer}'] = jnp.max(load) / jnp.maximum(jnp.mean(load), 1e-9)
-    metrics[f'experts_unused/{layer}'] = jnp.sum(load == 0).astype(jnp.float32)
-  if statistics:
-    combine = {
-      'fraction_dropped': jnp.mean,
-      'router_entropy': jnp.mean,
-      'expert_load_max_over_mean': jnp.max,
-      'experts_unused': jnp.sum,
-    }
-    for name, function in combine.items():
-      metrics[name] = function(jnp.stack([metrics[f'{name}/{layer}'] for layer in statistics]))
+  if not routers:
+    return metrics
+  xp = next(iter(routers.values())).tokens.__array_namespace__()
+  over_layers = {'fraction_dropped': xp.mean, 'expert_load_max_over_mean': xp.max, 'experts_unused': xp.sum}
+  if entropy:
+    over_layers['router_entropy'] = xp.mean
+  for layer, value in routers.items():
+    tokens, load = xp.maximum(value.tokens, 1.0), value.expert_tokens
+    metrics[f'fraction_dropped/{layer}'] = value.dropped / tokens
+    metrics[f'expert_load_max_over_mean/{layer}'] = xp.max(load) / xp.maximum(xp.mean(load), 1e-9)
+    metrics[f'experts_unused/{layer}'] = xp.sum(load == 0).astype(load.dtype)
+    if entropy:
+      metrics[f'router_entropy/{layer}'] = value.entropy / tokens
+  for name, combine in over_layers.items():
+    metrics[name] = combine(xp.stack([metrics[f'{name}/{layer}'] for layer in routers]))
   return metrics

@@ -175,13 +175,9 @@ def compile_step(run: RunConfig, layout: Layout) -> tuple[Any, float]:
   Returns:
     The executable (to be inspected, and run where the devices exist), and the seconds it took to compile.
   """
-  state, distillation = plan_state(run, layout), Distillation.open(run)
-  batch, teacher = abstract_batch(run, layout), ()
-  if distillation:
-    distillation.be_abstract(layout)
-    batch |= distillation.abstract_targets(layout)
-    teacher = distillation.step_arguments
-  lowered = make_train_step(run, layout, state, distillation=distillation).lower(state.abstract, batch, *teacher)
+  state, lessons = plan_state(run, layout), Distillation.open(run).abstract_lessons(layout)
+  batch = abstract_batch(run, layout) | lessons.abstract_entries
+  lowered = make_train_step(run, layout, state, lessons=lessons).lower(state.abstract, batch, *lessons.arguments)
   start = time.monotonic()
   compiled = lowered.compile()
   return compiled, time.monotonic() - start
@@ -206,8 +202,7 @@ def make_plan(
     ConfigError: no libtpu, an unknown topology, or a run that does not divide over it.
   """
   devices = topology_devices(topology, run.mesh.num_slices)
-  distillation = Distillation.open(run)
-  layout = make_layout(run, devices, distillation.models if distillation else ())
+  layout = make_layout(run, devices, Distillation.open(run).models)
   state = plan_state(run, layout).abstract
   routings = stack_routing(run, layout.num_token_shards)
   available = available_hbm(devices[0])

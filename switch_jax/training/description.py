@@ -85,7 +85,7 @@ def describe(run: RunConfig) -> str:
     ConfigError: as in training.
   """
   distillation = Distillation.open(run)
-  layout = make_layout(run, others=distillation.models if distillation else ())
+  layout = make_layout(run, others=distillation.models)
   state = plan_state(run, layout).abstract
   total = parameter_count(state.params)
   optimizer_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
@@ -105,7 +105,7 @@ def describe(run: RunConfig) -> str:
     f'model_dir   {run.model_dir}',
     'routing',
     *(f'  {line}' for line in _routing_lines(run, layout)),
-    *(distillation.describe() if distillation else ()),
+    *distillation.describe(),
     'parameters and how they lie on the mesh',
   ]
   rows: dict[tuple[str, ...], list[int]] = {}
@@ -116,6 +116,6 @@ def describe(run: RunConfig) -> str:
     rows.setdefault(key, []).append(int(layer.group(1)) if layer else -1)
   width = max(len(name) for name, _, _ in rows)
   for (name, shape, spec), layers in rows.items():
-    which = '' if layers == [-1] else f'  layers {", ".join(map(str, layers))}'
+    which = '' if layers == [-1] else f'  layers {", ".join(map(str, sorted(layers)))}'
     lines.append(f'  {name:<{width}}  {shape:<18} {spec}{which}')
   return '\n'.join(lines)

@@ -1,324 +1,285 @@
-"""The training run: set up, restore, loop, evaluate, save, sum up. Reads top down."""
+"""The training run: open, loop, evaluate, save, sum up. Takes a configuration and gives a result; reads top down."""
 
 import contextlib
+import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
-import switch_jax
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig, suggest
-from switch_jax.distillation.student import Distillation
-from switch_jax.folders.metric_lines import read_metrics
-from switch_jax.folders.model_dir import METRICS_FILE
-from switch_jax.interop import initial_parameters, recorded_vocabulary
-from switch_jax.model import parameter_count
-from switch_jax.model.placement import make_layout
-from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
+from switch_jax.folders.model_dir import METRICS_FILE, ModelDir
+from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
-from switch_jax.monitoring.metric_files import MetricFiles
 from switch_jax.monitoring.picture import save_picture
 from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress
 from switch_jax.monitoring.reporting import Reporter
-from switch_jax.monitoring.summary import RunFacts, summarize
+from switch_jax.monitoring.summary import RunFacts
 from switch_jax.training.evaluation import EvaluationResult, evaluate
-from switch_jax.training.state import TrainState, init_state, plan_state
-from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
+from switch_jax.training.opening import Opened, open_run, restore_state
+from switch_jax.training.state import TrainState
 
-_SUMMARY = 'summary.png'
+Reason = Literal['finished', 'nothing to do'] | Signal
 
 
-def train(
-  run: RunConfig,
-  *,
-  config_gin: str = '',
-  next_command: str | None = None,
-  profile: bool | Sequence[Window] = False,
-) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+  """What training came to.
+
+  Attributes:
+    state: parameters and optimizer state on the mesh, at `step`; saved in `model_dir.step(step)` too.
+    step: updates made, those of earlier processes included.
+    metrics: the last line of `train/metrics.jsonl`.
+    held_out: the last line of the held-out metrics; losses in nats per target token. Empty before the first.
+    reason: why it ended: all steps are done (`finished`), or were before (`nothing to do`); or the signal after which
+      it stopped (`SIGTERM`, `SIGINT`), to be continued by training again.
+    model_dir: where things lie.
+    facts: the summary of a run that has finished here, on the first host; `monitoring.summary.summarize` prints it.
+  """
+
+  state: TrainState
+  step: int
+  metrics: Mapping[str, float]
+  held_out: Mapping[str, float]
+  reason: Reason
+  model_dir: ModelDir
+  facts: RunFacts | None = None
+
+
+def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Window] = False) -> TrainResult:
   """Trains until `run.train_steps`, continuing from the newest checkpoint of the MODEL_DIR.
+
+  Everything that was opened is closed again, threads included, however it ends.
 
   Args:
     run: the whole configuration.
     config_gin: the operative gin text, kept as `config.gin` in the MODEL_DIR for people to read.
-    next_command: a command to suggest at the end.
     profile: steps to write profiles of for TensorBoard under `MODEL_DIR/profile`: first and last one of each; True
       for five steps a little after the beginning.
 
   Returns:
-    The exit status: 0 when the run is finished, 143 after SIGTERM and 130 after Ctrl-C (saved, to be continued).
+    The result, also where a first SIGTERM or Ctrl-C has ended it: its step is saved.
 
   Raises:
     ConfigError: the run cannot work as configured, the MODEL_DIR belongs to another one, a checkpoint or metrics cannot
       be written; or (`DivergenceError`) the loss is no number or has diverged.
+    KeyboardInterrupt: a second Ctrl-C, which does not wait for the step.
   """
+  began, folder = time.perf_counter(), ModelDir(run.model_dir)
+  with contextlib.ExitStack() as stack:
+    store = _open_store(run)
+    stack.callback(store.close)
+    if (step := _step_at_the_end(run, store)) is not None:
+      return _result(run, restore_state(run, store, step), step, 'nothing to do')
+    progress = Progress(active=jax.process_index() == 0)
+    stack.callback(progress.close)
+    try:
+      opened = open_run(run, store, store.latest_step() or 0, progress, stack)
+      if config_gin and jax.process_index() == 0:
+        folder.config_gin.write_text(config_gin)
+      profiler = Profiler(profile, folder.profile, opened.first_step)
+      stack.callback(profiler.close)
+      training = _Training(run, store, progress, opened)
+      reason = training.run_to_end(profiler)
+      progress.close()
+      facts = training.sum_up(began) if reason == 'finished' else None
+    except DivergenceError as error:
+      raise _explained(error, store) from None
+    except OSError as error:
+      raise ConfigError(
+        f'{run.model_dir} can no longer be written to: {error}. See to the cause (free space and rights on the disk, '
+        'say) and run the same command again to continue from the newest checkpoint.'
+      ) from error
+  return _result(run, training.state, training.step, reason, facts)
+
+
+def finished_step(run: RunConfig) -> int | None:
+  """Returns the newest step of a MODEL_DIR that has all steps of this run and its last evaluation; None otherwise.
+
+  Raises:
+    ConfigError: as `train`.
+  """
+  store = _open_store(run)
+  try:
+    return _step_at_the_end(run, store)
+  finally:
+    store.close()
+
+
+def _open_store(run: RunConfig) -> CheckpointStore:
   store = CheckpointStore(run.model_dir, run.checkpoint)
   store.check_identity(run.identity())
-  first_step = store.latest_step() or 0
-  if first_step > run.train_steps or (first_step == run.train_steps and _is_summed_up(run)):
-    _print(
-      f'{run.model_dir} has all {run.train_steps:,} steps of this run (its newest checkpoint is step {first_step:,}); '
-      'nothing to do.\nTrain on with a larger --gin.TRAIN_STEPS, or start anew with another --gin.MODEL_DIR.'
-    )
-    return 0
-  session = _Session(run, store, first_step, next_command, profile)
-  try:
-    if config_gin and jax.process_index() == 0:
-      (epath.Path(run.model_dir) / 'config.gin').write_text(config_gin)
-    return session.run_to_end()
-  except DivergenceError as error:
-    raise session.explained(error) from None
-  except OSError as error:
-    raise ConfigError(
-      f'{run.model_dir} can no longer be written to: {error}. See to the cause (free space and rights on the disk, '
-      'say) and run the same command again to continue from the newest checkpoint.'
-    ) from error
-  finally:
-    session.close()
+  return store
 
 
-def _is_summed_up(run: RunConfig) -> bool:
-  """Whether a run that has all its steps has its last evaluation too; one killed meanwhile still needs it."""
-  lines = read_metrics(_folder(run, 'eval') / METRICS_FILE)
-  return bool(lines) and lines[-1]['step'] == run.train_steps and (epath.Path(run.model_dir) / _SUMMARY).exists()
+def _step_at_the_end(run: RunConfig, store: CheckpointStore) -> int | None:
+  """As `finished_step`; a run that was killed during its last evaluation still needs it."""
+  step, folder = store.latest_step() or 0, ModelDir(run.model_dir)
+  if step != run.train_steps:
+    return step if step > run.train_steps else None
+  lines = folder.read_held_out(run.data.mixture_or_task_name)
+  is_summed_up = bool(lines) and lines[-1]['step'] == step and folder.summary.exists()
+  return step if is_summed_up else None
 
 
-def _folder(run: RunConfig, kind: str) -> epath.Path:
-  """Returns `MODEL_DIR/train` or `MODEL_DIR/eval/<task>`."""
-  folder = epath.Path(run.model_dir) / kind
-  return folder / run.data.mixture_or_task_name if kind == 'eval' else folder
+def _result(run: RunConfig, state: TrainState, step: int, reason: Reason, facts: RunFacts | None = None) -> TrainResult:
+  folder = ModelDir(run.model_dir)
+  metrics, held_out = folder.read_train(), folder.read_held_out(run.data.mixture_or_task_name)
+  return TrainResult(
+    state=state,
+    step=step,
+    metrics=metrics[-1] if metrics else {},
+    held_out=held_out[-1] if held_out else {},
+    reason=reason,
+    model_dir=folder,
+    facts=facts,
+  )
 
 
-def _check_same_vocabulary(run: RunConfig, vocabulary: dict[str, Any]) -> None:
-  """Raises a `ConfigError` if the parameters to begin with were trained on ids that mean something else."""
-  recorded = recorded_vocabulary(run.initial_checkpoint_path) or {}
-  if recorded.get('digest', vocabulary['digest']) != vocabulary['digest']:
-    raise ConfigError(
-      f'{run.initial_checkpoint_path} was trained with the vocabulary {recorded.get("name")} of {recorded["size"]} '
-      f'ids, and {run.data.mixture_or_task_name} has {vocabulary["name"]} of {vocabulary["size"]}: the same ids mean '
-      'other pieces. Set --gin.VOCABULARY to the one of the checkpoint; its MODEL_DIR may hold it as vocabulary.model.'
-    )
+def _explained(error: DivergenceError, store: CheckpointStore) -> DivergenceError:
+  """Adds to an error what can be done about it."""
+  with contextlib.suppress(ConfigError):  # the older checkpoints are what is asked for
+    store.wait()
+  good = [step for step in store.steps() if step < error.began]
+  where = 'No checkpoint was saved before it.'
+  if good:
+    where = f'The last good checkpoint is step {good[-1]:,}, {store.path(good[-1])}.'
+  return DivergenceError(
+    f'{error} {where} The same command would come to the same point again: begin another --gin.MODEL_DIR with other '
+    'settings (a lower LEARNING_RATE, config.OptimizerConfig.max_grad_norm=1.0, a longer warm-up)'
+    + (f' and --gin.INITIAL_CHECKPOINT_PATH={store.path(good[-1])}.' if good else '.'),
+    error.began,
+  )
 
 
-class _Session:
-  """One process's share of a run: everything that is open while it trains."""
+class _Training:
+  """The loop over the steps of an opened run.
 
-  def __init__(
-    self,
-    run: RunConfig,
-    store: CheckpointStore,
-    first_step: int,
-    next_command: str | None,
-    profile: bool | Sequence[Window],
-  ):
-    self.run, self.store, self.first_step, self.next_command = run, store, first_step, next_command
-    self.began = time.perf_counter()
-    self.is_first_host = jax.process_index() == 0
-    self.progress = Progress(active=self.is_first_host)
-    recorded = store.read_config(first_step) if first_step else {}
-    self.distillation = Distillation.open(run, recorded.get('teacher'), begins=not first_step)
-    layout = make_layout(run, others=self.distillation.models if self.distillation else ())
-    axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
-    self.progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
-    plan = plan_state(run, layout)
-    params = None
-    if run.initial_checkpoint_path and not first_step:
-      self.progress.note(f'parameters to begin with: {run.initial_checkpoint_path}')
-      params = initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params, run.upcycle)
-    if self.distillation:
-      for line in self.distillation.describe():
-        self.progress.note(line)
-    self.progress.note(f'data: {run.data.mixture_or_task_name}')
-    self.source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
-    vocabulary = self.source.vocabulary
-    if self.source.vocabulary_size > run.model.vocab_size:
-      raise ConfigError(
-        f'ModelConfig.vocab_size is {run.model.vocab_size} and the vocabulary of {run.data.mixture_or_task_name} has '
-        f'{self.source.vocabulary_size} ids; the embedding needs a row for each. Set vocab_size to at least that.'
-      )
-    if params is not None:
-      _check_same_vocabulary(run, data.describe_vocabulary(vocabulary))
-    if self.distillation:
-      self.distillation.check_vocabulary(data.describe_vocabulary(vocabulary))
-    self.sentinels = tuple(range(self.source.vocabulary_size - vocabulary.extra_ids, self.source.vocabulary_size))
-    special_tokens = (*self.sentinels, vocabulary.eos_id)
-    if first_step:
-      store.restore_position(first_step, self.source.restore_position)
-    if self.is_first_host:
-      data.keep_vocabulary(vocabulary, run.model_dir)
-    self.source.start()
-    self.held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
-    if self.distillation:
-      params = self.distillation.initial_parameters(layout) if params is None else params
-      self.distillation.load(layout, self.source.fingerprint, first_step)
-    if first_step:
-      self.state: TrainState = store.restore(first_step, plan.abstract)
-    else:
-      self.state = init_state(run, layout, plan, params)
-    self.train_step = make_train_step(run, layout, plan, special_tokens, self.distillation)
-    self.teacher = self.distillation.step_arguments if self.distillation else ()
-    self.eval_step = make_eval_step(run.model, layout, plan, special_tokens, len(self.held_out.groups))
-    self.are_finite = make_finite_check(layout, plan)
-    self.train_files = MetricFiles(_folder(self.run, 'train'), active=self.is_first_host)
-    self.eval_files = MetricFiles(_folder(self.run, 'eval'), active=self.is_first_host)
-    for files in (self.train_files, self.eval_files):
-      files.truncate_after(first_step if first_step else -1)
-    device = layout.mesh.local_devices[0]
-    self.reporter = Reporter(run, self.train_files, self.progress, lambda: self.source.wait_seconds, device)
-    self.profiler = Profiler(profile, epath.Path(run.model_dir) / 'profile', first_step)
-    self.evaluated = self._read_scores()
-    if first_step:
-      self.reporter.target_tokens = recorded['target_tokens']
+  Attributes:
+    state: after `step` updates.
+    step: updates made.
+  """
 
-  def _read_scores(self) -> set[int]:
-    """Hands the evaluations of earlier processes to the checkpoint policy; returns their steps."""
-    lines = read_metrics(_folder(self.run, 'eval') / METRICS_FILE) if self.is_first_host else []
-    metric = self.run.checkpoint.best_metric
-    self.store.scores.update({line['step']: line[metric] for line in lines if metric in line})
-    return {line['step'] for line in lines}
+  def __init__(self, run: RunConfig, store: CheckpointStore, progress: Progress, opened: Opened):
+    self._run, self._store, self._progress, self._opened = run, store, progress, opened
+    self.state, self.step = opened.state, opened.first_step
+    source = opened.source
+    self._reporter = Reporter(run, opened.train_files, progress, lambda: source.wait_seconds, opened.device)
+    self._reporter.target_tokens = opened.target_tokens
+    self._evaluation: EvaluationResult | None = None
+    # Evaluations of earlier processes; the checkpoint policy goes by them too.
+    task, metric = run.data.mixture_or_task_name, run.checkpoint.best_metric
+    lines = ModelDir(run.model_dir).read_held_out(task) if jax.process_index() == 0 else []
+    store.scores.update({line['step']: line[metric] for line in lines if metric in line})
+    self._evaluated = {line['step'] for line in lines}
 
-  def run_to_end(self) -> int:
-    """Loops over the steps; returns the exit status."""
-    run, step, result = self.run, self.first_step, None
-    if step:
-      self.progress.note(f'continuing from the checkpoint of step {step:,}')
-    if self._evaluation_is_missing(step):
-      result = self._evaluate(step)
-    self.progress.note('compiling the training step')
-    self.progress.start(step, run.train_steps)
+  def run_to_end(self, profiler: Profiler) -> Reason:
+    """Makes the steps; returns why it ended."""
+    run, opened = self._run, self._opened
+    if self.step:
+      self._progress.note(f'continuing from the checkpoint of step {self.step:,}')
+    if self._evaluation_is_missing():
+      self._evaluate()
+    self._progress.note('compiling the training step')
+    self._progress.start(self.step, run.train_steps)
     with Interruption() as interruption:
-      while step < run.train_steps:
-        self.profiler.before(step + 1)
-        self.state, metrics = self.train_step(self.state, self._next_batch(), *self.teacher)
-        step += 1
-        self.reporter.add(step, metrics)
-        self.profiler.after(step, metrics)
-        stop = interruption.requested(step)
-        last = step == run.train_steps
-        if last or stop or step % run.checkpoint.period == 0:
-          self._save(step)
-        if self._is_evaluated(step) and (last or not stop):
-          result = self._evaluate(step)
+      while self.step < run.train_steps:
+        profiler.before(self.step + 1)
+        self.state, metrics = opened.train_step(self.state, *next(opened.batches))
+        self.step += 1
+        self._reporter.add(self.step, metrics)
+        profiler.after(self.step, metrics)
+        stop = interruption.requested(self.step)
+        last = self.step == run.train_steps
+        if last or stop or self.step % run.checkpoint.period == 0:
+          self._save()
+        if self._is_evaluated() and (last or not stop):
+          self._evaluate()
         if stop and not last:
-          return self._stopped(step, stop)
-    self.store.wait()
-    self.progress.close()
-    self._sum_up(result or self._evaluate(step))
-    return 0
+          self._reporter.flush()
+          self._store.wait()
+          return stop
+    self._store.wait()
+    return 'finished'
 
-  def _next_batch(self) -> dict[str, jax.Array]:
-    """Returns the next batch, with the teacher's distributions where they come from files."""
-    batch = next(self.source)
-    return self.distillation.with_targets(batch) if self.distillation else batch
-
-  def _is_evaluated(self, step: int) -> bool:
+  def _is_evaluated(self) -> bool:
     """Whether the held-out loss is measured after this step."""
-    period = self.run.eval_period
-    return step in (0, self.run.train_steps) or bool(period and step % period == 0)
+    period = self._run.eval_period
+    return self.step in (0, self._run.train_steps) or bool(period and self.step % period == 0)
 
-  def _evaluation_is_missing(self, step: int) -> bool:
+  def _evaluation_is_missing(self) -> bool:
     """Whether the process that saved this step was stopped before it had evaluated it. All hosts get one answer."""
-    if not self._is_evaluated(step):
+    if not self._is_evaluated():
       return False
     if jax.process_count() == 1:
-      return step not in self.evaluated
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(step not in self.evaluated)))
+      return self.step not in self._evaluated
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(self.step not in self._evaluated)))
 
-  def _save(self, step: int) -> None:
+  def _save(self) -> None:
     """Saves state and data position if the step is sound; the arrays are written in the background."""
-    self.reporter.stop_clock()  # reports this step, and ends the run here if its loss or gradient is not finite
-    if not bool(self.are_finite(self.state.params)):
-      raise DivergenceError(f'parameters are not finite after step {step:,}, whose gradient was.', step)
-    self.store.save(step, self.state, self._config_json(), self.source.save_position)
-    self.reporter.resume_clock()
+    self._reporter.stop_clock()  # reports this step, and ends the run here if its loss or gradient is not finite
+    if not bool(self._opened.are_finite(self.state.params)):
+      raise DivergenceError(f'parameters are not finite after step {self.step:,}, whose gradient was.', self.step)
+    record = self._opened.record | {'target_tokens': self._reporter.target_tokens}
+    self._store.save(self.step, self.state, record, self._opened.source.save_position)
+    self._reporter.resume_clock()
 
-  def explained(self, error: DivergenceError) -> DivergenceError:
-    """Adds to an error what can be done about it."""
-    with contextlib.suppress(ConfigError):  # the older checkpoints are what is asked for
-      self.store.wait()
-    good = [step for step in self.store.steps() if step < error.began]
-    where = 'No checkpoint was saved before it.'
-    if good:
-      where = f'The last good checkpoint is step {good[-1]:,}, {self.store.path(good[-1])}.'
-    return DivergenceError(
-      f'{error} {where} The same command would come to the same point again: begin another --gin.MODEL_DIR with other '
-      'settings (a lower LEARNING_RATE, config.OptimizerConfig.max_grad_norm=1.0, a longer warm-up)'
-      + (f' and --gin.INITIAL_CHECKPOINT_PATH={self.store.path(good[-1])}.' if good else '.'),
-      error.began,
-    )
-
-  def _config_json(self) -> dict[str, Any]:
-    """Returns what a checkpoint records of its run: enough to load the model without gin."""
-    return {
-      'version': switch_jax.__version__,
-      'target_tokens': self.reporter.target_tokens,
-      'parameters': parameter_count(self.state.params),
-      **({'teacher': self.distillation.record()} if self.distillation else {}),
-      'model': self.run.model.to_json(),
-      'vocabulary': data.describe_vocabulary(self.source.vocabulary),
-      'identity': self.run.identity(),
-      'run': self.run.to_json(),
-    }
-
-  def _evaluate(self, step: int) -> EvaluationResult:
+  def _evaluate(self) -> EvaluationResult:
     """Measures the held-out loss and writes it."""
-    self.reporter.stop_clock()
-    if step == self.first_step:
-      self.progress.note('evaluating before training')
-    result = evaluate(self.eval_step, self.state.params, self.held_out)
-    self._score(step, result.metrics)
-    self.eval_files.write(step, result.metrics)
-    loss = result.metrics['cross_ent_loss_text']
-    self.progress.note(f'held-out loss after {step:,} steps: {loss:.3f} nats per target token, sentinels left out')
-    self.reporter.resume_clock()
-    return result
+    self._reporter.stop_clock()
+    if self.step == self._opened.first_step:
+      self._progress.note('evaluating before training')
+    self._evaluation = evaluate(self._opened.eval_step, self.state.params, self._opened.held_out)
+    metrics = self._evaluation.metrics
+    self._score(metrics)
+    self._opened.eval_files.write(self.step, metrics)
+    loss = metrics['cross_ent_loss_text']
+    self._progress.note(
+      f'held-out loss after {self.step:,} steps: {loss:.3f} nats per target token, sentinels left out'
+    )
+    self._reporter.resume_clock()
+    return self._evaluation
 
-  def _score(self, step: int, metrics: dict[str, float]) -> None:
+  def _score(self, metrics: Mapping[str, float]) -> None:
     """Hands an evaluation to the checkpoint policy."""
-    policy = self.run.checkpoint
+    policy = self._run.checkpoint
     if policy.keep_best and policy.best_metric not in metrics:
       raise ConfigError(
         f'CheckpointConfig.best_metric is {policy.best_metric!r}, which an evaluation does not give; it gives '
         f'{", ".join(sorted(name for name in metrics if "/" not in name))}.{suggest(policy.best_metric, metrics)}'
       )
-    self.store.scores[step] = metrics.get(policy.best_metric, math.nan)
+    self._store.scores[self.step] = metrics.get(policy.best_metric, math.nan)
 
-  def _stopped(self, step: int, signal: str) -> int:
-    """Says where an interrupted run stands; returns its exit status."""
-    self.reporter.flush()
-    self.store.wait()
-    self.progress.close()
-    _print(f'{signal}: saved step {step:,} in {self.store.path(step)}; the same command continues from there.')
-    return EXIT_CODES[signal]
-
-  def _sum_up(self, result: EvaluationResult) -> None:
-    """Prints the summary and draws the picture of a finished run."""
-    if not self.is_first_host:
-      return
-    train, held_out = (read_metrics(_folder(self.run, kind) / METRICS_FILE) for kind in ('train', 'eval'))
-    entropies = data.target_entropies(self.held_out.on_host, self.sentinels)
-    picture = epath.Path(self.run.model_dir) / _SUMMARY
+  def sum_up(self, began: float) -> RunFacts | None:
+    """Draws the picture of a finished run and returns its summary, on the first host."""
+    run, opened = self._run, self._opened
+    result = self._evaluation or self._evaluate()
+    if jax.process_index() != 0:
+      return None
+    folder, task = ModelDir(run.model_dir), run.data.mixture_or_task_name
+    train, held_out = folder.read_train(), folder.read_held_out(task)
+    entropies = data.target_entropies(opened.held_out.on_host, opened.sentinels)
     save_picture(
-      picture,
+      folder.summary,
       train=train,
       held_out=held_out,
       yardsticks={'unigram entropy': entropies.unigram, 'bigram entropy': entropies.bigram},
       expert_tokens=result.expert_tokens,
-      title=f'{self.run.data.mixture_or_task_name}, {self.run.train_steps:,} steps',
+      title=f'{task}, {run.train_steps:,} steps',
       train_key='cross_ent_loss_text',
       held_out_key='cross_ent_loss_text',
     )
-    facts = RunFacts(
-      steps=self.run.train_steps,
-      seconds=time.perf_counter() - self.began,
-      target_tokens=self.reporter.target_tokens,
+    return RunFacts(
+      steps=run.train_steps,
+      seconds=time.perf_counter() - began,
+      target_tokens=self._reporter.target_tokens,
       held_out_before=held_out[0]['cross_ent_loss_text'] if held_out[0]['step'] == 0 else None,
       held_out_after=result.metrics['cross_ent_loss_text'],
       unigram_entropy=entropies.unigram,
@@ -326,27 +287,9 @@ class _Session:
       fraction_dropped=train[-1].get('fraction_dropped'),
       expert_tokens=result.expert_tokens,
       files={
-        'picture': str(picture),
-        'checkpoint': str(epath.Path(self.run.model_dir) / 'checkpoints' / str(self.run.train_steps)),
-        'metrics': str(_folder(self.run, 'train') / METRICS_FILE),
-        'TensorBoard': f'tensorboard --logdir {self.run.model_dir}',
+        'picture': str(folder.summary),
+        'checkpoint': str(folder.step(run.train_steps)),
+        'metrics': str(folder.train / METRICS_FILE),
+        'TensorBoard': f'tensorboard --logdir {run.model_dir}',
       },
-      next_command=self.next_command,
     )
-    _print('\n' + summarize(facts))
-
-  def close(self) -> None:
-    """Stops the threads and closes the files."""
-    self.profiler.close()
-    self.progress.close()
-    self.source.close()
-    if self.distillation:
-      self.distillation.close()
-    self.train_files.close()
-    self.eval_files.close()
-    self.store.close()
-
-
-def _print(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text, flush=True)

@@ -8,7 +8,7 @@ import pytest
 
 from switch_jax import config
 from switch_jax.checkpoints import CheckpointStore
-from switch_jax.distillation.student import Distillation
+from switch_jax.distillation.student import NO_LESSONS, Distillation
 from switch_jax.interop import find_inheritance, inherit
 from switch_jax.model import init_parameters
 from switch_jax.parallel import Layout, make_mesh
@@ -68,13 +68,12 @@ def train(run, shape=ONE, steps=3):
   mesh = config.MeshConfig(data=shape[0], expert=shape[1], model=shape[2])
   layout = Layout(make_mesh(mesh, None, jax.devices()[: np.prod(shape)]))
   plan, distillation = plan_state(run, layout), Distillation.open(run)
-  params = distillation.initial_parameters(layout) if distillation else None
-  if distillation:
-    distillation.load(layout, {}, 0)
-  state, step = init_state(run, layout, plan, params), make_train_step(run, layout, plan, distillation=distillation)
+  lessons = distillation.lessons(layout, {}, 0)
+  state = init_state(run, layout, plan, distillation.initial_parameters(layout))
+  step = make_train_step(run, layout, plan, lessons=lessons)
   rows, losses = jax.device_put(batch(), layout.batch_sharding()), []
   for _ in range(steps):
-    state, metrics = step(state, rows, *(distillation.step_arguments if distillation else ()))
+    state, metrics = step(state, rows, *lessons.arguments)
     losses.append(float(metrics['loss']))
   return losses, jax.device_get(metrics), jax.device_get(state.params)
 
@@ -99,11 +98,11 @@ def test_a_student_equal_to_its_teacher_learns_nothing(model, tmp_path):
   norms = {}
   for weight in (1.0, 0.5):
     run = run_of(model, teacher_path=path, soft_weight=weight, initialize=())
-    plan, distillation = plan_state(run, layout), Distillation.open(run)
-    distillation.load(layout, {}, 0)
-    equal = jax.tree.map(lambda x: x.copy(), distillation.params)  # the state is donated
-    state, step = init_state(run, layout, plan, equal), make_train_step(run, layout, plan, distillation=distillation)
-    _, metrics = step(state, batch(), distillation.params)
+    plan, lessons = plan_state(run, layout), Distillation.open(run).lessons(layout, {}, 0)
+    (theirs,) = lessons.arguments
+    equal = jax.tree.map(lambda x: x.copy(), theirs)  # the state is donated
+    state, step = init_state(run, layout, plan, equal), make_train_step(run, layout, plan, lessons=lessons)
+    _, metrics = step(state, batch(), theirs)
     norms[weight] = float(metrics['grad_norm'])
   assert norms[1.0] < 1e-6
   assert norms[0.5] > 0.01
@@ -248,13 +247,13 @@ def test_a_teacher_that_is_not_there_is_refused(tmp_path):
 
 def test_a_student_goes_on_with_its_own_teacher_only(teacher, tmp_path):
   run = run_of(teacher_path=teacher)
-  recorded = Distillation.open(run).record()
+  (recorded,) = Distillation.open(run).record(NO_LESSONS).values()
   assert recorded['step'] == 7
   assert recorded['parameters'] > 0
   assert 'encoder/layers_0/mlp/wi/kernel' in recorded['initialized']
   again = Distillation.open(run, recorded, begins=False)
   assert again.inheritance is None
-  assert again.record() == recorded
+  assert again.record(NO_LESSONS) == {'teacher': recorded}
   other = save(tmp_path, dataclasses.replace(SPARSE, mlp_dim=48))
   with pytest.raises(config.ConfigError, match=f'this run began with step 7 of .*TEACHER_PATH={recorded["path"]}'):
     Distillation.open(run_of(teacher_path=other), recorded, begins=False)

@@ -13,11 +13,11 @@ import pytest
 from switch_jax import gin_files
 from switch_jax.config import DataConfig, LossConfig, MeshConfig, ModelConfig, MoeConfig, OptimizerConfig, RunConfig
 from switch_jax.model import Transformer, init_parameters
-from switch_jax.model.losses import router_losses, token_sums
 from switch_jax.model.placement import make_layout
 from switch_jax.plan.collectives import collectives
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step
+from switch_jax.training.sums import Objective
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAYOUTS = sorted(path.stem for path in ROOT.glob('gin/layouts/*.gin'))
@@ -74,9 +74,8 @@ def loss_and_gradient(run, devices):
 
   def loss(params, batch):
     logits, statistics = model.apply({'params': params}, batch, rngs={'jitter': jax.random.key(1)})
-    sums = token_sums(logits, batch['decoder_target_tokens'], batch['decoder_loss_weights'], run.loss)
-    router_loss, _ = router_losses(statistics, run.model)
-    return (sums.cross_entropy + sums.z_loss) / sums.tokens + router_loss, statistics
+    objective = Objective.of(run)
+    return objective.value(objective.sums(logits, batch, statistics))[0], statistics
 
   params = init_parameters(run.model, layout, jax.random.key(0))
   batch = make_batch(layout)
