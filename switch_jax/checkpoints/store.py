@@ -435,7 +435,7 @@ def _walk(directory: epath.Path) -> Iterator[epath.Path]:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every leaf by its path, `params/encoder/layers_0/...`, whatever containers it lies in."""
 
-  def name(key) -> str:
+  def name(key: Any) -> str:
     return str(next(getattr(key, a) for a in ('key', 'name', 'idx') if hasattr(key, a)))
 
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]

@@ -90,7 +90,7 @@ class MoeConfig(Checked):
   drop_free_block_size: int | None = None
   attention_expert: Literal['linear', 'mlp'] = 'linear'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'num_experts', 'num_choices', 'sequences_per_group', 'expert_mlp_dim')
     self.require_at_least(1, 'drop_free_block_size')
@@ -168,7 +168,7 @@ class ModelConfig(Checked):
   mask_padding_queries: bool = True
   moe: MoeConfig | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim')
     self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'relpos_max_distance', 'scan_unroll')
@@ -186,6 +186,17 @@ class ModelConfig(Checked):
             f'MoeConfig.{stack}_{kind} is {pattern!r}, but the {stack} has {num_layers} layers; '
             f'every k-th layer needs k <= {num_layers}, explicit indices must be below {num_layers}.'
           )
+
+  @property
+  def experts(self) -> MoeConfig:
+    """The settings of the Switch layers, for code that runs only where there are some.
+
+    Raises:
+      ConfigError: the model has none.
+    """
+    if self.moe is None:
+      raise ConfigError('ModelConfig.moe is None; this needs a model with experts: set it to a config.MoeConfig.')
+    return self.moe
 
   @property
   def zeroes_padding(self) -> bool:

@@ -28,7 +28,7 @@ class Layout:
   mesh: Mesh
   rules: tuple[tuple[str, MeshAxes], ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_rules(dict(self.rules))
 
   @classmethod
@@ -89,7 +89,8 @@ class Layout:
       ConfigError: a name is unknown, or two axes of the array would lie on one mesh axis.
     """
     table = {**DEFAULT_RULES, **dict(self.rules)}
-    entries, owner = [], {}
+    entries: list[MeshAxes] = []
+    owner: dict[str, str | None] = {}
     for name in names:
       if name is not None and name not in table:
         raise ConfigError(f'{name!r} is not a logical axis; known are {", ".join(table)}.{suggest(name, table)}')
