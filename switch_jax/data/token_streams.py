@@ -97,7 +97,7 @@ class TokenStreams:
         starts=np.array(record['starts'], np.int64),
         num_bytes=np.array(record['num_bytes'], np.int64),
       )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
       return None
     return streams if len(tokens) == streams.starts[-1] else None
 
