@@ -60,10 +60,16 @@ def test_every_gin_file_is_installed(setup_arguments):
   assert found == {p for p in (ROOT / 'gin').rglob('*') if p.is_file()}
 
 
-def test_the_parts_of_the_report_page_are_installed(setup_arguments):
-  folder = ROOT / 'switch_jax' / 'report'
-  files = {path.name for path in folder.iterdir() if path.is_file() and path.suffix != '.py'}
-  assert set(setup_arguments['package_data']['switch_jax.report']) == files
+def test_files_beside_the_code_are_installed(setup_arguments):
+  """The parts of the report page, and the mark that the package has types."""
+  found = {}
+  for path in (ROOT / 'switch_jax').rglob('*'):
+    if path.is_file() and path.suffix not in ('.py', '.pyc'):
+      found.setdefault('.'.join(path.parent.relative_to(ROOT).parts), set()).add(path.name)
+  listed = {name: set(files) for name, files in setup_arguments['package_data'].items()}
+  assert listed.pop('switch_jax.share.gin')
+  assert listed == found
+  assert 'py.typed' in found['switch_jax']
 
 
 def test_version(setup_arguments):

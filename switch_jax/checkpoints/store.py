@@ -13,7 +13,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from switch_jax.checkpoints.compatibility import check_settings, check_shapes
+from switch_jax.checkpoints.file_sizes import check_sizes, write_sizes
 from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
@@ -78,7 +80,7 @@ class CheckpointStore:
     self._config = config
     self._saver: ocp.AsyncCheckpointer | None = None
     self._saving: int | None = None
-    self._saving_to: epath.Path | None = None
+    self._saving_to: epath.Path  # the temporary folder of the step, once Orbax has made it
     self._warned: set[int] = set()
     if config is not None:
       _require_writable(self.model_dir, self.directory)
@@ -163,7 +165,7 @@ class CheckpointStore:
     try:
       self._saver.save(self.path(step), args=ocp.args.Composite(**items))
     except Exception as error:
-      raise self._failed_save(error) from error
+      raise self._failed_save(step, error) from error
 
   def wait(self) -> None:
     """Blocks until the save under way is complete, and removes the steps that the policy does not keep.
@@ -171,12 +173,12 @@ class CheckpointStore:
     Raises:
       CheckpointError: that save failed (a full disk, for example).
     """
-    if self._saver is None or self._saving is None:
+    if self._saver is None or self._saving is None or self._config is None:
       return
     try:
       self._saver.wait_until_finished()
     except Exception as error:
-      raise self._failed_save(error) from error
+      raise self._failed_save(self._saving, error) from error
     self._saving = None
     if jax.process_index() == 0:
       for step in steps_to_remove(self.steps(), self._config, self.scores):
@@ -193,8 +195,8 @@ class CheckpointStore:
         self._saver.close()
         self._saver = None
 
-  def _failed_save(self, error: Exception) -> CheckpointError:
-    path, self._saving = self.path(self._saving), None
+  def _failed_save(self, step: int, error: Exception) -> CheckpointError:
+    path, self._saving = self.path(step), None
     return CheckpointError(
       f'the checkpoint {path} could not be written: {first_line(error)}. Older checkpoints are untouched; see to the '
       'cause (free space and rights on the disk, say) and run the same command again to continue from the newest.'
@@ -202,11 +204,7 @@ class CheckpointStore:
 
   def _write_file_sizes(self) -> None:
     """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
-    sizes = {}
-    for item in (STATE, DATA):
-      for path in _walk(self._saving_to / item):
-        sizes[str(path.relative_to(self._saving_to))] = path.stat().length
-    (self._saving_to / FILES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
+    write_sizes(self._saving_to / FILES, (STATE, DATA))
 
   def _remove_leftovers(self) -> None:
     """Removes the temporary folders of runs that were killed while saving."""
@@ -245,7 +243,7 @@ class CheckpointStore:
       CheckpointError: there is no such step, or its files are damaged.
     """
     self.check_files(step)
-    self._check_shapes(step, abstract_state)
+    check_shapes(self.path(step), self._metadata(step), abstract_state)
     return self._read(step, abstract_state)
 
   def restore_params(self, step: int, abstract_params: Any | None = None) -> Any:
@@ -266,9 +264,10 @@ class CheckpointStore:
     if abstract_params is None:
       abstract_params = jax.tree.map(lambda leaf: np.empty((), leaf.dtype), self._metadata(step)['params'])
     else:
-      self._check_shapes(step, {'params': abstract_params}, below='params/')
-      on_host = lambda leaf: np.empty((), leaf.dtype) if leaf.sharding is None else leaf  # noqa: E731
-      abstract_params = jax.tree.map(on_host, abstract_params)
+      check_shapes(self.path(step), self._metadata(step), {'params': abstract_params}, below='params/')
+      abstract_params = jax.tree.map(
+        lambda leaf: np.empty((), leaf.dtype) if leaf.sharding is None else leaf, abstract_params
+      )
     return self._read(step, {'params': abstract_params})['params']
 
   def restore_position(self, step: int, read: Callable[[epath.Path], None]) -> None:
@@ -315,32 +314,14 @@ class CheckpointStore:
       ConfigError: names every setting that differs, with both values.
     """
     step = self.latest_step()
-    if step is None:
-      return
-    # Through JSON, so that tuples and lists compare equal.
-    saved, given = self.read_config(step).get(section, {}), json.loads(json.dumps(dict(identity)))
-    names = sorted(
-      name for name in {*saved, *given} if name not in saved or name not in given or _differ(saved, given, name)
-    )
-    if names:
-      width = max(len(name) for name in names)
-      table = [f'  {n:<{width}}  {_value(saved, n)} in the checkpoint, {_value(given, n)} now' for n in names]
-      raise ConfigError(
-        '\n'.join([f'{self.model_dir} holds a run with other settings (checkpoint of step {step}):', *table])
-        + '\nA MODEL_DIR belongs to one model, optimizer, task, batch size, seed and corpus. '
-        'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew.'
-      )
+    if step is not None:
+      check_settings(self.model_dir, step, self.read_config(step).get(section, {}), identity)
 
   def check_files(self, step: int) -> None:
     """Raises a `CheckpointError` if a file of the step is missing or has another size than it was written with."""
     self._require_step(step)
     try:
-      sizes = json.loads((self.path(step) / FILES).read_text())
-      for name, size in sizes.items():
-        path = self.path(step) / name
-        found = path.stat().length if path.exists() else None
-        if found != size:
-          raise ValueError(f'{name} ' + ('is missing' if found is None else f'has {found} bytes, not {size}'))
+      check_sizes(self.path(step) / FILES)
     except (OSError, ValueError) as error:
       raise self._damaged(step, error) from error
 
@@ -364,22 +345,6 @@ class CheckpointStore:
       if 'RESOURCE_EXHAUSTED' in str(error):
         raise
       raise self._damaged(step, error) from error
-
-  def _check_shapes(self, step: int, abstract: Any, below: str = '') -> None:
-    """Raises a `ConfigError` unless the checkpoint holds arrays of the same names and shapes (below a path)."""
-    saved, wanted = _shapes(self._metadata(step)), _shapes(abstract)
-    saved = {name: shape for name, shape in saved.items() if name.startswith(below)}
-    problems = [
-      f'  {name}: {saved.get(name, "not")} in the checkpoint, {wanted.get(name, "not")} in this configuration'
-      for name in sorted({*saved, *wanted}, key=lambda n: (not n.startswith('params/'), n))
-      if saved.get(name) != wanted.get(name)
-    ]
-    if problems:
-      more = [f'  and {len(problems) - 5} more'] if len(problems) > 5 else []
-      raise ConfigError(
-        '\n'.join([f'{self.path(step)} does not fit this model:', *problems[:5], *more])
-        + '\nUse the configuration that the checkpoint was made with (its config.json), or another checkpoint.'
-      )
 
   def _require_step(self, step: int) -> None:
     if not self._is_complete(step):
@@ -412,31 +377,3 @@ def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
       raise ConfigError(f'{path} cannot be made ({first_line(error)}); {remedy}') from error
     if '://' not in os.fspath(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
       raise ConfigError(f'{path} cannot be written to; {remedy}')
-
-
-def _walk(directory: epath.Path) -> Iterator[epath.Path]:
-  """Yields all files below a folder."""
-  for path in directory.iterdir():
-    if path.is_dir():
-      yield from _walk(path)
-    else:
-      yield path
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every leaf by its path, `params/encoder/layers_0/...`, whatever containers it lies in."""
-
-  def name(key) -> str:
-    return str(next(getattr(key, a) for a in ('key', 'name', 'idx') if hasattr(key, a)))
-
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {'/'.join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
-
-
-def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
-  # True == 1 in Python, but not in a configuration.
-  return a[name] != b[name] or isinstance(a[name], bool) != isinstance(b[name], bool)
-
-
-def _value(settings: Mapping[str, Any], name: str) -> str:
-  return repr(settings[name]) if name in settings else 'not set'

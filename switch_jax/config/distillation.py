@@ -1,12 +1,13 @@
 """What a student takes from a frozen teacher."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from switch_jax.config.validation import Checked
 
 # Kinds of parameters that a student can begin with; experts and routers are none of them.
-INHERITED_KINDS = ('embedding', 'attention', 'layer_norm', 'mlp')
+InheritedKind = Literal['embedding', 'attention', 'layer_norm', 'mlp']
+INHERITED_KINDS: tuple[InheritedKind, ...] = get_args(InheritedKind)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,12 @@ class DistillationConfig(Checked):
   teacher_path: str
   soft_weight: float = 0.25
   temperature: float = 1.0
-  initialize: tuple[Literal['embedding', 'attention', 'layer_norm', 'mlp'], ...] = INHERITED_KINDS
+  initialize: tuple[InheritedKind, ...] = INHERITED_KINDS
   teacher_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   teacher_logits: str | None = None
   top_k: int | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require(self.teacher_path != '', 'teacher_path', 'it must name a checkpoint.')
     rule = 'it is a share of the loss, from 0 to 1; the paper mixes 0.25.'

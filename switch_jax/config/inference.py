@@ -30,7 +30,7 @@ class DecodingConfig(Checked):
   top_p: float | None = None
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'num_beams', 'top_k')
     self.require_at_least(0, 'length_penalty', 'seed')
@@ -72,7 +72,7 @@ class EvaluationConfig(Checked):
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   decoding: DecodingConfig = DecodingConfig()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
     self.require_at_least(1, 'num_examples')
@@ -114,7 +114,7 @@ class PredictionConfig(Checked):
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   decoding: DecodingConfig = DecodingConfig()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     for name in ('model_dir', 'input_file', 'output_file', 'inputs_key', 'vocabulary'):
       self.require(getattr(self, name) != '', name, 'it must not be empty.')

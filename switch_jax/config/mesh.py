@@ -170,7 +170,7 @@ class MeshConfig(Checked):
   rules: dict[str, MeshAxes] = dataclasses.field(default_factory=dict)
   kernels: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     sizes = (self.data, self.expert, self.model)
     for name in ('data', 'expert', 'model'):

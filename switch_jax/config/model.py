@@ -90,7 +90,7 @@ class MoeConfig(Checked):
   drop_free_block_size: int | None = None
   attention_expert: Literal['linear', 'mlp'] = 'linear'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'num_experts', 'num_choices', 'sequences_per_group', 'expert_mlp_dim')
     self.require_at_least(1, 'drop_free_block_size')
@@ -168,7 +168,7 @@ class ModelConfig(Checked):
   mask_padding_queries: bool = True
   moe: MoeConfig | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim')
     self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'relpos_max_distance', 'scan_unroll')
@@ -189,8 +189,13 @@ class ModelConfig(Checked):
 
   @property
   def experts(self) -> MoeConfig:
-    """The Switch layers of a model that has some; asking a dense one for them is a bug of the caller."""
-    assert self.moe is not None, 'a dense model has no Switch layers'
+    """The settings of the Switch layers, for code that runs only where there are some.
+
+    Raises:
+      ConfigError: the model has none.
+    """
+    if self.moe is None:
+      raise ConfigError('ModelConfig.moe is None; this needs a model with experts: set it to a config.MoeConfig.')
     return self.moe
 
   @property

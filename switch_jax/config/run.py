@@ -51,13 +51,13 @@ class DataConfig(Checked):
   shuffle_buffer_size: int = 1000
   prefetch: int = 2
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     rule = "it must be 'bytes' or the path of a SentencePiece model; leave it None for the task's own."
     self.require(self.vocabulary != '', 'vocabulary', rule)
     rule = "it must name languages by their codes, each once, as ('de', 'fr'); None is all that the task has."
     named = self.languages
-    self.require(named is None or (named and len(set(named)) == len(named)), 'languages', rule)
+    self.require(named is None or 0 < len(named) == len(set(named)), 'languages', rule)
     rule = 'it must be from 0 (all languages alike) to 1 (in proportion to their sizes).'
     self.require(self.sampling_exponent is None or 0 <= self.sampling_exponent <= 1, 'sampling_exponent', rule)
     self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
@@ -99,7 +99,7 @@ class OptimizerConfig(Checked):
   weight_decay: float = 0.0
   max_grad_norm: float | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_positive('learning_rate', 'decay_rate', 'clip_threshold', 'epsilon', 'max_grad_norm')
     self.require_at_least(0, 'warmup_steps', 'weight_decay')
@@ -119,7 +119,7 @@ class LossConfig(Checked):
   z_loss: float = 0.0
   label_smoothing: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(0, 'z_loss')
     self.require_rate('label_smoothing')
@@ -146,7 +146,7 @@ class CheckpointConfig(Checked):
   best_metric: str = 'cross_ent_loss_text'
   best_is: Literal['lowest', 'highest'] = 'lowest'
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'period', 'keep_every', 'keep_best')
     self.require_at_least(2, 'keep')
@@ -167,7 +167,7 @@ class HealthConfig(Checked):
   window: int = 100
   divergence_factor: float | None = 3.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'window')
     rule = 'it must be greater than 1; None never stops.'
@@ -212,7 +212,7 @@ class RunConfig(Checked):
   eval_steps: int = 20
   log_period: int = 100
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require(self.model_dir != '', 'model_dir', 'it must name a folder; set --gin.MODEL_DIR=/some/dir.')
     rule = 'it must name a checkpoint; None begins with new parameters.'
@@ -258,8 +258,8 @@ class RunConfig(Checked):
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
-    parts = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json(), 'data': data}
-    parts['random_seed'] = self.random_seed
+    parts: dict[str, Any] = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json()}
+    parts |= {'data': data, 'random_seed': self.random_seed}
     if self.distillation:  # where the teacher and its logits lie is compared when they are opened
       parts['distillation'] = self.distillation.to_json()
       for name in ('teacher_path', 'teacher_logits', 'top_k'):

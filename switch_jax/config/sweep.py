@@ -31,7 +31,7 @@ class SweepConfig(Checked):
   points: tuple[dict[str, object], ...] = ()
   seeds: tuple[int, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require(bool(self.grid or self.points or self.seeds), 'grid', 'nothing varies: bind grid, points or seeds.')
     for name, values in self.grid.items():

@@ -25,7 +25,7 @@ class UpcycleConfig(Checked):
   router_stddev: float = 1e-3
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(0, 'seed')
     self.require_positive('router_stddev')

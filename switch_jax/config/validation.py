@@ -7,7 +7,6 @@ traceback from the middle of a compilation.
 
 import dataclasses
 import difflib
-import functools
 import math
 import re
 import types
@@ -34,7 +33,6 @@ def first_line(error: Exception) -> str:
   return text if len(text) <= 300 else text[:300] + '...'
 
 
-@functools.cache
 def field_types(cls: type) -> Mapping[str, Any]:
   """Returns the resolved annotation of every field of a configuration class."""
   hints = typing.get_type_hints(cls)
@@ -54,7 +52,7 @@ def _describe(hint: Any) -> str:
     return f'a dict of {_describe(args[0])} to {_describe(args[1])}'
   if hint is type(None):
     return 'None'
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and issubclass(hint, Checked):
     return f'a config.{hint.__name__}'
   return {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False'}.get(hint, str(hint))
 
@@ -81,8 +79,8 @@ def _coerce(value: Any, hint: Any) -> Any:
   if origin is dict:
     if not isinstance(value, Mapping):
       return _MISMATCH
-    items = {_coerce(k, args[0]): _coerce(v, args[1]) for k, v in value.items()}
-    return _MISMATCH if _MISMATCH in items or _MISMATCH in items.values() else items
+    table = {_coerce(k, args[0]): _coerce(v, args[1]) for k, v in value.items()}
+    return _MISMATCH if _MISMATCH in table or _MISMATCH in table.values() else table
   if hint is float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and math.isfinite(value) else _MISMATCH
@@ -99,7 +97,7 @@ class Checked:
     ConfigError: a field has a value that its annotation does not allow.
   """
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, hint in field_types(type(self)).items():
       value = getattr(self, name)
       coerced = _coerce(value, hint)
@@ -138,7 +136,7 @@ class Checked:
   def to_json(self) -> dict[str, Any]:
     """Returns the fields as plain dictionaries, lists, strings and numbers."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
       if isinstance(value, Checked):
         return value.to_json()
       if isinstance(value, tuple):

@@ -5,12 +5,13 @@ is reported without waiting for them.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from switch_jax.data.yardsticks import TargetEntropies, target_entropies
 
 if TYPE_CHECKING:
   from switch_jax.data.evaluation import EvaluationBatches, open_evaluation, read_held_out
+  from switch_jax.data.layout import Batch, HostBatch
   from switch_jax.data.pipeline import TrainingSource, open_training
   from switch_jax.data.providers import vocabulary_of
   from switch_jax.data.vocabularies import (
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
   )
 
 _HOMES = {
+  'Batch': 'layout',
   'EvaluationBatches': 'evaluation',
+  'HostBatch': 'layout',
   'TrainingSource': 'pipeline',
   'check_vocabulary': 'vocabularies',
   'describe_vocabulary': 'vocabularies',
@@ -36,7 +39,9 @@ _HOMES = {
 }
 
 __all__ = [
+  'Batch',
   'EvaluationBatches',
+  'HostBatch',
   'TargetEntropies',
   'TrainingSource',
   'check_vocabulary',
@@ -52,7 +57,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   """Imports what needs TensorFlow on first use."""
   if name not in _HOMES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

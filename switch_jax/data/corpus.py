@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from switch_jax.config import ConfigError
 from switch_jax.folders.cache import cache_directory
@@ -118,7 +118,7 @@ class CorpusWriter:
     self._turns = {split: itertools.cycle(range(len(files) * LINES_TOGETHER)) for split, files in self._files.items()}
     self._paragraphs = {TRAIN: 0, VALIDATION: 0}
 
-  def _create(self, split: str, count: int):
+  def _create(self, split: str, count: int) -> list[BinaryIO]:
     names = [f'{split}_{i:02}.txt' for i in range(count)]
     return [self._open_files.enter_context(open(self._directory / name, 'wb')) for name in names]
 

@@ -1,6 +1,6 @@
 """The held-out split as a fixed list of global batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -8,14 +8,14 @@ import numpy as np
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import providers
 from switch_jax.data.groups import group_names
-from switch_jax.data.layout import Batch, rows_to_global
+from switch_jax.data.layout import Batch, HostBatch, rows_to_global
 from switch_jax.data.streams import add_missing_features, bounded_options, reading, to_rows
 
 # The masks of the held-out rows are the same in every run, so that losses of different seeds compare.
 EVALUATION_SEED = 0
 
 
-def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[Batch], tuple[str, ...]]:
+def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch], tuple[str, ...]]:
   """Returns the first batches of the held-out split, in its own order, as NumPy arrays, and the names of its groups.
 
   They depend on the task, its lengths, and the batch size only: not on a seed, the streams, or the hosts.
@@ -58,14 +58,14 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[Batch], tu
   return batches, tuple(groups)
 
 
-class EvaluationBatches(Sequence[dict[str, jax.Array]]):
+class EvaluationBatches(Iterable[Batch]):
   """Global batches of the held-out split; every pass gives the same ones.
 
   Attributes:
     groups: names of the groups whose losses are reported apart; `decoder_group_ids` counts them from 1.
   """
 
-  def __init__(self, batches: list[Batch], rows_sharding: jax.sharding.Sharding, groups: Sequence[str] = ()):
+  def __init__(self, batches: list[HostBatch], rows_sharding: jax.sharding.Sharding, groups: Sequence[str] = ()):
     """Keeps the batches on the host.
 
     Args:
@@ -78,7 +78,7 @@ class EvaluationBatches(Sequence[dict[str, jax.Array]]):
     self._sharding = rows_sharding
 
   @property
-  def on_host(self) -> Sequence[Batch]:
+  def on_host(self) -> Sequence[HostBatch]:
     """The batches as NumPy arrays."""
     return self._batches
 
@@ -86,13 +86,10 @@ class EvaluationBatches(Sequence[dict[str, jax.Array]]):
     """Returns the number of batches."""
     return len(self._batches)
 
-  def __getitem__(self, index: int) -> dict[str, jax.Array]:
-    """Returns one batch, put on the devices anew."""
-    return {name: rows_to_global(rows, self._sharding) for name, rows in self._batches[index].items()}
-
-  def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-    """Goes through all batches once."""
-    return (self[index] for index in range(len(self)))
+  def __iter__(self) -> Iterator[Batch]:
+    """Goes through all batches once; each is put on the devices anew."""
+    for batch in self._batches:
+      yield {name: rows_to_global(rows, self._sharding) for name, rows in batch.items()}
 
 
 def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int) -> EvaluationBatches:

@@ -19,11 +19,11 @@ class GroupNames(seqio.PassThroughVocabulary):
     super().__init__(size=len(names) + 1)
     self.names = tuple(names)
 
-  def __eq__(self, other):
+  def __eq__(self, other: object) -> bool:
     """Whether both have the same names; the tasks of a mixture must agree."""
     return isinstance(other, GroupNames) and self.names == other.names
 
-  __hash__ = None
+  __hash__ = None  # type: ignore[assignment]  # Python's own way of saying that there is none
 
 
 def group_feature(names: Sequence[str]) -> dict[str, seqio.Feature]:

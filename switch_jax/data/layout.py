@@ -14,7 +14,9 @@ import numpy as np
 
 from switch_jax.config import ConfigError, DataConfig
 
-Batch = dict[str, np.ndarray]
+# Rows of a batch by the name of their feature: on this host, and as global arrays on the devices.
+HostBatch = dict[str, np.ndarray]
+Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +61,10 @@ class RowLayout:
     rows_per_stream = config.batch_size // config.num_data_shards
     holders: dict[int, set[int]] = {}
     for device, index in indices.items():
+      process = device.process_index  # type: ignore[attr-defined]  # JAX annotates it with a variable, not a class
       start, stop, _ = index[0].indices(config.batch_size)
       for stream in range(start // rows_per_stream, -(-stop // rows_per_stream)):
-        holders.setdefault(stream, set()).add(device.process_index)
+        holders.setdefault(stream, set()).add(process)
     here = jax.process_index()
     return cls(
       batch_size=config.batch_size,
@@ -71,7 +74,7 @@ class RowLayout:
       owned_streams=tuple(sorted(stream for stream, processes in holders.items() if min(processes) == here)),
     )
 
-  def to_global(self, batches: Mapping[int, Batch]) -> dict[str, jax.Array]:
+  def to_global(self, batches: Mapping[int, HostBatch]) -> Batch:
     """Makes global arrays.
 
     Args:

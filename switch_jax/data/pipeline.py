@@ -12,7 +12,7 @@ from etils import epath
 
 from switch_jax.config import DataConfig
 from switch_jax.data import providers
-from switch_jax.data.layout import Batch, RowLayout
+from switch_jax.data.layout import Batch, HostBatch, RowLayout
 from switch_jax.data.position import Position, Snapshots
 from switch_jax.data.prefetch import Prefetcher
 from switch_jax.data.quiet_tensorflow import seqio
@@ -40,13 +40,13 @@ class _Producer:
     self._snapshots.adopt(directory, position.snapshot, self._streams, self._layout.streams)
     self._made, self._drop_until = position.snapshot, position.batches
 
-  def __call__(self) -> dict[str, jax.Array]:
+  def __call__(self) -> Batch:
     """Returns the next global batch."""
     while self._made < self._drop_until:
       self._advance()
     return self._layout.to_global(self._advance())
 
-  def _advance(self) -> dict[int, Batch]:
+  def _advance(self) -> dict[int, HostBatch]:
     batch = self._streams.next_batch()
     self._made += 1
     # Before the batch is handed on: whoever holds batch n finds the snapshot at n finished, on every host alike.
@@ -55,7 +55,7 @@ class _Producer:
     return batch
 
 
-class TrainingSource(Iterator[dict[str, jax.Array]]):
+class TrainingSource(Iterator[Batch]):
   """Endless global batches of a task or mixture.
 
   Iterating gives dictionaries of int32 global arrays laid out by `rows_sharding`: encoder_input_tokens,
@@ -114,7 +114,7 @@ class TrainingSource(Iterator[dict[str, jax.Array]]):
     """Begins to make batches, so that the first are ready when compilation is; restore a position before."""
     self._prefetcher.start()
 
-  def __next__(self) -> dict[str, jax.Array]:
+  def __next__(self) -> Batch:
     """Returns the next batch."""
     began = time.perf_counter()
     batch = self._prefetcher.next()

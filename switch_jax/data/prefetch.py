@@ -22,7 +22,8 @@ class Prefetcher(Generic[T]):
     """
     self._produce = produce
     self._depth = depth
-    self._ready: collections.deque[tuple[T | None, BaseException | None]] = collections.deque()
+    self._ready: collections.deque[T] = collections.deque()
+    self._error: BaseException | None = None  # what ended the series
     self._changed = threading.Condition()
     self._closed = False
     self._thread: threading.Thread | None = None
@@ -35,19 +36,20 @@ class Prefetcher(Generic[T]):
       self._thread = thread  # only once it runs, since `close` may come from another thread and joins it
 
   def _run(self) -> None:
-    failed = False
-    while not failed:
+    while True:
       with self._changed:
         self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
         if self._closed:
           return
-      item, error = None, None
       try:
         item = self._produce()
-      except BaseException as caught:  # also what is no Exception: the one who waits for the item must not wait forever
-        error, failed = caught, True
+      except BaseException as error:  # also what is no Exception: the one who waits for the item must not wait forever
+        with self._changed:
+          self._error = error
+          self._changed.notify_all()
+        return
       with self._changed:
-        self._ready.append((item, error))
+        self._ready.append(item)
         self._changed.notify_all()
 
   def next(self) -> T:
@@ -59,13 +61,12 @@ class Prefetcher(Generic[T]):
     """
     self.start()
     with self._changed:
-      self._changed.wait_for(lambda: self._closed or self._ready)
+      self._changed.wait_for(lambda: self._closed or self._ready or self._error is not None)
       if self._closed:
         raise RuntimeError('This data source is closed.')
-      item, error = self._ready[0]
-      if error is not None:
-        raise error
-      self._ready.popleft()
+      if self._error is not None and not self._ready:
+        raise self._error
+      item = self._ready.popleft()
       self._changed.notify_all()
       return item
 

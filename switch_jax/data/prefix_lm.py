@@ -38,7 +38,7 @@ def prefix_lm(
     )
 
   @seqio.map_over_dataset(num_seeds=1)
-  def cut(example, seed):
+  def cut(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
     tokens = example['targets']
     place = tf.random.stateless_uniform([], seed, minval=1, maxval=tf.size(tokens), dtype=tf.int32)
     return {'inputs': tokens[:place], 'targets': tokens[place:]}

@@ -123,7 +123,7 @@ def vocabulary_of(config: DataConfig) -> seqio.Vocabulary:
 
 def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture) -> str:
   """Returns what identifies the text, from the task's module or else from what SeqIO knows of the sources."""
-  if hasattr(module, 'corpus_digest'):
+  if module is not None and hasattr(module, 'corpus_digest'):
     return module.corpus_digest(config)
   tasks = [[task.name, task.num_input_examples(config.train_split)] for task in seqio.get_subtasks(provider)]
   return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
@@ -169,7 +169,7 @@ _REMEDIES = {
 def check_fingerprint(saved: dict[str, str | int], current: dict[str, str | int]) -> None:
   """Raises a `ConfigError` that names every difference between a saved fingerprint and this run's."""
 
-  def short(value):
+  def short(value: str | int | None) -> str:
     return repr(value[:16]) if isinstance(value, str) and len(value) == 64 else repr(value)  # a digest
 
   differences = [

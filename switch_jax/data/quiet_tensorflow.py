@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import types
 import warnings
 from collections.abc import Iterator
 
@@ -45,7 +46,7 @@ def _quiet_stderr() -> Iterator[None]:
         sys.stderr.write(caught.read().decode('utf-8', errors='replace'))
 
 
-def _configure(tensorflow) -> None:
+def _configure(tensorflow: types.ModuleType) -> None:
   """Leaves the accelerators to JAX and bounds the thread pools."""
   # Both settings are refused once TensorFlow has run an operation, that is when somebody imported it before us.
   with contextlib.suppress(RuntimeError):

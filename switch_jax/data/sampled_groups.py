@@ -127,7 +127,7 @@ class SampledGroups(seqio.DataSource):
     streams, seed = self._streams[split], 0 if seed is None else seed
     tokens, starts = tf.constant(streams.tokens), tf.constant(streams.starts)
 
-    def example(group, start, length, number):
+    def example(group: tf.Tensor, start: tf.Tensor, length: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
       first = starts[group] + start
       return {
         'targets': tf.cast(tokens[first : first + length], tf.int32),
@@ -144,7 +144,7 @@ class SampledGroups(seqio.DataSource):
     lengths = tf.constant(streams.lengths)
 
     @_plain
-    def draw(number):
+    def draw(number: tf.Tensor) -> dict[str, tf.Tensor]:
       # The seeds of the masks are split from (seed, number) too, into other ones than this.
       which, where = tf.unstack(tf.random.stateless_uniform([2], tf.stack([own, number]), dtype=tf.float64))
       group = tf.searchsorted(cumulative, which[tf.newaxis], side='right', out_type=tf.int64)[0]
@@ -173,7 +173,7 @@ def _corrupt_all(
   eos = [vocabulary.eos_id]
 
   @_plain
-  def denoise(example):
+  def denoise(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     seeds = tf.unstack(tf.random.split(example['seed'], 2))
     spans = corrupt(example['targets'], seeds, first_sentinel=vocabulary.vocab_size - 1)
     return {name: tf.concat([tokens, eos], axis=0) for name, tokens in spans.items()} | {GROUP: example[GROUP]}

@@ -70,7 +70,7 @@ def find_raw_length(
     ConfigError: not even two tokens fit.
   """
 
-  def fits(raw_length):
+  def fits(raw_length: int) -> bool:
     inputs, targets = corrupted_lengths(raw_length, noise_density, mean_span_length)
     return inputs <= sequence_length['inputs'] and targets <= sequence_length['targets']
 
@@ -85,7 +85,7 @@ def find_raw_length(
   return raw_length
 
 
-def check_sentinels(vocabulary, spans: int) -> None:
+def check_sentinels(vocabulary: seqio.Vocabulary, spans: int) -> None:
   """Raises unless the vocabulary has a sentinel for every span; beyond them lie the ids of ordinary tokens."""
   # A vocabulary without extra ids keeps its sentinels, if any, among its pieces (as mT5's): nothing to count.
   if vocabulary.extra_ids and spans > vocabulary.extra_ids:
@@ -96,7 +96,9 @@ def check_sentinels(vocabulary, spans: int) -> None:
 
 
 @seqio.map_over_dataset(num_seeds=1)
-def choose_random_chunk(example, seed, max_length: int = MAX_DOCUMENT_TOKENS):
+def choose_random_chunk(
+  example: Mapping[str, tf.Tensor], seed: tf.Tensor, max_length: int = MAX_DOCUMENT_TOKENS
+) -> dict[str, tf.Tensor]:
   """Cuts a long document at every `max_length` tokens and keeps one of the pieces, each as likely."""
   tokens = example['targets']
   num_chunks = tf.maximum(1, -(-tf.size(tokens) // max_length))
@@ -113,7 +115,7 @@ def join_documents(dataset: tf.data.Dataset, num_documents: int = DOCUMENTS_JOIN
 def split_tokens(dataset: tf.data.Dataset, length: int) -> tf.data.Dataset:
   """Cuts every document into sequences of `length` tokens; a shorter last one stays, unless it is a single token."""
 
-  def pieces(example):
+  def pieces(example: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
     tokens = example['targets']
     starts = tf.data.Dataset.range(0, tf.size(tokens, out_type=tf.int64), length)
     return starts.map(lambda start: {'targets': tokens[start : start + length]})

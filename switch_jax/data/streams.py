@@ -14,11 +14,11 @@ import numpy as np
 
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data.groups import GROUP, to_grouped_rows
-from switch_jax.data.layout import Batch
+from switch_jax.data.layout import HostBatch
 from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
 
 
-def add_missing_features(batch: Batch) -> Batch:
+def add_missing_features(batch: HostBatch) -> HostBatch:
   """Returns a batch with segment ids and positions, which SeqIO leaves out when it does not pack.
 
   Args:
@@ -50,7 +50,7 @@ def _with_shuffle_buffer(provider: seqio.Task | seqio.Mixture, size: int) -> seq
     return provider
   mixture = copy.copy(provider)
 
-  def get_task_dataset(task, *args, **kwargs):
+  def get_task_dataset(task: seqio.Task, *args: Any, **kwargs: Any) -> tf.data.Dataset:
     shuffled = types.SimpleNamespace(get_dataset=functools.partial(task.get_dataset, shuffle_buffer_size=size))
     return provider.get_task_dataset(shuffled, *args, **kwargs)
 
@@ -74,7 +74,7 @@ def stream_seeds(provider: seqio.Task | seqio.Mixture, config: DataConfig, seed:
   examples instead, all streams must see the examples in one order, which takes one seed.
   """
 
-  def mix(stream):
+  def mix(stream: int) -> int:
     return int.from_bytes(hashlib.sha256(f'{seed} {stream}'.encode()).digest()[:4], 'big') >> 1
 
   if _shards_are_files(provider, config):
@@ -197,7 +197,7 @@ class Streams:
     self._datasets = dict(datasets)
     self._iterators: dict[int, Iterator] = {stream: iter(dataset) for stream, dataset in datasets.items()}
 
-  def next_batch(self) -> dict[int, Batch]:
+  def next_batch(self) -> dict[int, HostBatch]:
     """Returns the next rows of each stream as NumPy arrays.
 
     Raises:

@@ -48,7 +48,8 @@ class TokenStreams:
   def of_texts(cls, texts: Iterable[tuple[str, str]], vocabulary: seqio.Vocabulary) -> Self:
     """Tokenises texts, each with the group before it; the texts of a group come together."""
     dtype = np.uint16 if vocabulary.vocab_size <= 2**16 else np.int32
-    names, pieces, lengths, sizes = [], [], [], []
+    names: list[str] = []
+    pieces, lengths, sizes = [], [], []
     for name, text in texts:
       if not names or names[-1] != name:
         names.append(name)
@@ -97,7 +98,7 @@ class TokenStreams:
         starts=np.array(record['starts'], np.int64),
         num_bytes=np.array(record['num_bytes'], np.int64),
       )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
       return None
     return streams if len(tokens) == streams.starts[-1] else None
 

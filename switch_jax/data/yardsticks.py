@@ -47,12 +47,12 @@ def target_entropies(
     ValueError: there is no text token.
   """
   special = [*sentinel_ids, eos_id, pad_id]
-  pairs = []
+  found = []
   for batch in batches:
     targets = np.asarray(batch['decoder_target_tokens'])
     is_text = (np.asarray(batch['decoder_segment_ids']) > 0) & ~np.isin(targets, special)
-    pairs.append(np.stack([np.asarray(batch['decoder_input_tokens'])[is_text], targets[is_text]], axis=1))
-  pairs = np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int32)
+    found.append(np.stack([np.asarray(batch['decoder_input_tokens'])[is_text], targets[is_text]], axis=1))
+  pairs: np.ndarray = np.concatenate(found) if found else np.zeros((0, 2), np.int32)
   if not len(pairs):
     raise ValueError('The batches hold no text tokens: only sentinels, EOS, and padding.')
   joint = _entropy(np.unique(pairs, axis=0, return_counts=True)[1])

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from switch_jax.config import ConfigError, DistillationConfig, ModelConfig, RunConfig
+from switch_jax.data import Batch
 from switch_jax.distillation.soft_targets import SoftTargets, soft_targets
 from switch_jax.distillation.teacher import Teacher
 from switch_jax.distillation.teacher_logits import IDS, LOG_PROBABILITIES, TeacherLogitsReader
 from switch_jax.interop import Inheritance, find_inheritance, inherit
 from switch_jax.model import init_parameters
 from switch_jax.parallel import Layout
-
-Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from switch_jax.config import ConfigError, MeshConfig
 from switch_jax.config.mesh import DEFAULT_RULES, LOGICAL_AXES, MESH_AXES, TOKEN_AXES, as_tuple
 
 Widths = Mapping[str, Sequence[int]]
+Shape = tuple[int, int, int]
 
 
 def _divisors(n: int) -> list[int]:
@@ -27,7 +28,7 @@ def _in_words(config: MeshConfig) -> str:
   return f'MeshConfig(data={config.data}, expert={config.expert}, model={config.model}{slices})'
 
 
-def _fill(config: MeshConfig, expert: int, num_devices: int) -> tuple[int, int, int]:
+def _fill(config: MeshConfig, expert: int, num_devices: int) -> Shape:
   """Returns the sizes with a given expert axis and -1 replaced by what is left, which may be nothing."""
   data, model = config.data, config.model
   if data == -1:
@@ -40,7 +41,7 @@ def _fill(config: MeshConfig, expert: int, num_devices: int) -> tuple[int, int, 
 
 
 def _misfits(
-  config: MeshConfig, shape: tuple[int, int, int], num_experts: int | None, widths: Widths
+  config: MeshConfig, shape: Shape, num_experts: int | None, widths: Widths
 ) -> Iterator[tuple[str, int, int]]:
   """Yields `(logical axis, its size, shards)` for every axis of a parameter that its shards do not divide."""
   sizes = dict(zip(MESH_AXES, shape, strict=True))
@@ -51,9 +52,7 @@ def _misfits(
         yield name, width, shards
 
 
-def mesh_shape(
-  config: MeshConfig, num_devices: int, num_experts: int | None, widths: Widths | None = None
-) -> tuple[int, int, int]:
+def mesh_shape(config: MeshConfig, num_devices: int, num_experts: int | None, widths: Widths | None = None) -> Shape:
   """Returns the sizes of the data, expert and model axes.
 
   Args:
@@ -93,7 +92,9 @@ def mesh_shape(
   return shape
 
 
-def _largest_expert_axis(config, num_devices, left, num_experts, widths):
+def _largest_expert_axis(
+  config: MeshConfig, num_devices: int, left: int, num_experts: int | None, widths: Widths
+) -> Shape:
   """Returns the shape with the largest expert axis over which everything divides."""
   table = {**DEFAULT_RULES, **config.rules}
   on_tokens = {name: sizes for name, sizes in widths.items() if set(as_tuple(table[name])) & set(TOKEN_AXES)}
@@ -107,7 +108,7 @@ def _largest_expert_axis(config, num_devices, left, num_experts, widths):
   return _fill(config, 1, num_devices)  # The caller says what does not divide.
 
 
-def _misfit_in_words(config, shape, name, width, shards):
+def _misfit_in_words(config: MeshConfig, shape: Shape, name: str, width: int, shards: int) -> str:
   num_devices = math.prod(shape)
   axes = as_tuple({**DEFAULT_RULES, **config.rules}[name])
   valid = ', '.join(str(d) for d in _divisors(num_devices) if width % d == 0)
@@ -164,7 +165,7 @@ def _slices(num_slices: int, devices: Sequence[jax.Device]) -> list[list[jax.Dev
   return [found[index] for index in sorted(found)]
 
 
-def _arrange(shape: tuple[int, int, int], devices: list[jax.Device]) -> np.ndarray:
+def _arrange(shape: Shape, devices: list[jax.Device]) -> np.ndarray:
   if devices[0].platform != 'tpu' or len(devices) == 1:
     return np.asarray(devices).reshape(shape)
   # Splitting a physical axis costs some neighbourhood, and refusing the user's sizes would cost more.

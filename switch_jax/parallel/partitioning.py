@@ -31,7 +31,7 @@ class Layout:
   rules: tuple[tuple[str, MeshAxes], ...] = ()
   kernels: tuple[tuple[str, str], ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_rules(dict(self.rules))
 
   @classmethod
@@ -92,7 +92,8 @@ class Layout:
       ConfigError: a name is unknown, or two axes of the array would lie on one mesh axis.
     """
     table = {**DEFAULT_RULES, **dict(self.rules)}
-    entries, owner = [], {}
+    entries: list[MeshAxes] = []
+    owner: dict[str, str | None] = {}
     for name in names:
       if name is not None and name not in table:
         raise ConfigError(f'{name!r} is not a logical axis; known are {", ".join(table)}.{suggest(name, table)}')

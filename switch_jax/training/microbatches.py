@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from switch_jax.config import ModelConfig
+from switch_jax.data import Batch
 from switch_jax.model.losses import RouterCounts
 from switch_jax.parallel import Layout
-
-Batch = dict[str, jax.Array]
 
 
 def split(batch: Batch, count: int, model: ModelConfig, layout: Layout) -> Batch:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from switch_jax.config import ModelConfig, RunConfig
+from switch_jax.data import Batch
 from switch_jax.distillation.student import NO_LESSONS, Lessons
 from switch_jax.model import Transformer
 from switch_jax.model.losses import Metrics
@@ -15,7 +16,7 @@ from switch_jax.parallel import Layout
 from switch_jax.training import microbatches
 from switch_jax.training.optimizer import make_schedule
 from switch_jax.training.state import StatePlan, TrainState
-from switch_jax.training.sums import Batch, Objective, Sums
+from switch_jax.training.sums import Objective, Sums
 
 # Numbers of the random streams; part of what makes a resumed run repeat itself, so they never change.
 _STREAMS = {'dropout': 0, 'jitter': 1}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from switch_jax.config import DistillationConfig, LossConfig, ModelConfig, RunConfig
+from switch_jax.data import Batch
 from switch_jax.distillation.soft_targets import SoftSums, SoftTargets, soft_sums
 from switch_jax.model.losses import (
   Metrics,
@@ -23,8 +24,6 @@ from switch_jax.model.losses import (
   token_sums,
 )
 from switch_jax.model.routing import RoutingStatistics
-
-Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Objective:
   """
 
   model: ModelConfig
-  loss: LossConfig = LossConfig()
+  loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   distillation: DistillationConfig | None = None
   special_tokens: tuple[int, ...] = ()
 

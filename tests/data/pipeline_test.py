@@ -9,7 +9,6 @@ import pytest
 
 from switch_jax import data
 from switch_jax.config import ConfigError
-from switch_jax.data import streams
 from switch_jax.data.quiet_tensorflow import seqio, tf
 
 LETTER_A, LETTER_B = ord('a') + 3, ord('b') + 3
@@ -79,18 +78,6 @@ def test_more_streams_than_files_share_the_examples(add_copy_task, open_training
   rows = np.concatenate([batch['encoder_input_tokens'] for batch in take(source, 3)])
   text = source.vocabulary.decode([int(token) for token in rows[rows > 1]])
   assert sorted(text[i : i + 3] for i in range(0, len(text), 3)) == lines
-
-
-def test_streams_have_seeds_of_their_own_if_files_of_their_own(add_copy_task):
-  config = add_copy_task('two_files', [['abc'], ['abc']])
-  provider = seqio.get_mixture_or_task('two_files')
-
-  def seeds(num_data_shards):
-    return streams.stream_seeds(provider, dataclasses.replace(config, num_data_shards=num_data_shards), seed=7)
-
-  assert len(set(seeds(2))) == 2
-  # SeqIO gives four streams every fourth example of one order, so they must agree on the order.
-  assert len(set(seeds(4))) == 1
 
 
 def test_a_mixture_shuffles_with_the_configured_buffer(add_copy_task, open_training):
@@ -203,7 +190,3 @@ def test_close_stops_the_thread_and_waiting_is_counted(config, open_training):
   assert not [thread for thread in threading.enumerate() if thread.name == 'switch_jax data']
   with pytest.raises(RuntimeError, match='closed'):
     next(source)
-
-
-def test_the_vocabulary_is_known_without_opening(config):
-  assert data.vocabulary_of(config).vocab_size == 359

@@ -10,7 +10,6 @@ import pytest
 from etils import epath
 
 from switch_jax.config import ConfigError
-from switch_jax.data import providers
 from switch_jax.data.pipeline import TrainingSource
 
 PERIOD = 4
@@ -102,39 +101,6 @@ def test_old_snapshots_are_removed(open_source):
   assert len(list(source._snapshots._directory.iterdir())) <= 2
   source.close()
   assert not source._snapshots._directory.exists()
-
-
-def fingerprint(config, seed=0):
-  """Returns the fingerprint of a configuration, without opening the data."""
-  module = providers.import_task_module(config)
-  return providers.fingerprint(config, seed, module, providers.find_provider(config, 'train'))
-
-
-@pytest.mark.parametrize(
-  ('changes', 'expected'),
-  [
-    ({'batch_size': 16}, 'batch_size was 8 and is 16'),
-    ({'feature_lengths': {'inputs': 60, 'targets': 15}}, 'inputs_length was 64 and is 60'),
-    ({'num_data_shards': 2}, 'num_data_shards was 1 and is 2'),
-    ({'shuffle_buffer_size': 51}, 'shuffle_buffer_size was 50 and is 51'),
-    ({'shuffle': False}, 'shuffle_buffer_size was 50 and is 0'),
-    ({'pack': False}, 'pack was 1 and is 0'),
-  ],
-)
-def test_other_data_is_refused_by_name(config, changes, expected):
-  changed = fingerprint(dataclasses.replace(config, **changes))
-  with pytest.raises(ConfigError, match=f'made on other data; {expected}: set it back. A MODEL_DIR belongs to'):
-    providers.check_fingerprint(fingerprint(config), changed)
-
-
-def test_the_same_text_elsewhere_is_the_same_corpus(config, tmp_path, text_pattern):
-  text = epath.Path(text_pattern).read_text()
-  copied = dataclasses.replace(config, text_files=str(tmp_path / 'words.txt'))
-  (tmp_path / 'words.txt').write_text(text)
-  providers.check_fingerprint(fingerprint(config), fingerprint(copied))
-  (tmp_path / 'words.txt').write_text(text.replace('one', 'uno', 1))
-  with pytest.raises(ConfigError, match=r"other data; corpus was '\w{16}' and is '\w{16}': restore the text"):
-    providers.check_fingerprint(fingerprint(config), fingerprint(copied))
 
 
 def test_a_position_of_other_data_is_not_restored(sources, open_source, tmp_path):

@@ -5,16 +5,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from switch_jax.config import ConfigError, MeshConfig
-from switch_jax.config.mesh import DEFAULT_RULES, LOGICAL_AXES
 from switch_jax.parallel import Layout, make_mesh
 
 
 def layout(rules=(), **config):
   return Layout(make_mesh(MeshConfig(**config), 8), tuple(dict(rules).items()))
-
-
-def test_every_logical_axis_has_a_rule():
-  assert set(DEFAULT_RULES) == set(LOGICAL_AXES)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""Whether a checkpoint fits the model and the run that would go on from it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from switch_jax.config import ConfigError
+
+
+def check_shapes(path: epath.Path, saved: Any, wanted: Any, below: str = '') -> None:
+  """Raises a `ConfigError` unless a checkpoint holds arrays of the same names and shapes.
+
+  Args:
+    path: of the checkpoint.
+    saved: the tree in the checkpoint; anything with a `shape` may stand for an array.
+    wanted: the tree of this configuration.
+    below: the beginning of the names in the checkpoint that count.
+  """
+  saved, wanted = _shapes(saved), _shapes(wanted)
+  saved = {name: shape for name, shape in saved.items() if name.startswith(below)}
+  problems = [
+    f'  {name}: {saved.get(name, "not")} in the checkpoint, {wanted.get(name, "not")} in this configuration'
+    for name in sorted({*saved, *wanted}, key=lambda n: (not n.startswith('params/'), n))
+    if saved.get(name) != wanted.get(name)
+  ]
+  if problems:
+    more = [f'  and {len(problems) - 5} more'] if len(problems) > 5 else []
+    raise ConfigError(
+      '\n'.join([f'{path} does not fit this model:', *problems[:5], *more])
+      + '\nUse the configuration that the checkpoint was made with (its config.json), or another checkpoint.'
+    )
+
+
+def check_settings(model_dir: epath.Path, step: int, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+  """Raises a `ConfigError` that names every setting in which a run differs from its checkpoint, with both values.
+
+  Args:
+    model_dir: where both are.
+    step: of the checkpoint.
+    saved: the settings in its `config.json`, one flat dictionary of dotted names.
+    identity: those of the run.
+  """
+  # Through JSON, so that tuples and lists compare equal.
+  given = json.loads(json.dumps(dict(identity)))
+  names = sorted(
+    name for name in {*saved, *given} if name not in saved or name not in given or _differ(saved, given, name)
+  )
+  if names:
+    width = max(len(name) for name in names)
+    table = [f'  {n:<{width}}  {_value(saved, n)} in the checkpoint, {_value(given, n)} now' for n in names]
+    raise ConfigError(
+      '\n'.join([f'{model_dir} holds a run with other settings (checkpoint of step {step}):', *table])
+      + '\nA MODEL_DIR belongs to one model, optimizer, task, batch size, seed and corpus. '
+      'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew.'
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every leaf by its path, `params/encoder/layers_0/...`, whatever containers it lies in."""
+
+  def name(key: Any) -> str:
+    return str(next(getattr(key, a) for a in ('key', 'name', 'idx') if hasattr(key, a)))
+
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {'/'.join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, 'shape')}
+
+
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+  # True == 1 in Python, but not in a configuration.
+  return a[name] != b[name] or isinstance(a[name], bool) != isinstance(b[name], bool)
+
+
+def _value(settings: Mapping[str, Any], name: str) -> str:
+  return repr(settings[name]) if name in settings else 'not set'

@@ -1,0 +1,83 @@
+"""What a run consists of: impossible ones are refused, and which of its settings a MODEL_DIR belongs to."""
+
+import dataclasses
+
+import pytest
+
+from switch_jax.config import (
+  CheckpointConfig,
+  ConfigError,
+  DataConfig,
+  HealthConfig,
+  MeshConfig,
+  ModelConfig,
+  MoeConfig,
+  OptimizerConfig,
+  RunConfig,
+  UpcycleConfig,
+  flatten,
+)
+
+MODEL = ModelConfig(
+  vocab_size=384, emb_dim=32, num_heads=4, head_dim=8, mlp_dim=64, num_encoder_layers=4, num_decoder_layers=4
+)
+DATA = DataConfig(mixture_or_task_name='task', feature_lengths={'inputs': 8, 'targets': 4}, batch_size=8)
+RUN = RunConfig(model_dir='x', model=MODEL, data=DATA, train_steps=1, random_seed=0)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: DataConfig(mixture_or_task_name='t', feature_lengths={'inputs': 8}, batch_size=8), 'exactly these'),
+    (lambda: dataclasses.replace(DATA, num_data_shards=3), 'use a divisor of 8'),
+    (lambda: OptimizerConfig(schedule='linear'), 'a linear decay needs its last step'),
+    (lambda: RunConfig(model_dir='', model=MODEL, data=DATA, train_steps=1, random_seed=0), 'set --gin.MODEL_DIR'),
+    (lambda: RunConfig(model_dir='x', model=None, data=DATA, train_steps=1, random_seed=0), 'a config.ModelConfig'),
+    (lambda: RunConfig(model_dir='x', model=MODEL, data=DATA, train_steps=1, random_seed=None), 'an integer'),
+    (lambda: dataclasses.replace(DATA, languages=()), 'each once'),
+    (lambda: dataclasses.replace(DATA, languages=('de', 'de')), 'each once'),
+    (lambda: dataclasses.replace(DATA, cached_tasks_dir='c'), 'only read with use_cached_tasks=True'),
+    (lambda: HealthConfig(divergence_factor=1.0), 'must be greater than 1'),
+    (lambda: dataclasses.replace(RUN, num_microbatches=3), 'batch of 8 rows must divide into it'),
+    (lambda: dataclasses.replace(RUN, upcycle=UpcycleConfig()), 'set INITIAL_CHECKPOINT_PATH, and a model with exp'),
+    (lambda: dataclasses.replace(RUN, checkpoint=CheckpointConfig(keep_best=1), eval_period=7), 'make EVAL_PERIOD a'),
+  ],
+)
+def test_impossible_runs_are_refused(make, message):
+  with pytest.raises(ConfigError, match=message):
+    make()
+
+
+def test_json_round_trip():
+  model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, encoder_layers=[1], train_capacity_factor=1))
+  run = RunConfig(model_dir='x', model=model, data=DATA, train_steps=1, random_seed=0)
+  assert RunConfig.from_json(run.to_json()) == run
+
+
+def test_identity_leaves_out_what_may_change():
+  longer = dataclasses.replace(RUN, model_dir='y', train_steps=9, eval_period=3, mesh=MeshConfig(data=1, model=-1))
+  assert longer.identity() == RUN.identity()
+  for other in (
+    dataclasses.replace(RUN, random_seed=1),
+    dataclasses.replace(RUN, data=dataclasses.replace(DATA, batch_size=16)),
+    dataclasses.replace(RUN, model=dataclasses.replace(MODEL, emb_dim=64)),
+    dataclasses.replace(RUN, optimizer=OptimizerConfig(learning_rate=0.5)),
+  ):
+    assert other.identity() != RUN.identity()
+
+
+def test_groups_of_rows_that_do_not_divide_the_batch_are_refused():
+  model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, sequences_per_group=3))
+  with pytest.raises(ConfigError, match='sequences_per_group is 3, which does not divide the batch of 8 rows'):
+    dataclasses.replace(RUN, model=model)
+
+
+def test_flatten():
+  assert flatten({'a': {'b': 1, 'c': {'d': (2,)}}, 'e': None}) == {'a.b': 1, 'a.c.d': (2,), 'e': None}
+
+
+def test_rules_that_contradict_the_period():
+  with pytest.raises(ConfigError, match='keep_every is 15; only multiples of the period, 10'):
+    CheckpointConfig(period=10, keep_every=15)
+  with pytest.raises(ConfigError, match='keep is 1; it must be at least 2'):
+    CheckpointConfig(keep=1)

@@ -1,0 +1,65 @@
+"""What identifies the data of a task, and what is said where it is other data."""
+
+import dataclasses
+
+import pytest
+from etils import epath
+
+from switch_jax import data
+from switch_jax.config import ConfigError
+from switch_jax.data import providers
+
+
+def fingerprint(config, seed=0):
+  """Returns the fingerprint of a configuration, without opening the data."""
+  module = providers.import_task_module(config)
+  return providers.fingerprint(config, seed, module, providers.find_provider(config, 'train'))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({'batch_size': 16}, 'batch_size was 8 and is 16'),
+    ({'feature_lengths': {'inputs': 60, 'targets': 15}}, 'inputs_length was 64 and is 60'),
+    ({'num_data_shards': 2}, 'num_data_shards was 1 and is 2'),
+    ({'shuffle_buffer_size': 51}, 'shuffle_buffer_size was 50 and is 51'),
+    ({'shuffle': False}, 'shuffle_buffer_size was 50 and is 0'),
+    ({'pack': False}, 'pack was 1 and is 0'),
+  ],
+)
+def test_other_data_is_refused_by_name(config, changes, expected):
+  changed = fingerprint(dataclasses.replace(config, **changes))
+  with pytest.raises(ConfigError, match=f'made on other data; {expected}: set it back. A MODEL_DIR belongs to'):
+    providers.check_fingerprint(fingerprint(config), changed)
+
+
+def test_the_same_text_elsewhere_is_the_same_corpus(config, tmp_path, text_pattern):
+  text = epath.Path(text_pattern).read_text()
+  copied = dataclasses.replace(config, text_files=str(tmp_path / 'words.txt'))
+  (tmp_path / 'words.txt').write_text(text)
+  providers.check_fingerprint(fingerprint(config), fingerprint(copied))
+  (tmp_path / 'words.txt').write_text(text.replace('one', 'uno', 1))
+  with pytest.raises(ConfigError, match=r"other data; corpus was '\w{16}' and is '\w{16}': restore the text"):
+    providers.check_fingerprint(fingerprint(config), fingerprint(copied))
+
+
+def test_all_differences_are_named():
+  digests = 'a' * 64, 'b' * 64
+  with pytest.raises(ConfigError) as error:
+    providers.check_fingerprint({'corpus': digests[0], 'seqio': '1', 'old': 3}, {'corpus': digests[1], 'seqio': '2'})
+  assert "corpus was 'aaaaaaaaaaaaaaaa' and is 'bbbbbbbbbbbbbbbb': restore the text" in str(error.value)
+  assert "seqio was '1' and is '2': install that version of seqio" in str(error.value)
+  assert 'old was 3 and is None: set it back' in str(error.value)
+
+
+def test_tasks_an_encoder_decoder_cannot_use_are_refused(add_copy_task):
+  config = add_copy_task('copied', [['abc']])
+  with pytest.raises(ConfigError, match='copied has a vocabulary of its own; leave VOCABULARY at None'):
+    providers.find_provider(dataclasses.replace(config, vocabulary='other.model'), 'train')
+  assert providers.find_provider(config, 'train').name == 'copied'
+  with pytest.raises(ConfigError, match=r'DataConfig.languages is .* the tasks of None have no languages'):
+    providers.import_task_module(dataclasses.replace(config, languages=('de',)))
+
+
+def test_the_vocabulary_is_known_without_opening(config):
+  assert data.vocabulary_of(config).vocab_size == 359
