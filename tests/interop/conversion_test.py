@@ -48,7 +48,7 @@ def save_own(folder, config, *, with_optimizer=True):
   """Saves a checkpoint through Orbax, as training does, every number another one; returns its state."""
   layout = Layout.single_device()
   params = abstract_parameters(config, layout)
-  chain = make_optimizer(OptimizerConfig(), params, parameter_axes(config, layout), layout)
+  chain = make_optimizer(OptimizerConfig(), params, parameter_axes(config), layout)
   state = TrainState(jax.ShapeDtypeStruct((), np.int32), params, jax.eval_shape(chain.init, params))
   random = np.random.default_rng(1)
 

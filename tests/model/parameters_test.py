@@ -47,7 +47,7 @@ MODELS = {
 def listing(config):
   """Returns one line for each parameter: its path, shape and logical axes."""
   layout = Layout.single_device()
-  axes = parameter_axes(config, layout)
+  axes = parameter_axes(config)
   lines = jax.tree_util.tree_map_with_path(
     lambda path, x, names: f'{"/".join(k.key for k in path)} {x.shape} {names}',
     abstract_parameters(config, layout),
