@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from switch_jax.config import ModelConfig, MoeConfig
+from switch_jax.config import ModelConfig
 from switch_jax.model.transformer import Transformer
 from switch_jax.parallel import Layout
 
@@ -45,14 +45,15 @@ def _boxed_init(config: ModelConfig, layout: Layout):
   return init
 
 
+def _with_defaults(config: Any, names: tuple[str, ...]) -> Any:
+  """Returns a configuration with the default values of these fields."""
+  return dataclasses.replace(config, **{f.name: f.default for f in dataclasses.fields(config) if f.name in names})
+
+
 def _boxed_shapes(config: ModelConfig) -> Parameters:
   """Returns the shapes of the parameters in Flax's metadata boxes, which know the axes' names."""
-  idle = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name in _IDLE_IN_MODEL}
-  moe = config.moe
-  if moe is not None:
-    defaults = {field.name: field.default for field in dataclasses.fields(MoeConfig) if field.name in _IDLE_IN_MOE}
-    moe = dataclasses.replace(moe, **defaults)
-  return _traced(dataclasses.replace(config, **idle, moe=moe))
+  moe = config.moe and _with_defaults(config.moe, _IDLE_IN_MOE)
+  return _traced(_with_defaults(dataclasses.replace(config, moe=moe), _IDLE_IN_MODEL))
 
 
 @functools.lru_cache(maxsize=64)
