@@ -37,9 +37,9 @@ def _write_source(folder: pathlib.Path, gigabytes: float) -> int:
   import numpy as np
 
   from switch_jax.config import ModelConfig, MoeConfig
-  from switch_jax.interop.names import parameter_shapes
   from switch_jax.interop.stored import Checkpoint, StoredArray
   from switch_jax.interop.t5x_writer import T5xWriter
+  from switch_jax.model import parameter_shapes
 
   layer = 2 * 1024 * 4096 * 4
   experts = max(2, int(gigabytes * 1e9 / (4 * layer)))

@@ -71,7 +71,7 @@ class SwitchModel(models.EncoderDecoderModel):
 
   def get_initial_variables(self, rng: jax.Array, input_shapes: Any, input_types: Any = None) -> Any:
     """Returns the parameters and, in the collection `params_axes`, the logical axes of each."""
-    axes = traverse_util.flatten_dict(parameter_axes(self._config, self._layout))
+    axes = traverse_util.flatten_dict(parameter_axes(self._config))
     named = {
       (*path[:-1], f'{path[-1]}_axes'): partitioning.AxisMetadata(tuple(_AXES.get(name, name) for name in names))
       for path, names in axes.items()

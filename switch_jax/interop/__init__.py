@@ -9,9 +9,9 @@ logits = inference.compute_logits(model_config, params, encoder_input_tokens, de
 from switch_jax.interop.inheritance import Inheritance, find_inheritance, inherit
 from switch_jax.interop.initial import CheckpointFacts, describe_checkpoint, initial_parameters, recorded_vocabulary
 from switch_jax.interop.loading import FORMATS, load, load_config
-from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.t5x import load_optimizer_state
+from switch_jax.model import parameter_shapes
 
 __all__ = [
   'FORMATS',

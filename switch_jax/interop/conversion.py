@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.interop import names
 from switch_jax.interop.huggingface_writer import HuggingFaceWriter
 from switch_jax.interop.own_writer import OwnWriter
 from switch_jax.interop.stored import Checkpoint, StoredArray
@@ -73,6 +74,8 @@ def make_writer(
   Raises:
     ConfigError: the format cannot represent the model.
   """
+  if format != 'switch_jax':
+    names.require_names(config)
   if format == 't5x':
     return T5xWriter(folder, checkpoint, dtype)
   if format == 'huggingface':

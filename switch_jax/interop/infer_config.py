@@ -11,8 +11,8 @@ from typing import Any
 from switch_jax.config import ConfigError, LayerPattern, ModelConfig, MoeConfig, layer_indices, suggest
 from switch_jax.config.validation import field_types
 from switch_jax.interop import stored
-from switch_jax.interop.names import Shapes, parameter_shapes
 from switch_jax.interop.stored import Checkpoint
+from switch_jax.model.parameters import Shapes, parameter_shapes
 
 _MODEL_FIELDS, _MOE_FIELDS = tuple(field_types(ModelConfig)), tuple(field_types(MoeConfig))
 # What the files may record although shapes say it too.

@@ -17,8 +17,7 @@ from switch_jax.config import INHERITED_KINDS, ConfigError, ModelConfig
 from switch_jax.interop.initial import stored_parameters
 from switch_jax.interop.scanned import scanned_rows
 from switch_jax.interop.stored import StoredArray
-from switch_jax.model import abstract_parameters
-from switch_jax.parallel import Layout
+from switch_jax.model import parameter_shapes
 
 _SETTING = 'DistillationConfig.teacher_path'
 
@@ -77,11 +76,9 @@ def find_inheritance(path: str, kinds: Sequence[str], student: ModelConfig) -> I
     ConfigError: the teacher has nothing that the student could take, or cannot be opened.
   """
   shapes = {name: array.shape for name, array in stored_parameters(path, _SETTING).items()}
-  separate = dataclasses.replace(student, scan_layers=False)
   taken, new = [], {}
-  for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(abstract_parameters(separate, Layout.single_device())):
-    name = '/'.join(key.key for key in leaf_path)
-    reason = _why_new(name, leaf.shape, shapes, kinds)
+  for name, shape in parameter_shapes(student).items():
+    reason = _why_new(name, shape, shapes, kinds)
     if reason:
       new[name] = reason
     else:
@@ -103,8 +100,8 @@ def _why_new(name: str, shape: tuple[int, ...], teacher: Mapping[str, tuple[int,
   if kind not in kinds:
     return 'not asked for'
   if name not in teacher:
-    layer = re.match(r'(.*/mlp)/', name)
-    with_experts = layer and any(other.startswith(f'{layer[1]}/expert/') for other in teacher)
+    part = re.match(r'.*/(mlp|attention|self_attention)/', name)
+    with_experts = part and any(other.startswith(part[0]) and '/expert/' in other for other in teacher)
     return 'the teacher has experts there' if with_experts else 'the teacher has none'
   return '' if teacher[name] == shape else f'{shape} here, {teacher[name]} in the teacher'
 

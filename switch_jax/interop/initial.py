@@ -12,10 +12,10 @@ from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
 from switch_jax.folders.model_dir import CHECKPOINTS, FILES
 from switch_jax.interop import infer_config, loading, upcycling
-from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.own import find_step, open_arrays, together
 from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.stored import Checkpoint, StoredArray, describe_folder, nest
+from switch_jax.model import parameter_shapes
 
 _FORMATS = ('switch_jax', 't5x', 'huggingface')
 _SETTING = 'RunConfig.initial_checkpoint_path'
@@ -163,7 +163,7 @@ def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
     if found.get(name) != wanted.get(name)
   ]
   if differ:
-    dense = config.moe is not None and not any('/mlp/expert/' in name for name in found)
+    dense = config.moe is not None and not any('/expert/' in name for name in found)
     hint = (
       'The checkpoint is a dense T5: set config.RunConfig.upcycle = @config.UpcycleConfig() to make experts of it.'
       if dense

@@ -1,12 +1,10 @@
-"""Names and shapes of parameters: T5X's (used throughout), and the table that ties them to Hugging Face's."""
+"""The table that ties T5X's names of parameters, used throughout, to Hugging Face's; and what has no name there."""
 
 import dataclasses
 import re
 from collections.abc import Iterator
 
 from switch_jax.config import ConfigError, ModelConfig
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,46 +95,11 @@ def to_huggingface(name: str, expert: int | None = None) -> tuple[str, bool] | N
   return None
 
 
-def parameter_shapes(config: ModelConfig) -> Shapes:
-  """Returns the shape of every parameter of a model by T5X name, layers one by one (as with `scan_layers=False`).
-
-  Raises:
-    ConfigError: the model has Switch attention, for which no other software has a name.
-  """
-  embed, joined = config.emb_dim, config.num_heads * config.head_dim
-  shapes = {'token_embedder/embedding': (config.vocab_size, embed)}
+def require_names(config: ModelConfig) -> None:
+  """Raises a `ConfigError` if a model has parameters for which T5X and Hugging Face have no names."""
   for stack in ('encoder', 'decoder'):
     if config.switch_attention_layers(stack):
       raise ConfigError(
         f'MoeConfig.{stack}_attention_layers is {getattr(config.moe, f"{stack}_attention_layers")!r}; T5X and Hugging '
-        'Face have no names for experts in attention. Use ().'
+        'Face have no names for experts in attention. Convert it to switch_jax.'
       )
-    shapes[f'{stack}/relpos_bias/rel_embedding'] = (config.num_heads, config.relpos_num_buckets)
-    for i in range(config.num_layers(stack)):
-      layer = f'{stack}/layers_{i}'
-      attentions = ('attention',) if stack == 'encoder' else ('self_attention', 'encoder_decoder_attention')
-      for attention in attentions:
-        shapes |= {f'{layer}/{attention}/{kernel}/kernel': (embed, joined) for kernel in ('query', 'key', 'value')}
-        shapes[f'{layer}/{attention}/out/kernel'] = (joined, embed)
-        norm = 'cross_attention' if attention == 'encoder_decoder_attention' else attention
-        shapes[f'{layer}/pre_{norm}_layer_norm/scale'] = (embed,)
-      shapes[f'{layer}/pre_mlp_layer_norm/scale'] = (embed,)
-      shapes |= _mlp_shapes(config, f'{layer}/mlp', i in config.switch_layers(stack))
-    shapes[f'{stack}/{stack}_norm/scale'] = (embed,)
-  if not config.logits_via_embedding:
-    shapes['decoder/logits_dense/kernel'] = (embed, config.vocab_size)
-  return shapes
-
-
-def _mlp_shapes(config: ModelConfig, mlp: str, sparse: bool) -> Shapes:
-  """Returns the shapes of one feed-forward network or Switch layer."""
-  embed, hidden, experts = config.emb_dim, config.mlp_dim, ()
-  shapes = {}
-  if sparse:
-    experts, hidden = (config.moe.num_experts,), config.moe.expert_mlp_dim or hidden
-    shapes[f'{mlp}/router/router_weights/w/kernel'] = (embed, *experts)
-    mlp = f'{mlp}/expert'
-  inputs = ('wi',) if len(config.mlp_activations) == 1 else ('wi_0', 'wi_1')
-  shapes |= {f'{mlp}/{kernel}/kernel': (*experts, embed, hidden) for kernel in inputs}
-  shapes[f'{mlp}/wo/kernel'] = (*experts, hidden, embed)
-  return shapes

@@ -10,9 +10,9 @@ from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig
 from switch_jax.folders.model_dir import STATE, split_step
 from switch_jax.interop import moments, orbax_arrays, stored
-from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.scanned import scanned_name, scanned_rows
 from switch_jax.interop.stored import Checkpoint, StoredArray
+from switch_jax.model import parameter_shapes
 
 _MOMENTS = re.compile(r'opt_state\.\d+\.moments\.(.*)\.(v|v_row|v_col)')
 
@@ -60,9 +60,9 @@ def open_checkpoint(path: str) -> Checkpoint:
   store, step = found
   config, record, arrays, slots = open_arrays(store, step)
   left_out = []
-  shapes = {name: array.shape for name, array in arrays.items()}
-  if shapes != parameter_shapes(config):
-    differ = {n for n in {*shapes, *parameter_shapes(config)} if shapes.get(n) != parameter_shapes(config).get(n)}
+  shapes, expected = {name: array.shape for name, array in arrays.items()}, parameter_shapes(config)
+  if shapes != expected:
+    differ = {name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name)}
     raise ConfigError(
       f'{store.path(step)}: {stored.enumerate_some(differ, 3)} do not fit the model of its config.json.'
     )

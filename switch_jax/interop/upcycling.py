@@ -10,10 +10,10 @@ import numpy as np
 from switch_jax.config import ConfigError, ModelConfig, MoeConfig, UpcycleConfig
 from switch_jax.config.validation import field_types
 from switch_jax.interop import infer_config, stored
-from switch_jax.interop.names import parameter_shapes
 from switch_jax.interop.stored import Checkpoint, Index, StoredArray
+from switch_jax.model import parameter_shapes
 
-_ROUTER = 'router/router_weights/w/kernel'
+_ROUTER = '/router/router_weights/w/kernel'
 
 
 def upcycle(checkpoint: Checkpoint, target: ModelConfig, how: UpcycleConfig) -> Checkpoint:
@@ -62,14 +62,12 @@ class _Maker:
 
   def make(self, name: str, shape: tuple[int, ...]) -> StoredArray | None:
     """Returns one parameter, or None if there is nothing to make it of."""
-    layer, mark, rest = name.partition('/mlp/')
-    if mark and rest == _ROUTER:
+    if name.endswith(_ROUTER):
       return self._router(name, shape)
-    if mark and rest.startswith('expert/') and name not in self.old:
-      dense = f'{layer}/mlp/{rest.removeprefix("expert/")}'
-      return self._copies(self._take(dense), name, 1, is_stack=False)
+    if '/expert/' in name and name not in self.old:
+      return self._copies(self._take(name.replace('/expert/', '/')), name, 1, is_stack=False)
     array = self._take(name)
-    if array is not None and mark and rest.startswith('expert/') and len(array.shape) == 3:
+    if array is not None and '/expert/' in name and len(array.shape) == 3:
       return self._copies(array, name, array.shape[0], is_stack=True)
     return array
 
@@ -83,7 +81,8 @@ class _Maker:
     if count == self.num_experts and is_stack:
       return array
     # Gates of fewer experts grow by themselves: the softmax is over those that are left.
-    compensated = self.how.compensate_gate and name.endswith('/wo/kernel')
+    # What the gate multiplies: the last kernel of an expert, or a linear one's only kernel.
+    compensated = self.how.compensate_gate and name.endswith(('/wo/kernel', '/expert/w/kernel'))
     scale = np.float32(max(1.0, self.num_experts / count)) if compensated else np.float32(1)
 
     def fetch(box: Index) -> np.ndarray:

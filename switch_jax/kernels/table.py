@@ -6,6 +6,8 @@ A row is a kind of device; the first that fits is taken. `MeshConfig.kernels` wi
 import functools
 from collections.abc import Mapping
 
+from jax.sharding import AbstractMesh
+
 from switch_jax.config import ConfigError
 from switch_jax.config.mesh import KERNELS
 from switch_jax.parallel import Layout
@@ -33,13 +35,15 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
 
 @functools.cache
 def forms(layout: Layout) -> Mapping[str, str]:
-  """Returns the form of every operation of `config.mesh.KERNELS` on a layout's devices.
+  """Returns the form of every operation of `config.mesh.KERNELS` on a layout's devices; plain ones without devices.
 
   Raises:
     ConfigError: a form was asked for that this layout cannot have.
   """
-  device, one_device = layout.mesh.devices.flat[0], layout.mesh.size == 1
   chosen = {operation: next(iter(known)) for operation, known in KERNELS.items()}
+  if isinstance(layout.mesh, AbstractMesh):
+    return chosen
+  device, one_device = layout.mesh.devices.flat[0], layout.mesh.size == 1
   for platform, kind, row in _TABLE:
     if device.platform == platform and device.device_kind.startswith(kind):
       chosen |= row

@@ -5,6 +5,7 @@ from switch_jax.model.parameters import (
   init_parameters,
   parameter_axes,
   parameter_count,
+  parameter_shapes,
   parameter_widths,
 )
 from switch_jax.model.transformer import Transformer
@@ -15,5 +16,6 @@ __all__ = [
   'init_parameters',
   'parameter_axes',
   'parameter_count',
+  'parameter_shapes',
   'parameter_widths',
 ]

@@ -3,6 +3,7 @@
 Flax's metadata boxes end here; everything outside `model/` sees arrays under T5X's names.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -16,35 +17,85 @@ from switch_jax.model.transformer import Transformer
 from switch_jax.parallel import Layout
 
 Parameters = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+
+# Fields on which no parameter's name, shape or axes depend: models that differ in nothing else are traced once. A field
+# that is missing here costs a trace.
+_IDLE_IN_MODEL = (
+  'dropout_rate', 'activation_dtype', 'init', 'init_scale', 'relpos_max_distance', 'layer_norm_epsilon', 'scan_unroll',
+  'remat_policy', 'mask_padding_queries',
+)  # fmt: skip
+_IDLE_IN_MOE = (
+  'router', 'train_capacity_factor', 'eval_capacity_factor', 'expert_capacity', 'min_expert_capacity',
+  'capacity_rounding', 'sequences_per_group', 'padding_takes_slots', 'slot_priority', 'exploration', 'jitter_noise',
+  'aux_loss_factor', 'router_z_loss_factor', 'router_loss_aggregate', 'expert_dropout_rate', 'router_dtype', 'dispatch',
+)  # fmt: skip
 
 
 def _boxed_init(config: ModelConfig, layout: Layout):
   """Returns `key -> boxed parameters`, on the shortest batch that the layout can split."""
   moe = config.moe
   rows = layout.num_token_shards * ((moe and moe.sequences_per_group) or 1)
-  tokens = jnp.ones((rows, 1), jnp.int32)
   model = Transformer(config, layout)
-  return lambda key: model.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']
+
+  def init(key):
+    tokens = jnp.ones((rows, 1), jnp.int32)
+    return model.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']
+
+  return init
 
 
-@functools.lru_cache(maxsize=16)
-def _boxed_shapes(config: ModelConfig, layout: Layout) -> Parameters:
-  """Returns the shapes of the parameters in Flax's metadata boxes; tracing a large model takes seconds, so once."""
-  return jax.eval_shape(_boxed_init(config, layout), jax.random.key(0))
+def _with_defaults(config: Any, names: tuple[str, ...]) -> Any:
+  """Returns a configuration with the default values of these fields."""
+  return dataclasses.replace(config, **{f.name: f.default for f in dataclasses.fields(config) if f.name in names})
 
 
-def parameter_axes(config: ModelConfig, layout: Layout) -> Parameters:
+def _boxed_shapes(config: ModelConfig) -> Parameters:
+  """Returns the shapes of the parameters in Flax's metadata boxes, which know the axes' names."""
+  moe = config.moe and _with_defaults(config.moe, _IDLE_IN_MOE)
+  return _traced(_with_defaults(dataclasses.replace(config, moe=moe), _IDLE_IN_MODEL))
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(config: ModelConfig) -> Parameters:
+  """Traces a model once, whatever the mesh: a large one takes up to a second."""
+  return jax.eval_shape(_boxed_init(config, Layout.without_devices()), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _is_box(node: Any) -> bool:
+  return isinstance(node, nn.meta.AxisMetadata)
+
+
+def parameter_shapes(config: ModelConfig) -> Shapes:
+  """Returns the shape of every parameter by T5X name, layers one by one (as with `scan_layers=False`).
+
+  Needs no device.
+  """
+  shapes = nn.meta.unbox(_boxed_shapes(dataclasses.replace(config, scan_layers=False)))
+  return {jax.tree_util.keystr(k, simple=True, separator='/'): x.shape for k, x in jax.tree.leaves_with_path(shapes)}
+
+
+def parameter_axes(config: ModelConfig) -> Parameters:
   """Returns the logical axis names of every parameter, a tuple for each."""
-  boxed = _boxed_shapes(config, layout)
-  return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+  return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(config), is_leaf=_is_box)
+
+
+def parameter_widths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Returns the sizes that a model's parameters and activations have along logical axes, experts apart."""
+  widths = {'activation_embed': {config.emb_dim}, 'activation_vocab': {config.vocab_size}}
+  for box in jax.tree.leaves(_boxed_shapes(config), is_leaf=_is_box):
+    for name, size in zip(box.names, box.value.shape, strict=True):
+      if name not in (None, 'expert'):
+        widths.setdefault(name, set()).add(size)
+  return {name: tuple(sorted(sizes)) for name, sizes in widths.items()}
 
 
 def abstract_parameters(config: ModelConfig, layout: Layout) -> Parameters:
   """Returns a `jax.ShapeDtypeStruct` with its sharding for every parameter; allocates nothing."""
-  shapes = nn.meta.unbox(_boxed_shapes(config, layout))
-  axes = parameter_axes(config, layout)
   return jax.tree.map(
-    lambda x, names: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding(*names)), shapes, axes
+    lambda box: jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout.sharding(*box.names)),
+    _boxed_shapes(config),
+    is_leaf=_is_box,
   )
 
 
@@ -58,21 +109,3 @@ def init_parameters(config: ModelConfig, layout: Layout, key: jax.Array) -> Para
 def parameter_count(parameters: Parameters) -> int:
   """Returns the number of scalars in a tree of (abstract) arrays."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(parameters))
-
-
-def parameter_widths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the sizes that a model's parameters have along logical axes, experts apart."""
-  widths = {
-    'embed': (config.emb_dim,),
-    'heads': (config.num_heads,),
-    'joined_kv': (config.num_heads * config.head_dim,),
-    'vocab': (config.vocab_size,),
-    'activation_embed': (config.emb_dim,),
-    'activation_vocab': (config.vocab_size,),
-  }
-  switch = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
-  if any(len(layers) < config.num_layers(stack) for stack, layers in switch.items()):
-    widths['mlp'] = (config.mlp_dim,)
-  if any(switch.values()):
-    widths |= {'expert_embed': (config.emb_dim,), 'expert_mlp': (config.moe.expert_mlp_dim or config.mlp_dim,)}
-  return widths

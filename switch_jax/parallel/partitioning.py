@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from switch_jax.config import ConfigError, MeshConfig, suggest
 from switch_jax.config.mesh import DEFAULT_RULES, MESH_AXES, TOKEN_AXES, MeshAxes, as_tuple, check_rules
@@ -21,13 +21,13 @@ class Layout:
   """A mesh and the rules by which arrays lie on it: all that the model knows of the machine.
 
   Attributes:
-    mesh: a mesh with the axes `(data, expert, model)`.
+    mesh: a mesh with the axes `(data, expert, model)`; an abstract one is for tracing only.
     rules: mesh axes of each logical axis, as `(name, axes)` pairs; missing names take `DEFAULT_RULES`.
     kernels: forms of operations, as `(operation, form)` pairs; missing ones follow from the devices
       (`switch_jax.kernels.forms`).
   """
 
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   rules: tuple[tuple[str, MeshAxes], ...] = ()
   kernels: tuple[tuple[str, str], ...] = ()
 
@@ -44,6 +44,12 @@ class Layout:
     """Returns the layout of one device, for notebooks and tests."""
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     return cls(jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=axis_types, devices=jax.devices()[:1]))
+
+  @classmethod
+  def without_devices(cls) -> 'Layout':
+    """Returns a layout to trace shapes with, in processes that must not take the machine's accelerators."""
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return cls(AbstractMesh((1, 1, 1), MESH_AXES, axis_types=axis_types))
 
   def size(self, axis: str) -> int:
     """Returns the number of devices along a mesh axis."""

@@ -49,7 +49,7 @@ class StatePlan:
 def plan_state(run: RunConfig, layout: Layout) -> StatePlan:
   """Returns the optimizer and the abstract state of a run; allocates nothing."""
   params = abstract_parameters(run.model, layout)
-  axes = parameter_axes(run.model, layout)
+  axes = parameter_axes(run.model)
   optimizer = make_optimizer(run.optimizer, params, axes, layout)
   shardings = state_shardings(run.optimizer, optimizer, params, axes, layout)
   opt_state = jax.tree.map(

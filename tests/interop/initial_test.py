@@ -61,6 +61,25 @@ def test_separate_and_scanned_layers_become_each_other(model_dir, params, layout
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b * (step == 7)), read, stacked)
 
 
+@pytest.mark.parametrize('stored_scanned', [False, True])
+def test_experts_in_attention(tmp_path, layout, stored_scanned):
+  """Stored one way, read both ways, and described without reading."""
+  moe = dataclasses.replace(MODEL.moe, encoder_attention_layers=2, attention_expert='mlp')
+  models = {scan: dataclasses.replace(MODEL, moe=moe, scan_layers=scan) for scan in (False, True)}
+  random = np.random.default_rng(0)
+  separate = jax.tree.map(
+    lambda x: random.normal(size=x.shape).astype(x.dtype), abstract_parameters(models[False], layout)
+  )
+  expected = {False: separate, True: interop.stack_layers(separate, models[True])}
+  store = CheckpointStore(tmp_path, CheckpointConfig())
+  store.save(1, {'params': expected[stored_scanned]}, {'model': models[stored_scanned].to_json()})
+  store.close()
+  assert interop.describe_checkpoint(str(tmp_path), 'x').model == models[stored_scanned]
+  for scan, model in models.items():
+    read = interop.initial_parameters(str(tmp_path), model, abstract_parameters(model, layout))
+    jax.tree.map(np.testing.assert_array_equal, read, expected[scan])
+
+
 @pytest.mark.parametrize('step', [3, 7])
 def test_another_model_is_refused_by_name(model_dir, layout, step):
   wider = dataclasses.replace(MODEL, mlp_dim=24)

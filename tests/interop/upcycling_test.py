@@ -11,6 +11,7 @@ from switch_jax.config import ConfigError, MeshConfig, ModelConfig, MoeConfig, U
 from switch_jax.inference import compute_logits
 from switch_jax.interop import upcycling
 from switch_jax.interop.loading import open_checkpoint
+from switch_jax.interop.stored import Checkpoint, in_memory
 from switch_jax.model import abstract_parameters
 from switch_jax.parallel import Layout, make_mesh
 
@@ -92,6 +93,25 @@ def test_more_and_fewer_experts(tmp_path, random_params, write_t5x):
   np.testing.assert_array_equal(fewer[wo].read(), params[wo][:2])
   np.testing.assert_array_equal(fewer[router].read(), params[router][:, :2])
   assert fewer[router].shape == (8, 2)
+
+
+@pytest.mark.parametrize('kind', ['linear', 'mlp'])
+def test_experts_in_attention_are_copied_too(random_params, kind):
+  """The gate halves as experts double, and what it multiplies doubles."""
+  attention = dict(encoder_attention_layers=2, attention_expert=kind)
+  arrays = random_params(sparse(3, **attention))
+  old = Checkpoint('/c', {name: in_memory(array) for name, array in arrays.items()})
+  new = upcycling.upcycle(old, sparse(6, **attention), UpcycleConfig()).arrays
+  query = 'encoder/layers_1/attention/query'
+  last, first = (f'{query}/expert/{k}/kernel' for k in (('w', 'w') if kind == 'linear' else ('wo', 'wi')))
+  np.testing.assert_array_equal(new[last].read(), np.concatenate([arrays[last]] * 2) * 2)
+  if kind == 'mlp':
+    np.testing.assert_array_equal(new[first].read(), np.concatenate([arrays[first]] * 2))
+  router = f'{query}/router/router_weights/w/kernel'
+  np.testing.assert_array_equal(new[router].read()[:, :3], arrays[router])
+  dense = Checkpoint('/c', {name: in_memory(array) for name, array in random_params(DENSE).items()})
+  with pytest.raises(ConfigError, match=r'these could be made: encoder/layers_1/attention/key_value/expert/w'):
+    upcycling.upcycle(dense, sparse(3, **attention), UpcycleConfig())
 
 
 @pytest.mark.parametrize(

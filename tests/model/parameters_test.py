@@ -1,14 +1,25 @@
 """Names, shapes and logical axes of all parameters are an interface: checkpoints depend on them."""
 
 import dataclasses
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from switch_jax.config import ModelConfig, MoeConfig
-from switch_jax.model import abstract_parameters, init_parameters, parameter_axes, parameter_count
+from switch_jax.model import (
+  abstract_parameters,
+  init_parameters,
+  parameter_axes,
+  parameter_count,
+  parameter_shapes,
+  parameter_widths,
+)
+from switch_jax.model.parameters import _traced
 from switch_jax.parallel import Layout
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'fixtures' / 'parameters'
@@ -47,7 +58,7 @@ MODELS = {
 def listing(config):
   """Returns one line for each parameter: its path, shape and logical axes."""
   layout = Layout.single_device()
-  axes = parameter_axes(config, layout)
+  axes = parameter_axes(config)
   lines = jax.tree_util.tree_map_with_path(
     lambda path, x, names: f'{"/".join(k.key for k in path)} {x.shape} {names}',
     abstract_parameters(config, layout),
@@ -59,6 +70,57 @@ def listing(config):
 @pytest.mark.parametrize('name', MODELS)
 def test_parameters_are_those_of_the_golden_file(name):
   assert listing(MODELS[name]) == (GOLDEN / f'{name}.txt').read_text()
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_shapes_are_those_of_separate_layers(name):
+  """Whether or not the model scans them; each call gives a dict of the caller's own."""
+  scanned = dataclasses.replace(MODELS[name], scan_layers=True)
+  shapes, golden = parameter_shapes(scanned), (GOLDEN / f'{name.removesuffix("_scanned")}.txt').read_text()
+  assert [f'{parameter} {shape}' for parameter, shape in shapes.items()] == [
+    line[: line.index(')') + 1] for line in golden.splitlines()
+  ]
+  shapes.clear()
+  assert parameter_shapes(MODELS[name])
+
+
+def test_widths_are_those_of_the_axes():
+  attention = MODELS['switch_attention']
+  attention = dataclasses.replace(attention, head_dim=6, moe=dataclasses.replace(attention.moe, expert_mlp_dim=48))
+  common = dict(embed=(32,), heads=(4,), vocab=(384,), activation_embed=(32,), activation_vocab=(384,))
+  common |= dict(relpos_buckets=(32,), mlp=(64,))
+  assert parameter_widths(MODELS['dense']) == common | {'joined_kv': (32,)}
+  assert parameter_widths(SWITCH) == common | dict(joined_kv=(32,), expert_embed=(32,), expert_mlp=(64,))
+  # The output of an expert in attention is as wide as its heads together.
+  assert parameter_widths(attention) == common | dict(joined_kv=(24,), expert_embed=(24, 32), expert_mlp=(48,))
+  stacked = parameter_widths(dataclasses.replace(SWITCH, scan_layers=True, num_encoder_layers=6))
+  assert stacked['layers'] == (2, 3)
+  every = parameter_widths(MODELS['geglu_untied_every_layer'])
+  assert 'mlp' not in every
+
+
+def test_what_changes_no_shape_is_not_traced_again():
+  abstract_parameters(SWITCH, Layout.single_device())
+  before = _traced.cache_info().misses
+  moe = dataclasses.replace(SWITCH.moe, router='top2', eval_capacity_factor=None, sequences_per_group=2)
+  other = dataclasses.replace(SWITCH, dropout_rate=0.1, activation_dtype='bfloat16', remat_policy='full', moe=moe)
+  assert parameter_shapes(other) == parameter_shapes(SWITCH)
+  assert parameter_axes(other) == parameter_axes(SWITCH)
+  assert _traced.cache_info().misses == before
+
+
+def test_shapes_need_no_device():
+  """Conversions leave a machine's accelerators to the run that has them."""
+  script = (
+    'from switch_jax.config import ModelConfig, MoeConfig\n'
+    'from switch_jax.model import parameter_shapes\n'
+    'sizes = dict(vocab_size=8, emb_dim=4, num_heads=2, head_dim=2, mlp_dim=4)\n'
+    'moe = MoeConfig(num_experts=2, encoder_attention_layers=1)\n'
+    'assert parameter_shapes(ModelConfig(**sizes, num_encoder_layers=2, num_decoder_layers=2, moe=moe))\n'
+  )
+  environment = {**os.environ, 'JAX_PLATFORMS': 'no_such_platform'}
+  result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, env=environment)
+  assert result.returncode == 0, result.stderr
 
 
 def test_count_is_the_sum_of_the_parts():
