@@ -231,7 +231,7 @@ def test_other_vocabularies_are_refused(teacher, tmp_path):
   with pytest.raises(config.ConfigError, match=r'has 64 rows .* student is 128.*vocab_size=64'):
     opened.check_vocabulary(here)
   known = dataclasses.replace(opened.teacher.facts, vocabulary={'name': 'my.model', 'size': 61, 'digest': 'b'})
-  opened.teacher = dataclasses.replace(opened.teacher, facts=known)
+  opened = dataclasses.replace(opened, teacher=dataclasses.replace(opened.teacher, facts=known))
   with pytest.raises(config.ConfigError, match=r'vocabulary my\.model of 61 ids.*bytes of 60'):
     opened.check_vocabulary(here)
 
