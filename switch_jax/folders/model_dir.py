@@ -73,7 +73,7 @@ class ModelDir:
 
   def read_newest_config(self) -> tuple[dict[str, Any], list[str]]:
     """Returns `config.json` of the newest checkpoint with a readable one, else {}; and what is wrong in newer ones."""
-    problems = []
+    problems: list[str] = []
     for step in reversed(self.numbered_steps()):
       try:
         record = json.loads(self.config(step).read_bytes())

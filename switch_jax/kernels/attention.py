@@ -87,8 +87,8 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
       weights = weights * keep[:, None, :]
     return jnp.einsum('hqs,hsk->hqk', weights.astype(q.dtype), v).swapaxes(0, 1)
 
-  def rows(query, key, value, query_segments, key_segments, *rest):
-    rest = list(rest)
+  def rows(query, key, value, query_segments, key_segments, *optional):
+    rest = list(optional)
     bias = lift(rest.pop(0), layout.token_axes) if has_bias else None
     keep = rest.pop(0) if has_keep else None
     return jax.lax.map(lambda row: one_row(row, bias), (query, key, value, query_segments, key_segments, keep))

@@ -88,7 +88,7 @@ class MultiHeadAttention(nn.Module):
   deterministic: bool
   causal: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     joined = (config.emb_dim, config.num_heads * config.head_dim)
 

@@ -3,6 +3,8 @@
 Parameters are float32 and have T5X's names; activations have the configuration's dtype.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -28,11 +30,8 @@ def input_kernel_names(config: ModelConfig) -> tuple[str, ...]:
 
 def activate(config: ModelConfig, hidden: Sequence[jax.Array]) -> jax.Array:
   """Returns the product of the activations, one for each input kernel: ReLU, or GEGLU (Shazeer 2020)."""
-  result = None
-  for name, x in zip(config.mlp_activations, hidden, strict=True):
-    x = ACTIVATIONS[name](x)
-    result = x if result is None else result * x
-  return result
+  activated = [ACTIVATIONS[name](x) for name, x in zip(config.mlp_activations, hidden, strict=True)]
+  return functools.reduce(operator.mul, activated)
 
 
 class Kernel(nn.Module):
@@ -82,7 +81,7 @@ class Embed(nn.Module):
 
   config: ModelConfig
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     init = nn.with_logical_partitioning(initializers.embedding(config), ('vocab', 'embed'))
     self.embedding = self.param('embedding', init, (config.vocab_size, config.emb_dim), jnp.float32)

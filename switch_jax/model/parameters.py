@@ -6,6 +6,7 @@ Flax's metadata boxes end here; everything outside `model/` sees arrays under T5
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -32,7 +33,7 @@ _IDLE_IN_MOE = (
 )  # fmt: skip
 
 
-def _boxed_init(config: ModelConfig, layout: Layout):
+def _boxed_init(config: ModelConfig, layout: Layout) -> Callable[[jax.Array], Parameters]:
   """Returns `key -> boxed parameters`, on the shortest batch that the layout can split."""
   moe = config.moe
   rows = layout.num_token_shards * ((moe and moe.sequences_per_group) or 1)

@@ -160,12 +160,13 @@ def route_top2(
   if config.normalize_gates:
     gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-9)
   second = gate[..., 1]
-  wants_second = {
-    'all': lambda: jnp.ones_like(takes_slot),
-    'none': lambda: jnp.zeros_like(takes_slot),
-    'threshold': lambda: second > config.second_threshold,
-    'random': lambda: uniform < second / config.second_threshold,
-  }[policy]()
+  if policy == 'random':
+    assert uniform is not None, 'the policy random needs noise'
+    wants_second = uniform < second / config.second_threshold
+  elif policy == 'threshold':
+    wants_second = second > config.second_threshold
+  else:
+    wants_second = jnp.full_like(takes_slot, policy == 'all')
   wants = jnp.stack([takes_slot, takes_slot & wants_second], axis=-1)
   wanted = jnp.where(wants, best, config.num_experts)
   slot = first_come_slots(wanted, config.num_experts, capacity, priority, positions)
@@ -254,6 +255,7 @@ def route(
   elif config.router == 'no_token_left_behind':
     routing = route_no_token_left_behind(probabilities, counted, config, capacity, positions)
   else:
+    assert capacity is not None, 'MoeConfig refuses experts that choose tokens without a capacity'
     routing = route_expert_choice(probabilities, counted, config, capacity)
   first = jnp.argmax(logits, axis=-1) if config.router != 'top1' else routing.expert[..., 0]
   return routing, statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, positions)

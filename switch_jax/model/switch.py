@@ -24,7 +24,7 @@ class RouterWeights(nn.Module):
   @nn.compact
   def __call__(self) -> jax.Array:
     """Returns the float32 kernel `[embed, num_experts]`."""
-    shape = (self.config.emb_dim, self.config.moe.num_experts)
+    shape = (self.config.emb_dim, self.config.experts.num_experts)
     return Kernel(shape, ('embed', None), initializers.kernel(self.config, 'router'), name='w')()
 
 
@@ -37,7 +37,7 @@ class Router(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns the logits `[batch, length, num_experts]` of tokens `[batch, length, embed]`, in `router_dtype`."""
-    moe = self.config.moe
+    moe = self.config.experts
     kernel = RouterWeights(self.config, name='router_weights')()
     # Section 2.4: only the router sees float32 and noise; the experts get the clean input in the activation dtype.
     y = x.astype(moe.router_dtype)
@@ -62,12 +62,12 @@ class ExpertKernels(nn.Module):
   @nn.compact
   def __call__(self) -> dict[str, jax.Array]:
     """Returns `{name: float32 [num_experts, fan_in, fan_out]}`: `w`, or `wi` (`wi_0`, `wi_1`) and `wo`."""
-    config, num_experts = self.config, self.config.moe.num_experts
+    config, num_experts = self.config, self.config.experts.num_experts
     out_init = initializers.kernel(config, self.out_init)
     if self.kind == 'linear':
       shape = (num_experts, config.emb_dim, self.out_dim)
       return {'w': Kernel(shape, ('expert', 'expert_embed', None), out_init, name='w')()}
-    hidden = config.moe.expert_mlp_dim or config.mlp_dim
+    hidden = config.experts.expert_mlp_dim or config.mlp_dim
     shape, names = (num_experts, config.emb_dim, hidden), ('expert', 'expert_embed', 'expert_mlp')
     init = initializers.kernel(config, 'expert')
     kernels = {name: Kernel(shape, names, init, name=name)() for name in input_kernel_names(config)}
@@ -104,7 +104,7 @@ class SwitchLayer(nn.Module):
       `[batch, length, out_dim]` in the dtype of `x`, zero where a token was dropped; and the routing statistics,
       arrays whose first axis is all groups of the batch.
     """
-    config, moe = self.config, self.config.moe
+    config, moe = self.config, self.config.experts
     out_dim = self.out_dim or config.emb_dim
     logits = Router(config, self.deterministic, name='router')(x)
     kernels = ExpertKernels(config, self.kind, out_dim, self.out_init, name='expert')()

@@ -27,12 +27,12 @@ class SwitchSelfAttention(nn.Module):
   deterministic: bool
   causal: bool = False
 
-  def setup(self):
+  def setup(self) -> None:
     config = self.config
     joined = config.num_heads * config.head_dim
 
     def projection(init: initializers.Kind) -> SwitchLayer:
-      return SwitchLayer(config, self.layout, self.deterministic, config.moe.attention_expert, joined, init)
+      return SwitchLayer(config, self.layout, self.deterministic, config.experts.attention_expert, joined, init)
 
     self.query, self.key_value = projection('query'), projection('attention')
     init = initializers.kernel(config, 'attention')

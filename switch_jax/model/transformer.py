@@ -244,7 +244,7 @@ class Transformer(nn.Module):
   layout: Layout
   deterministic: bool = True
 
-  def setup(self):
+  def setup(self) -> None:
     arguments = (self.config, self.layout, self.deterministic)
     self.token_embedder = Embed(self.config)
     self.encoder = LayerStack(*arguments, 'encoder')

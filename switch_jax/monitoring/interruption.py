@@ -66,6 +66,6 @@ class Interruption:
         raise KeyboardInterrupt
       os.write(2, _FIRST_CTRL_C)  # print() is not safe inside a signal handler
     if self._received is None or number == signal.SIGINT:
-      self._received = signal.Signals(number).name
+      self._received = 'SIGINT' if number == signal.SIGINT else 'SIGTERM'
     if self._distributed:
       os.kill(os.getpid(), signal.SIGTERM)  # the runtime tells the other hosts

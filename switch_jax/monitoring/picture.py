@@ -46,13 +46,14 @@ def save_picture(
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  layers = sorted(expert_tokens or {}, key=layer_key)
+  loads = {layer: np.asarray(tokens, np.float64) for layer, tokens in (expert_tokens or {}).items()}
+  layers = sorted(loads, key=layer_key)
   load_height = 1.1 + 0.34 * len(layers) if layers else 0.0
   figure = Figure(figsize=(9, 4.8 + load_height), layout='constrained', facecolor='white')
   FigureCanvasAgg(figure)
   if layers:
     above, below = figure.subplots(2, 1, height_ratios=(4.8, load_height))
-    _draw_load(figure, below, {layer: np.asarray(expert_tokens[layer], np.float64) for layer in layers})
+    _draw_load(figure, below, {layer: loads[layer] for layer in layers})
   else:
     above = figure.subplots()
   _draw_training(above, *_series(train, train_key))

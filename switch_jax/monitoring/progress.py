@@ -88,6 +88,8 @@ class Progress:
       self._bar = None
 
   def _time_left(self, step: int, now: float) -> list[str]:
+    if self._first is None:
+      return []
     # Counted from the first update, so that the compilation is left out.
     first_step, first_time = self._first
     if step >= self._total or step <= first_step:

@@ -106,7 +106,7 @@ class Reporter:
   def _report_routers(self, step: int, routers: dict[str, np.ndarray], due: bool) -> None:
     """Warns about routers, and draws their loads now and then."""
     if self._health is None:
-      self._health = RouterHealth(self._run.model.moe, self._layers, self._run.health.window)
+      self._health = RouterHealth(self._run.model.experts, self._layers, self._run.health.window)
     for warning in self._health.add(step, routers):
       self._progress.note(warning)
     if due and (self._drawn is None or step - self._drawn >= _STEPS_BETWEEN_PICTURES or step == self._run.train_steps):
