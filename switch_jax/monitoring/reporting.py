@@ -25,7 +25,7 @@ class Reporter:
   """Fetches the metrics of a step once the next one has been dispatched.
 
   Attributes:
-    target_tokens: real target tokens of all steps reported so far; set it when a run is continued.
+    target_tokens: real target tokens of all steps reported so far.
 
   Args:
     run: gives the log period.
@@ -33,6 +33,7 @@ class Reporter:
     progress: what is shown.
     wait_seconds: returns the seconds that training has waited for input so far.
     device: the one whose memory is reported.
+    target_tokens: of the steps before, where a run is continued.
   """
 
   def __init__(
@@ -42,6 +43,7 @@ class Reporter:
     progress: Progress,
     wait_seconds: Callable[[], float],
     device: jax.Device,
+    target_tokens: int = 0,
   ):
     self._run, self._files, self._progress = run, files, progress
     self._wait_seconds, self._device = wait_seconds, device
@@ -52,7 +54,7 @@ class Reporter:
     self._drawn = files.last_expert_step()  # a resumed run draws at the steps at which one left alone does
     self._tokens = self._seconds = self._steps = self._waited = 0.0
     self._mark: tuple[float, float] | None = None
-    self.target_tokens = 0
+    self.target_tokens = target_tokens
 
   def resume_clock(self) -> None:
     """Starts to count time; what lies before (compilation, evaluation, saving) is left out of the speeds."""

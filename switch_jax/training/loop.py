@@ -18,12 +18,10 @@ from switch_jax.folders.model_dir import METRICS_FILE, ModelDir
 from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.monitoring.picture import save_picture
-from switch_jax.monitoring.profiling import Profiler, Window
-from switch_jax.monitoring.progress import Progress
-from switch_jax.monitoring.reporting import Reporter
+from switch_jax.monitoring.profiling import Window
 from switch_jax.monitoring.summary import RunFacts
 from switch_jax.training.evaluation import EvaluationResult, evaluate
-from switch_jax.training.opening import Opened, open_run, restore_state
+from switch_jax.training.opening import Opened, open_run, open_store, restore_state
 from switch_jax.training.state import TrainState
 
 Reason = Literal['finished', 'nothing to do'] | Signal
@@ -72,23 +70,16 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
       be written; or (`DivergenceError`) the loss is no number or has diverged.
     KeyboardInterrupt: a second Ctrl-C, which does not wait for the step.
   """
-  began, folder = time.perf_counter(), ModelDir(run.model_dir)
+  began = time.perf_counter()
   with contextlib.ExitStack() as stack:
-    store = _open_store(run)
-    stack.callback(store.close)
+    store = open_store(run, stack)
     if (step := _step_at_the_end(run, store)) is not None:
       return _result(run, restore_state(run, store, step), step, 'nothing to do')
-    progress = Progress(active=jax.process_index() == 0)
-    stack.callback(progress.close)
     try:
-      opened = open_run(run, store, store.latest_step() or 0, progress, stack)
+      training = _Training(open_run(run, store, profile, stack))
       if config_gin and jax.process_index() == 0:
-        folder.config_gin.write_text(config_gin)
-      profiler = Profiler(profile, folder.profile, opened.first_step)
-      stack.callback(profiler.close)
-      training = _Training(run, store, progress, opened)
-      reason = training.run_to_end(profiler)
-      progress.close()
+        ModelDir(run.model_dir).config_gin.write_text(config_gin)
+      reason = training.run_to_end()
       facts = training.sum_up(began) if reason == 'finished' else None
     except DivergenceError as error:
       raise _explained(error, store) from None
@@ -106,17 +97,8 @@ def finished_step(run: RunConfig) -> int | None:
   Raises:
     ConfigError: as `train`.
   """
-  store = _open_store(run)
-  try:
-    return _step_at_the_end(run, store)
-  finally:
-    store.close()
-
-
-def _open_store(run: RunConfig) -> CheckpointStore:
-  store = CheckpointStore(run.model_dir, run.checkpoint)
-  store.check_identity(run.identity())
-  return store
+  with contextlib.ExitStack() as stack:
+    return _step_at_the_end(run, open_store(run, stack))
 
 
 def _step_at_the_end(run: RunConfig, store: CheckpointStore) -> int | None:
@@ -167,34 +149,27 @@ class _Training:
     step: updates made.
   """
 
-  def __init__(self, run: RunConfig, store: CheckpointStore, progress: Progress, opened: Opened):
-    self._run, self._store, self._progress, self._opened = run, store, progress, opened
-    self.state, self.step = opened.state, opened.first_step
-    source = opened.source
-    self._reporter = Reporter(run, opened.train_files, progress, lambda: source.wait_seconds, opened.device)
-    self._reporter.target_tokens = opened.target_tokens
+  def __init__(self, opened: Opened):
+    self._opened, self.state, self.step = opened, opened.state, opened.first_step
     self._evaluation: EvaluationResult | None = None
-    # Evaluations of earlier processes; the checkpoint policy goes by them too.
-    task, metric = run.data.mixture_or_task_name, run.checkpoint.best_metric
-    lines = ModelDir(run.model_dir).read_held_out(task) if jax.process_index() == 0 else []
-    store.scores.update({line['step']: line[metric] for line in lines if metric in line})
-    self._evaluated = {line['step'] for line in lines}
 
-  def run_to_end(self, profiler: Profiler) -> Reason:
+  def run_to_end(self) -> Reason:
     """Makes the steps; returns why it ended."""
-    run, opened = self._run, self._opened
+    opened, run = self._opened, self._opened.run
+    progress, reporter, profiler = opened.progress, opened.reporter, opened.profiler
     if self.step:
-      self._progress.note(f'continuing from the checkpoint of step {self.step:,}')
+      progress.note(f'continuing from the checkpoint of step {self.step:,}')
     if self._evaluation_is_missing():
       self._evaluate()
-    self._progress.note('compiling the training step')
-    self._progress.start(self.step, run.train_steps)
+    progress.note('compiling the training step')
+    progress.start(self.step, run.train_steps)
+    stop: Signal | None = None
     with Interruption() as interruption:
       while self.step < run.train_steps:
         profiler.before(self.step + 1)
         self.state, metrics = opened.train_step(self.state, *next(opened.batches))
         self.step += 1
-        self._reporter.add(self.step, metrics)
+        reporter.add(self.step, metrics)
         profiler.after(self.step, metrics)
         stop = interruption.requested(self.step)
         last = self.step == run.train_steps
@@ -203,63 +178,65 @@ class _Training:
         if self._is_evaluated() and (last or not stop):
           self._evaluate()
         if stop and not last:
-          self._reporter.flush()
-          self._store.wait()
-          return stop
-    self._store.wait()
-    return 'finished'
+          reporter.flush()
+          break
+    opened.store.wait()
+    progress.close()
+    return stop if stop and self.step < run.train_steps else 'finished'
 
   def _is_evaluated(self) -> bool:
     """Whether the held-out loss is measured after this step."""
-    period = self._run.eval_period
-    return self.step in (0, self._run.train_steps) or bool(period and self.step % period == 0)
+    period, train_steps = self._opened.run.eval_period, self._opened.run.train_steps
+    return self.step in (0, train_steps) or bool(period and self.step % period == 0)
 
   def _evaluation_is_missing(self) -> bool:
     """Whether the process that saved this step was stopped before it had evaluated it. All hosts get one answer."""
     if not self._is_evaluated():
       return False
     if jax.process_count() == 1:
-      return self.step not in self._evaluated
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(self.step not in self._evaluated)))
+      return self.step not in self._opened.evaluated
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(self.step not in self._opened.evaluated)))
 
   def _save(self) -> None:
     """Saves state and data position if the step is sound; the arrays are written in the background."""
-    self._reporter.stop_clock()  # reports this step, and ends the run here if its loss or gradient is not finite
-    if not bool(self._opened.are_finite(self.state.params)):
+    opened, reporter = self._opened, self._opened.reporter
+    reporter.stop_clock()  # reports this step, and ends the run here if its loss or gradient is not finite
+    if not bool(opened.are_finite(self.state.params)):
       raise DivergenceError(f'parameters are not finite after step {self.step:,}, whose gradient was.', self.step)
-    record = self._opened.record | {'target_tokens': self._reporter.target_tokens}
-    self._store.save(self.step, self.state, record, self._opened.source.save_position)
-    self._reporter.resume_clock()
+    record = opened.record | {'target_tokens': reporter.target_tokens}
+    opened.store.save(self.step, self.state, record, opened.source.save_position)
+    reporter.resume_clock()
 
   def _evaluate(self) -> EvaluationResult:
     """Measures the held-out loss and writes it."""
-    self._reporter.stop_clock()
-    if self.step == self._opened.first_step:
-      self._progress.note('evaluating before training')
-    self._evaluation = evaluate(self._opened.eval_step, self.state.params, self._opened.held_out)
+    opened = self._opened
+    opened.reporter.stop_clock()
+    if self.step == opened.first_step:
+      opened.progress.note('evaluating before training')
+    self._evaluation = evaluate(opened.eval_step, self.state.params, opened.held_out)
     metrics = self._evaluation.metrics
     self._score(metrics)
-    self._opened.eval_files.write(self.step, metrics)
+    opened.eval_files.write(self.step, metrics)
     loss = metrics['cross_ent_loss_text']
-    self._progress.note(
+    opened.progress.note(
       f'held-out loss after {self.step:,} steps: {loss:.3f} nats per target token, sentinels left out'
     )
-    self._reporter.resume_clock()
+    opened.reporter.resume_clock()
     return self._evaluation
 
   def _score(self, metrics: Mapping[str, float]) -> None:
     """Hands an evaluation to the checkpoint policy."""
-    policy = self._run.checkpoint
+    policy = self._opened.run.checkpoint
     if policy.keep_best and policy.best_metric not in metrics:
       raise ConfigError(
         f'CheckpointConfig.best_metric is {policy.best_metric!r}, which an evaluation does not give; it gives '
         f'{", ".join(sorted(name for name in metrics if "/" not in name))}.{suggest(policy.best_metric, metrics)}'
       )
-    self._store.scores[self.step] = metrics.get(policy.best_metric, math.nan)
+    self._opened.store.scores[self.step] = metrics.get(policy.best_metric, math.nan)
 
   def sum_up(self, began: float) -> RunFacts | None:
     """Draws the picture of a finished run and returns its summary, on the first host."""
-    run, opened = self._run, self._opened
+    run, opened = self._opened.run, self._opened
     result = self._evaluation or self._evaluate()
     if jax.process_index() != 0:
       return None
@@ -279,7 +256,7 @@ class _Training:
     return RunFacts(
       steps=run.train_steps,
       seconds=time.perf_counter() - began,
-      target_tokens=self._reporter.target_tokens,
+      target_tokens=opened.reporter.target_tokens,
       held_out_before=held_out[0]['cross_ent_loss_text'] if held_out[0]['step'] == 0 else None,
       held_out_after=result.metrics['cross_ent_loss_text'],
       unigram_entropy=entropies.unigram,

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,9 @@ from switch_jax.interop import initial_parameters, recorded_vocabulary
 from switch_jax.model import parameter_count
 from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.metric_files import MetricFiles
+from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress
+from switch_jax.monitoring.reporting import Reporter
 from switch_jax.parallel import Layout
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
@@ -28,9 +30,10 @@ class Opened:
   """One process's share of a run, ready for its next step. What is open is closed by the stack it was opened on.
 
   Attributes:
+    run: the configuration.
+    store: the checkpoints.
     state: at `first_step`; its arrays are donated to the first step.
     first_step: steps that are behind.
-    target_tokens: real target tokens of these steps.
     batches: what the train step takes beside the state, one tuple after the other.
     source: where they come from; it knows its position.
     held_out: batches of an evaluation.
@@ -39,13 +42,15 @@ class Opened:
     eval_step: `(params, batch) -> Sums`.
     are_finite: whether all parameters are.
     record: what every checkpoint records of the run beside its counters, plain JSON.
-    train_files, eval_files: where metrics go.
-    device: one of this process, whose memory is reported.
+    eval_files: where held-out metrics go.
+    evaluated: steps that earlier processes have evaluated, as far as this host knows.
+    progress, reporter, profiler: what is shown and written of every step.
   """
 
+  run: RunConfig
+  store: CheckpointStore
   state: TrainState
   first_step: int
-  target_tokens: int
   batches: Iterator[tuple[Any, ...]]
   # Annotations of what comes with TensorFlow are text: looking them up would import it.
   source: 'data.TrainingSource'
@@ -55,36 +60,60 @@ class Opened:
   eval_step: Callable[..., Any]
   are_finite: Callable[[Any], jax.Array]
   record: dict[str, Any]
-  train_files: MetricFiles
   eval_files: MetricFiles
-  device: jax.Device
+  evaluated: set[int]
+  progress: Progress
+  reporter: Reporter
+  profiler: Profiler
+
+
+def open_store(run: RunConfig, stack: contextlib.ExitStack) -> CheckpointStore:
+  """Opens the checkpoints of a run.
+
+  Raises:
+    ConfigError: they belong to another run, or the folder cannot be written to.
+  """
+  store = CheckpointStore(run.model_dir, run.checkpoint)
+  stack.callback(store.close)
+  store.check_identity(run.identity())
+  return store
+
+
+def lay_out(run: RunConfig, recorded: dict[str, Any]) -> tuple[Distillation, Layout, StatePlan]:
+  """Returns the teacher, the mesh and the abstract state of a run; `recorded` is config.json of its newest step.
+
+  Raises:
+    ConfigError: the teacher is not the one of before, or something does not divide over the mesh.
+  """
+  distillation = Distillation.open(run, recorded.get('teacher'), begins=not recorded)
+  layout = make_layout(run, others=distillation.models)
+  return distillation, layout, plan_state(run, layout)
 
 
 def open_run(
-  run: RunConfig, store: CheckpointStore, first_step: int, progress: Progress, stack: contextlib.ExitStack
+  run: RunConfig, store: CheckpointStore, profile: bool | Sequence[Window], stack: contextlib.ExitStack
 ) -> Opened:
-  """Opens a run at the step that it continues from, 0 for a new one.
+  """Opens a run at the step that it continues from: the newest checkpoint, or 0.
 
   What costs nothing and can be wrong comes first: teacher, mesh, shapes. Then the data, whose vocabulary decides
   whether parameters fit; its thread makes batches while parameters are read. Files are touched last.
 
   Args:
     run: the whole configuration.
-    store: the checkpoints of its MODEL_DIR.
-    first_step: the newest of them, or 0.
-    progress: is told what is being opened.
+    store: its checkpoints.
+    profile: see `train`.
     stack: closes what was opened, in the reverse order, also where this function fails half-way.
 
   Raises:
     ConfigError: the run cannot work as configured.
   """
-  begins, is_first_host = not first_step, jax.process_index() == 0
+  first_step, is_first_host = store.latest_step() or 0, jax.process_index() == 0
+  begins, progress = not first_step, Progress(active=is_first_host)
+  stack.callback(progress.close)
   recorded = {} if begins else store.read_config(first_step)
-  distillation = Distillation.open(run, recorded.get('teacher'), begins)
-  layout = make_layout(run, others=distillation.models)
+  distillation, layout, plan = lay_out(run, recorded)
   axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
   progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
-  plan = plan_state(run, layout)
   params = _given_parameters(run, plan, progress) if begins else None
   for line in distillation.describe():
     progress.note(line)
@@ -112,16 +141,25 @@ def open_run(
   stack.callback(lessons.close)
   state = init_state(run, layout, plan, params) if begins else store.restore(first_step, plan.abstract)
 
-  folder = ModelDir(run.model_dir)
-  held_out_folder = folder.held_out(run.data.mixture_or_task_name)
-  train_files, eval_files = (MetricFiles(place, active=is_first_host) for place in (folder.train, held_out_folder))
+  folder, task = ModelDir(run.model_dir), run.data.mixture_or_task_name
+  train_files, eval_files = (
+    MetricFiles(place, active=is_first_host) for place in (folder.train, folder.held_out(task))
+  )
   for files in (train_files, eval_files):
     stack.callback(files.close)
     files.truncate_after(-1 if begins else first_step)
+  device = layout.mesh.local_devices[0]
+  reporter = Reporter(run, train_files, progress, lambda: source.wait_seconds, device, recorded.get('target_tokens', 0))
+  profiler = Profiler(profile, folder.profile, first_step)
+  stack.callback(profiler.close)
+  evaluations = folder.read_held_out(task) if is_first_host else []
+  metric = run.checkpoint.best_metric
+  store.scores.update({line['step']: line[metric] for line in evaluations if metric in line})
   return Opened(
+    run=run,
+    store=store,
     state=state,
     first_step=first_step,
-    target_tokens=recorded.get('target_tokens', 0),
     batches=((batch, *lessons.arguments) for batch in lessons.beside(source)),
     source=source,
     held_out=held_out,
@@ -138,18 +176,18 @@ def open_run(
       'identity': run.identity(),
       'run': run.to_json(),
     },
-    train_files=train_files,
     eval_files=eval_files,
-    device=layout.mesh.local_devices[0],
+    evaluated={line['step'] for line in evaluations},
+    progress=progress,
+    reporter=reporter,
+    profiler=profiler,
   )
 
 
 def restore_state(run: RunConfig, store: CheckpointStore, step: int) -> TrainState:
   """Reads the state of a step onto the mesh of a run that has nothing left to do."""
-  recorded = store.read_config(step)
-  distillation = Distillation.open(run, recorded.get('teacher'), begins=False)
-  layout: Layout = make_layout(run, others=distillation.models)
-  return store.restore(step, plan_state(run, layout).abstract)
+  _, _, plan = lay_out(run, store.read_config(step))
+  return store.restore(step, plan.abstract)
 
 
 def _given_parameters(run: RunConfig, plan: StatePlan, progress: Progress) -> Any:
