@@ -62,7 +62,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
   },
   'drop_free': {
     'ragged': 'a ragged product over the runs of the experts',
-    'blocks': 'runs padded to blocks, one block at a time, for XLA:CPU',
+    'blocks': 'runs padded to blocks of one expert each, one block at a time',
   },
   'update': {
     'plain': 'whole arrays at once',

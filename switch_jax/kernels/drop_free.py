@@ -68,7 +68,7 @@ def _ragged(x, expert, network, kernels, out_dim, block):
 
 
 def _by_blocks(x, expert, network, kernels, out_dim, block):
-  """The form for XLA:CPU: runs padded to blocks of one expert each, a block at a time, unused blocks skipped.
+  """Runs padded to blocks of one expert each, a block at a time, unused blocks skipped.
 
   At most choices + local experts * (block - 1) rows are computed.
   """
