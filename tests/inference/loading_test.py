@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from switch_jax.checkpoints import CheckpointStore
-from switch_jax.config import ConfigError, MeshConfig
+from switch_jax.config import CheckpointConfig, ConfigError, MeshConfig
 from switch_jax.inference import load_model
 from switch_jax.inference.loading import check_batch_size, latest_step, make_inference_layout, open_store
 from tests.inference.written_checkpoints import MODEL, random_parameters
@@ -25,7 +25,7 @@ def test_the_parameters_are_those_that_were_saved_and_lie_on_the_mesh(checkpoint
 
 
 def test_a_checkpoint_that_does_not_say_which_model_it_is(tmp_path):
-  store = CheckpointStore(tmp_path)
+  store = CheckpointStore(tmp_path, CheckpointConfig())
   store.save(10, {'params': random_parameters(10)}, {'vocabulary': None})
   store.close()
   store = open_store(tmp_path)
