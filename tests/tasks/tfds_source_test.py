@@ -11,11 +11,16 @@ from tasks import text_to_text
 from tasks.tfds_source import TfdsSource, unlabelled_text
 
 
-def test_data_that_is_not_there():
+def test_data_that_is_not_there(monkeypatch):
+  import tensorflow_datasets as tfds
+
+  downloads = []
+  monkeypatch.setattr(tfds.core.DatasetBuilder, 'download_and_prepare', lambda self, **given: downloads.append(self))
   source = TfdsSource('glue/sst2:1.0.0', ('train',))
   for read in (source.get_dataset, source.list_shards, source.num_input_examples):
     with pytest.raises(ConfigError, match=r'glue/sst2:1.0.0 is not in .*tensorflow_datasets.*tfds.load.*TFDS_DATA_DIR'):
       read('train')
+  assert downloads == []
 
 
 def test_splits_are_known_without_the_data():
