@@ -101,11 +101,16 @@ def read_overrides(
   used = set()
 
   def value_of(binding):
-    value = binding.value
+    value, chain = binding.value, []
     while isinstance(value, Macro):
       used.add(value.name)
       if ('', '', value.name) not in effective:
         raise ConfigError(f'{binding.place}: %{value.name} has no value; set it with --gin.{value.name}=VALUE.')
+      if value.name in chain:
+        circle = ' = '.join(f'%{name}' for name in (*chain, value.name))
+        place = effective['', '', chain[-1]].place
+        raise ConfigError(f'{place}: {circle} goes in a circle; give one of them a value.')
+      chain.append(value.name)
       value = effective['', '', value.name].value
     if any(isinstance(leaf, Macro | Reference) for leaf in leaves(value)):
       raise ConfigError(f'{binding.place}: conversions take plain values of fields.')

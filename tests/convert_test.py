@@ -84,3 +84,13 @@ def test_places_and_overrides_of_the_command_line():
     None,
   )
   assert convert.read_overrides([], ['seed=3'])[1] == {'seed': 3}
+
+
+def test_macros_that_go_in_a_circle():
+  for bindings, message in (
+    (['X=%X'], r'^--gin\.X=%X: %X = %X goes in a circle; give one of them a value\.$'),
+    (['X=%Y', 'Y=%Z', 'Z=%Y'], r'^--gin\.Z=%Y: %X = %Y = %Z = %Y goes in a circle'),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      convert.read_overrides([], ['num_experts=%X', *bindings])
+  assert convert.read_overrides([], ['num_experts=%X', 'X=%Y', 'Y=4']) == ({'num_experts': 4}, None)

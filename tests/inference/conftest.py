@@ -12,6 +12,13 @@ def checkpoints(tmp_path_factory):
   return write_checkpoints(tmp_path_factory.mktemp('run'))
 
 
+@pytest.fixture(scope='session')
+def generator(checkpoints):
+  from switch_jax.inference import Generator
+
+  return Generator.from_checkpoint(checkpoints, batch_size=8)
+
+
 @pytest.fixture
 def model_dir(checkpoints, tmp_path):
   """A MODEL_DIR of its own for each test, with the shared checkpoints."""

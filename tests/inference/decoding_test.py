@@ -11,7 +11,7 @@ import pytest
 
 from switch_jax.config import ConfigError, DecodingConfig, MeshConfig, ModelConfig, MoeConfig
 from switch_jax.inference.decoding import Ids, chosen_from, length_penalty, make_decode
-from switch_jax.inference.scoring import make_score, with_capacity
+from switch_jax.inference.scoring import make_score
 from switch_jax.model import abstract_parameters
 from switch_jax.parallel import Layout, make_mesh
 from switch_jax.plan.collectives import collectives
@@ -198,15 +198,6 @@ def test_rows_that_fill_the_batch_are_left_empty():
     some, every = decode(present=present, **method), decode(**method)
     np.testing.assert_array_equal(some.tokens[:3], every.tokens[:3])
     assert (some.tokens[3:] == 0).all()
-
-
-def test_scores_at_a_capacity_differ_from_those_without_dropping():
-  targets = np.full((BATCH, LENGTH), 3, np.int32)
-  free = with_capacity(MODEL, None)
-  assert free.moe.sequences_per_group is None
-  tight = make_score(with_capacity(MODEL, 0.5), layout())(parameters(layout()), inputs(), targets)
-  assert np.abs(tight - score(targets)).max() > 1e-3
-  assert with_capacity(dataclasses.replace(MODEL, moe=None), 1.0).moe is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 
 from switch_jax.config import ConfigError, DataConfig, EvaluationConfig
 from switch_jax.inference import Generator, evaluate_run
-from switch_jax.inference.evaluation_records import mixture_averages, one_line
 from tests.inference.written_checkpoints import TEXTS, write_checkpoints
 
 pytestmark = pytest.mark.usefixtures('tasks')
@@ -22,14 +21,6 @@ def evaluation_config(model_dir, task='repeat_both', **fields):
 
 def read(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_metrics_of_single_groups_are_counted_and_not_printed():
-  numbers = {'chrf': 20.0, 'chrf/de': 30.0, 'chrf/fr': 10.0, 'chrf_mean_over_groups': 20.0, 'f1/a': 1.5}
-  assert one_line(numbers) == 'chrf 20, chrf_mean_over_groups 20, f1/a 1.5, 2 more by group'
-  at_capacity = {f'{name}/capacity_2.0': value for name, value in numbers.items()}
-  assert one_line(at_capacity).startswith('chrf/capacity_2.0 20, chrf_mean_over_groups/capacity_2.0 20, f1/a')
-  assert one_line({}) == 'no numbers'
 
 
 def test_every_task_of_a_mixture_at_two_capacities(model_dir, capsys):
@@ -134,11 +125,3 @@ def test_wrong_settings_are_named(fields, message):
   with pytest.raises(ConfigError) as caught:
     evaluation_config('run', **fields)
   assert message in str(caught.value)
-
-
-def test_averages_of_a_mixture_weigh_tasks_alike():
-  averages = mixture_averages([{'accuracy': 50.0}, {'f1': 80.0, 'em': 60.0, 'f1/capacity_1.0': 20.0}, {'accuracy': 70}])
-  assert averages['accuracy'] == 60.0
-  assert averages['f1'] == 80.0
-  assert averages['average'] == pytest.approx((50 + 70 + 70) / 3)
-  assert averages['average/capacity_1.0'] == 20.0

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from switch_jax.report.runs import find_folders, names_of, read_run
+
 TASK = 'some_task'
 MODEL = {'vocab_size': 384, 'emb_dim': 64, 'moe': None}
 
@@ -68,3 +70,14 @@ def write_run(tmp_path):
     return folder
 
   return write
+
+
+@pytest.fixture
+def read_all(tmp_path):
+  """Returns the function that reads all runs under `tmp_path`."""
+
+  def read():
+    folders, _ = find_folders([tmp_path])
+    return [read_run(folder, name)[0] for folder, name in zip(folders, names_of(folders), strict=True)]
+
+  return read

@@ -6,8 +6,6 @@ import json
 import pytest
 
 from switch_jax.report.page import render
-from switch_jax.report.routing import load_maps, over_time
-from switch_jax.report.runs import find_folders, names_of, read_run
 
 
 class Elements(html.parser.HTMLParser):
@@ -33,15 +31,9 @@ class Elements(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(read_all):
   """Returns the function that renders all runs under `tmp_path`."""
-
-  def make(problems=()):
-    folders, _ = find_folders([tmp_path])
-    runs = [read_run(folder, name)[0] for folder, name in zip(folders, names_of(folders), strict=True)]
-    return Elements(render(runs, problems))
-
-  return make
+  return lambda problems=(): Elements(render(read_all(), problems))
 
 
 def data_of(page):
@@ -141,29 +133,3 @@ def test_a_page_of_a_run_that_has_just_begun(write_run, page):
   write_run('a', losses=(), train=[{'step': 1, 'cross_ent_loss': None, 'target_tokens': 5}])
   [task] = data_of(page())
   assert task['curves']['held_out'] == task['curves']['training'] == [None]
-
-
-def test_loads_over_time_are_shares_by_expert(write_run):
-  lines = [{'step': s, 'encoder_1': [1, 3], 'decoder_0_attention_query': [2, 2], 'decoder_1': [0, 4]} for s in (1, 9)]
-  torn_apart = {'step': 5, 'encoder_1': [1, 2, 3]}  # a line that does not fit the others
-  maps = load_maps([lines[0], torn_apart, lines[1]])
-  assert maps['steps'] == [1, 9]
-  assert list(maps['layers']) == ['encoder_1', 'decoder_0_attention_query', 'decoder_1']
-  assert maps['layers']['encoder_1'] == [[0.5, 0.5], [1.5, 1.5]]
-  assert maps['layers']['decoder_1'] == [[0, 0], [2, 2]]
-
-
-def test_loads_are_thinned_out_to_what_a_page_can_show():
-  lines = [{'step': step, 'encoder_1': [1] * 2048} for step in range(500)]
-  maps = load_maps(lines)
-  cells = sum(len(row) for row in maps['layers']['encoder_1'])
-  assert cells <= 60_000
-  assert (maps['steps'][0], maps['steps'][-1]) == (0, 499)
-  assert load_maps([]) == {'steps': [], 'layers': {}}
-
-
-def test_routing_over_time_by_layer_encoder_first(write_run):
-  run, _ = read_run(find_folders([write_run('a', experts=4)])[0][0], 'a')
-  found = over_time(run)
-  assert list(found['router_entropy']) == ['encoder_1', 'decoder_1']
-  assert found['fraction_dropped']['encoder_1'] == [0.1] * 5

@@ -1,25 +1,10 @@
-"""Seeds to bands, settings that differ, runs by task, and what a step has cost."""
+"""Seeds to bands, settings that differ, and runs by task."""
 
 import math
 
-import numpy as np
 import pytest
 
-from switch_jax.report.runs import find_folders, names_of, read_run
 from switch_jax.report.series import MAX_POINTS, curve, differences, group_by_task, make_series, spread
-from switch_jax.report.summary import group_losses, summarize
-from switch_jax.report.timeline import cumulate, seconds_per_step
-
-
-@pytest.fixture
-def read_all(tmp_path):
-  """Returns the function that reads all runs under `tmp_path`."""
-
-  def read():
-    folders, _ = find_folders([tmp_path])
-    return [read_run(folder, name)[0] for folder, name in zip(folders, names_of(folders), strict=True)]
-
-  return read
 
 
 def test_the_spread_of_one_two_and_three():
@@ -56,8 +41,6 @@ def test_a_seed_that_is_not_as_far_does_not_end_the_line(write_run, read_all):
   found = curve(series, lambda run: run.held_out, 'cross_ent_loss')
   assert found['mean'] == [6.0, 3.25, 2.0]
   assert found['count'] == [2, 2, 1]
-  row = summarize(series)
-  assert (row['held_out'].mean, row['held_out'].count, row['evaluated_at']) == (2.0, 1, 40)
 
 
 def test_the_same_run_twice_is_no_second_seed(write_run, read_all):
@@ -109,38 +92,3 @@ def test_long_curves_are_means_of_neighbours(write_run, read_all):
   assert len(found['steps']) == MAX_POINTS
   assert found['steps'][:2] == [2.5, 6.5]
   assert found['mean'] == [0.5] * MAX_POINTS
-
-
-def test_seconds_and_tokens_are_added_up():
-  lines = [
-    {'step': 1, 'steps_per_second': 0.01, 'target_tokens_per_second': 1.0},  # compilation
-    {'step': 11, 'steps_per_second': 10.0, 'target_tokens_per_second': 1000.0},
-    {'step': 21, 'steps_per_second': 5.0, 'target_tokens_per_second': 1000.0},
-    {'step': 31, 'target_tokens': 50.0},  # a line without a speed: the median
-  ]
-  np.testing.assert_allclose(seconds_per_step(lines), [np.nan, 0.1, 0.2, np.nan])
-  timeline = cumulate(lines)
-  np.testing.assert_allclose(timeline.seconds, [0.15, 1.15, 3.15, 4.65])
-  np.testing.assert_allclose(timeline.tokens, [100, 1100, 3100, 3600])
-  at = timeline.at(np.array([0, 16, 40]))
-  np.testing.assert_allclose(at['seconds'], [0, 2.15, np.nan])
-  np.testing.assert_allclose(at['tokens'], [0, 2100, np.nan])
-
-
-def test_a_run_that_tells_no_speed_has_no_seconds():
-  timeline = cumulate([{'step': 1}, {'step': 2}])
-  assert np.isnan(timeline.seconds).all()
-  assert np.isnan(cumulate([]).at(np.array([5.0]))['seconds']).all()
-
-
-def test_losses_by_group(write_run, read_all, tmp_path):
-  folder = write_run('a')
-  line = (
-    '{"step": 60, "cross_ent_loss": 1.5, "cross_ent_loss/de": 1.0, "target_tokens/de": 70, "cross_ent_loss/fi": 2.0}'
-  )
-  path = folder / 'eval' / 'some_task' / 'metrics.jsonl'
-  path.write_text(path.read_text() + line + '\n')
-  (de, de_tokens, [de_loss]), (fi, fi_tokens, [fi_loss]) = group_losses(make_series(read_all()))
-  assert (de, de_tokens, de_loss.mean) == ('de', 70.0, 1.0)
-  assert (fi, fi_loss.mean) == ('fi', 2.0)
-  assert math.isnan(fi_tokens)

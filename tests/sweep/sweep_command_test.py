@@ -1,6 +1,6 @@
 """The command: refused before the first run, restarts, a failing point beside others, commands for a queue.
 
-The runs are stand-ins of one line, so that only the sweep itself is tested; the last test trains.
+The runs are stand-ins of one line, so that only the sweep itself is tested.
 """
 
 import csv
@@ -14,7 +14,7 @@ import time
 import pytest
 
 from switch_jax.sweep import __main__ as sweep
-from switch_jax.sweep import results, runner
+from switch_jax.sweep import runner
 
 BASE = ('gin/models/switch_tiny.gin', 'gin/runs/pretrain.gin')
 GIVEN = ('MIXTURE_OR_TASK_NAME=some_task', 'TRAIN_STEPS=7')
@@ -73,29 +73,6 @@ def test_one_of_twelve_fails_and_only_it_is_run_again(tmp_path, capsys):
   assert sweep.main(given) == 0
   assert ran(tmp_path) == ['LEARNING_RATE=13.0']
   assert '11 of 12 have finished before' in capsys.readouterr().out
-
-
-def test_columns_of_a_task_that_was_evaluated_too(tmp_path):
-  """Of both kinds of numbers the one that both have keeps its two names, wherever a version has written it."""
-  for place, text in {
-    'train': '{"step": 7, "loss": null}\n{"step": 8, "lo',
-    'eval/a': '{"step": 7, "cross_ent_loss": 1.5, "accuracy": 0.5}\n',
-    'eval/a.metrics': '{"step": 7, "accuracy": 50.0, "f1": 40.0}\n',
-    'eval/mixture.metrics': '{"step": 7, "average": 45.0}\n',
-    'eval/older': '{"step": 7, "f1": 30.0}\n',
-  }.items():
-    (tmp_path / place).mkdir(parents=True)
-    (tmp_path / place / 'metrics.jsonl').write_text(text)
-  assert results.collect(tmp_path) == {
-    'step': 7,
-    'train/loss': None,
-    'a/cross_ent_loss': 1.5,
-    'a/accuracy': 0.5,
-    'a.metrics/accuracy': 50.0,
-    'a/f1': 40.0,
-    'mixture/average': 45.0,
-    'older/f1': 30.0,
-  }
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,40 @@ def installed_packages(tmp_path_factory):
   return root
 
 
+@pytest.fixture(scope='module')
+def paper_tasks():
+  """All tasks of the paper over bytes."""
+  from switch_jax.data import providers
+  from tests.tasks.paper_examples import CONFIG
+
+  providers.import_task_module(CONFIG)
+
+
+@pytest.fixture
+def mock_data(monkeypatch, paper_tasks):
+  """Random examples of every data set's schema."""
+  import tensorflow_datasets as tfds
+
+  from switch_jax.data.quiet_tensorflow import seqio
+
+  monkeypatch.setattr(seqio.utils.LazyTfdsLoader, '_MEMOIZED_BUILDERS', {})
+  with tfds.testing.mock_data(num_examples=3):
+    yield
+
+
+@pytest.fixture
+def multilingual_config():
+  """The multilingual corpus in rows of 64 and 14 bytes."""
+  from switch_jax.config import DataConfig
+
+  return DataConfig(
+    mixture_or_task_name='multilingual_span_corruption',
+    task_module='tasks.multilingual',
+    feature_lengths={'inputs': 64, 'targets': 14},
+    batch_size=8,
+  )
+
+
 @pytest.fixture
 def multilingual_packages(installed_packages, monkeypatch):
   """Makes these the packages that are installed."""

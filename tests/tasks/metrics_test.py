@@ -5,7 +5,7 @@ import math
 import pytest
 
 from switch_jax.config import ConfigError
-from tasks import answers, metrics
+from tasks import metrics
 
 
 def test_accuracy_and_f1():
@@ -80,30 +80,23 @@ def test_metrics_without_predictions(metric):
     metric([['x']], [])
 
 
-def test_labels_outside_the_set():
-  label = answers.label(('no', 'yes'))
-  assert [label('yes'), label('yes '), label('')] == [1, -1, -1]
-  assert label('no', is_target=True) == 0
-  with pytest.raises(ConfigError, match="'maybe' is not one of the labels no, yes; check"):
-    label('maybe', is_target=True)
-  with pytest.raises(ConfigError, match='without labels'):
-    label('<unk>', is_target=True)
-  assert (answers.number('3.8'), answers.number('much')) == (3.8, -1.0)
-  with pytest.raises(ConfigError, match="'much' is not a number"):
-    answers.number('much', is_target=True)
+def test_metrics_by_group():
+  metric = metrics.by_group(metrics.chrf, metrics.bleu, metrics.accuracy)
+  pairs = {'German': 'das ist ein kleines Haus', 'Thai': 'บ้านหลังเล็กหลังหนึ่ง'}
+  targets = [{'value': text, 'group': language} for language, text in pairs.items()]
+  found = metric(targets, list(pairs.values()))
+  for name in ('bleu/German', 'bleu/Thai', 'chrf_mean_over_groups', 'chrf', 'accuracy/Thai'):
+    assert found[name] == pytest.approx(100)
+  found = metric(targets, ['das ist ein Haus', ''])
+  assert found['bleu/Thai'] == found['chrf/Thai'] == 0
+  assert found['chrf_mean_over_groups'] == found['chrf/German'] / 2 > 0
 
 
-@pytest.mark.parametrize(
-  ('referent', 'prediction', 'expected'),
-  [
-    ('Bob', 'bob', 1),
-    ('the fuzzy bunny', 'bunny', 1),
-    ('bunny', 'a fuzzy bunny', 1),
-    ("Bob's hat", 'Bob', 0),
-    ('Tom', 'Mitchell', 0),
-    ('Tom', 'the', -1),
-    ('Tom', '', -1),
-  ],
-)
-def test_referents_of_winograd_schemas(referent, prediction, expected):
-  assert answers.wsc(prediction, {'targets_pretokenized': referent.encode()}) == expected
+def test_bleu_counts_words_or_characters():
+  assert metrics.bleu(['a b c d e'], ['a b c d f'])['bleu'] == pytest.approx(
+    100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+  )
+  # Without spaces the words are characters: four of five are right.
+  assert metrics.bleu(['小房子很美'], ['小房子很大'])['bleu'] == pytest.approx(
+    100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+  )

@@ -3,7 +3,6 @@
 import pytest
 
 from switch_jax.report.distillation import students
-from switch_jax.report.runs import find_folders, names_of, read_run
 from switch_jax.report.series import make_series
 
 
@@ -12,12 +11,11 @@ def taught_by(teacher, **changes):
 
 
 @pytest.fixture
-def table(tmp_path):
+def table(read_all):
   """Returns the function that makes the table of all runs under `tmp_path`, rows by label."""
 
   def make():
-    folders, _ = find_folders([tmp_path])
-    runs = [read_run(folder, name)[0] for folder, name in zip(folders, names_of(folders), strict=True)]
+    runs = read_all()
     own = [run for run in runs if run.task == 'some_task']
     return {row.series.label: row for row in students(make_series(own, runs), runs)}
 

@@ -1,0 +1,47 @@
+"""Models read from a MODEL_DIR, onto any mesh, and what is said when there is none."""
+
+import jax
+import numpy as np
+import pytest
+
+from switch_jax.checkpoints import CheckpointStore
+from switch_jax.config import CheckpointConfig, ConfigError, MeshConfig
+from switch_jax.inference import load_model
+from switch_jax.inference.loading import check_batch_size, latest_step, make_inference_layout, open_store
+from tests.inference.written_checkpoints import MODEL, random_parameters
+
+
+def test_the_parameters_are_those_that_were_saved_and_lie_on_the_mesh(checkpoints):
+  store = open_store(checkpoints)
+  assert latest_step(store) == 20
+  model = load_model(store, 10, MeshConfig(data=2, expert=2, model=2))
+  jax.tree.map(np.testing.assert_array_equal, model.params, random_parameters(10))
+  assert model.step == 10
+  assert model.record['run']['train_steps'] == 20
+  assert (model.config.emb_dim, model.config.moe.sequences_per_group) == (MODEL.emb_dim, 1)
+  kernel = model.params['encoder']['layers_0']['mlp']['expert']['wi']['kernel']
+  assert kernel.addressable_shards[0].data.shape[0] == 2  # of four experts over two shards
+  assert model.layout.num_token_shards == 4
+
+
+def test_a_checkpoint_that_does_not_say_which_model_it_is(tmp_path):
+  store = CheckpointStore(tmp_path, CheckpointConfig())
+  store.save(10, {'params': random_parameters(10)}, {'vocabulary': None})
+  store.close()
+  store = open_store(tmp_path)
+  with pytest.raises(ConfigError, match=r'config.json of .*10 does not say which model it is'):
+    load_model(store, 10, MeshConfig())
+
+
+def test_a_folder_that_is_not_there_and_one_without_checkpoints(tmp_path):
+  with pytest.raises(ConfigError, match=r"MODEL_DIR is '.*/none', and there is no such folder; name that of a run"):
+    open_store(tmp_path / 'none')
+  with pytest.raises(ConfigError, match='holds no complete checkpoint; train first'):
+    latest_step(open_store(tmp_path))
+
+
+def test_batches_divide_over_the_mesh():
+  layout = make_inference_layout(MODEL, MeshConfig(data=4, expert=2))
+  check_batch_size(16, layout, 'EvaluationConfig')
+  with pytest.raises(ConfigError, match=r'DataConfig.batch_size is 12, which the 8 .*use a multiple of 8'):
+    check_batch_size(12, layout, 'DataConfig')

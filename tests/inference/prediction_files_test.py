@@ -1,0 +1,141 @@
+"""Files of texts: a line for every line, what is said of malformed ones, and going on where a run was killed."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from switch_jax import main
+from switch_jax.config import ConfigError, DecodingConfig, PredictionConfig
+from switch_jax.inference import Generator, predict_file
+from switch_jax.inference.prediction_files import Line, read_line, read_lines
+from tests.inference.written_checkpoints import TEXTS
+
+
+@pytest.mark.parametrize(
+  ('text', 'error'),
+  [
+    ('{"text": "cut', 'no JSON (Unterminated string'),
+    ('[1]', 'list in place of an object'),
+    ('{"id": 1, "body": "x"}', "no 'text' in it (it has 'id', 'body')"),
+    ('{}', "no 'text' in it (it has nothing)"),
+    ('{"text": null}', "'text' is null, which is no string"),
+  ],
+)
+def test_what_is_wrong_with_a_line(text, error):
+  line = read_line(7, text, 'text')
+  assert (line.number, line.record) == (7, None)
+  assert line.error.startswith(error)
+
+
+def test_lines_keep_their_numbers_and_blank_ones_are_passed_over(tmp_path):
+  (tmp_path / 'in.jsonl').write_bytes('{"text": "ä", "id": 5}\n\n \t\n"bare"\n"\xe9"'.encode('latin-1'))
+  torn, bare, latin = read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')
+  assert torn.error.startswith('no UTF-8 (')
+  assert (torn.number, torn.record) == (1, None)
+  assert bare == Line(4, {'text': 'bare'}, 'bare')
+  assert latin.number == 5
+  (tmp_path / 'in.jsonl').write_text('{"text": "ä", "id": 5}\n')
+  assert list(read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')) == [Line(1, {'text': 'ä', 'id': 5}, 'ä')]
+
+
+def write(path, lines):
+  path.write_bytes(b''.join(line.encode() + b'\n' for line in lines))
+  return str(path)
+
+
+LINES = [
+  *(json.dumps({'id': i, 'text': text}) for i, text in enumerate(TEXTS)),
+  '{"text": "cut',
+  '',
+  '{"id": 11}',
+  '"bare"',
+  '{"text": 5}',
+  *(json.dumps({'id': i, 'text': text}) for i, text in enumerate(TEXTS[:3])),
+]
+
+
+def prediction_config(checkpoints, tmp_path, **fields):
+  source = write(tmp_path / 'in.jsonl', LINES)
+  given = dict(input_file=source, output_file=str(tmp_path / 'out.jsonl'), batch_size=8, inputs_key='text')
+  return PredictionConfig(model_dir=str(checkpoints), **(given | fields))
+
+
+def read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_gives_a_line_for_every_line(checkpoints, generator, tmp_path, capsys):
+  assert predict_file(prediction_config(checkpoints, tmp_path)) == 1
+  records = read(tmp_path / 'out.jsonl')
+  shown = capsys.readouterr().err
+  expected = generator.predict(TEXTS)
+  for i, (record, prediction) in enumerate(zip(records, expected, strict=False)):
+    assert record['id'] == i
+    assert record['text'] == TEXTS[i]
+    assert record['prediction'] == prediction.text
+    np.testing.assert_allclose(record['score'], prediction.score, atol=1e-4)
+  assert [record.get('line') for record in records[10:]] == [11, 13, None, 15, None, None, None]
+  assert records[12]['text'] == 'bare'
+  for number in (11, 13, 15):
+    assert f'line {number} is malformed' in shown
+  assert '17 of 17 lines' in shown
+  assert '1 texts were longer' in shown
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl']
+  assert predict_file(prediction_config(checkpoints, tmp_path)) == 0
+  assert 'nothing to do' in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on(checkpoints, tmp_path, monkeypatch, capsys):
+  sampling = DecodingConfig(method='sample', seed=5)
+  config = prediction_config(checkpoints, tmp_path, decoding=sampling)
+  assert predict_file(config) == 1
+  whole = (tmp_path / 'out.jsonl').read_bytes()
+  (tmp_path / 'out.jsonl').unlink()
+
+  class Killed(Exception):
+    pass
+
+  predict = Generator.predict
+
+  def once(self, texts, numbers):
+    monkeypatch.setattr(Generator, 'predict', die)
+    return predict(self, texts, numbers)
+
+  def die(self, texts, numbers):
+    raise Killed
+
+  monkeypatch.setattr(Generator, 'predict', once)
+  with pytest.raises(Killed):
+    predict_file(config)
+  monkeypatch.setattr(Generator, 'predict', predict)
+  partial = tmp_path / 'out.jsonl.partial'
+  assert partial.read_bytes() == b''.join(whole.splitlines(keepends=True)[:8])
+  with partial.open('ab') as file:
+    file.write(b'{"torn')
+  with pytest.raises(ConfigError, match=r'seed.*set them back to go on'):
+    predict_file(prediction_config(checkpoints, tmp_path, decoding=DecodingConfig(method='sample', seed=6)))
+  assert predict_file(config) == 1
+  assert 'going on after 8 of 17 lines' in capsys.readouterr().err
+  assert (tmp_path / 'out.jsonl').read_bytes() == whole
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl']
+
+
+def test_the_command_line_and_its_mistakes(checkpoints, tmp_path, capsys):
+  source = write(tmp_path / 'in.jsonl', ['{"inputs": "a"}'])
+  command = ['--run_mode=infer', '--gin_file=gin/runs/infer.gin', f'--gin.MODEL_DIR={checkpoints}']
+  command += [f'--gin.OUTPUT_FILE={tmp_path / "out.jsonl"}', '--compilation_cache_dir=off']
+  for wrong, message in (
+    ([f'--gin.INPUT_FILE={tmp_path}/none.jsonl'], 'no such file'),
+    ([f'--gin.INPUT_FILE={source}', '--gin.DECODING=beem'], "Did you mean 'beam'?"),
+    ([f'--gin.INPUT_FILE={source}', '--gin.STEP=3'], 'Steps that can be read: 10, 20.'),
+    ([], 'INPUT_FILE has no value'),
+    ([f'--gin.INPUT_FILE={source}', '--dry_run'], '--dry_run is for --run_mode=train'),
+  ):
+    assert main.main([*command, *wrong]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+  assert main.main([*command, f'--gin.INPUT_FILE={source}', '--gin.BATCH_SIZE=8']) == 0
+  assert set(read(tmp_path / 'out.jsonl')[0]) == {'inputs', 'prediction', 'score'}
