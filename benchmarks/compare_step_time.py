@@ -20,8 +20,8 @@ _HERE = pathlib.Path(__file__).parent
 class Worker:
   """A process that makes one step when asked."""
 
-  def __init__(self, command: list[str]):
-    self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+  def __init__(self, command: list[str], environment: dict[str, str] | None = None):
+    self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     while (line := self._process.stdout.readline()) != 'ready\n':
       if not line:
         raise SystemExit(f'error: {" ".join(command)} ended before its first step')
