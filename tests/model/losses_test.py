@@ -18,6 +18,7 @@ LOGITS = RANDOM.normal(size=(ROWS, LENGTH, VOCAB)).astype(np.float32)
 TARGETS = RANDOM.integers(0, VOCAB, (ROWS, LENGTH), dtype=np.int32)
 WEIGHTS = (RANDOM.random((ROWS, LENGTH)) < 0.7).astype(np.int32)
 PARTITION = np.log(np.exp(LOGITS.astype(np.float64)).sum(-1))
+ROUTE = jax.jit(route, static_argnames=('config', 'capacity', 'deterministic'))
 NATS = PARTITION - np.take_along_axis(LOGITS, TARGETS[..., None], -1)[..., 0]
 
 
@@ -137,7 +138,7 @@ def logits_for(choices, num_experts, strength=2.0):
 
 def statistics_of_logits(logits):
   config = MoeConfig(num_experts=logits.shape[-1])
-  return route(logits, jnp.ones(logits.shape[:2], bool), config, 1, deterministic=True)[1]
+  return ROUTE(logits, jnp.ones(logits.shape[:2], bool), config=config, capacity=1, deterministic=True)[1]
 
 
 def test_balance_loss_is_one_at_uniform_and_n_at_collapse():
