@@ -48,8 +48,8 @@ def test_scan_equals_the_loop():
     pair = lambda i: jax.tree.map(lambda a, b: jnp.stack([a, b]), layers[f'layers_{i}'], layers[f'layers_{i + 2}'])  # noqa: B023, E731
     blocks = {f'layers_{i}': pair(i) for i in range(2)}
     stacked[stack] = {k: v for k, v in layers.items() if not k.startswith('layers_')} | {'blocks': blocks}
-  expected, statistics = jax.jit(loop.apply)({'params': params}, rows)
-  logits, scanned_statistics = jax.jit(scan.apply)({'params': stacked}, rows)
+  expected, statistics = loop.apply({'params': params}, rows)
+  logits, scanned_statistics = scan.apply({'params': stacked}, rows)
   np.testing.assert_allclose(logits, expected, atol=2e-5)
   assert list(scanned_statistics) == list(statistics) == ['encoder_1', 'encoder_3', 'decoder_1', 'decoder_3']
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), scanned_statistics, statistics)
