@@ -1,5 +1,6 @@
 """The process that a run lives in: restarts, memory, logging, compilation cache, hosts, exit statuses."""
 
+import fnmatch
 import importlib.util
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from switch_jax import launch
+from switch_jax.config import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -58,6 +60,7 @@ class TestKeepFreedMemory:
   CODE = """
 import ctypes, resource
 from switch_jax import launch
+from switch_jax.config import ConfigError
 kept = launch.keep_freed_memory()
 def large():
   block = ctypes.create_string_buffer(1 << 28)
@@ -120,3 +123,74 @@ class TestProcess:
       pytest.skip('this machine has a TPU')
     result = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ('cpu\n', '')
+
+
+class TestWhereItRuns:
+  @pytest.mark.parametrize(('platforms', 'expected'), [('cpu', True), ('tpu,cpu', False), ('cuda', False)])
+  def test_the_environment_decides(self, platforms, expected, monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', platforms)
+    assert launch.runs_on_cpu() == expected
+
+  @pytest.mark.parametrize(
+    ('files', 'expected'),
+    [((), True), (('/dev/accel0',), False), (('/dev/vfio/1',), False), (('/dev/nvidia0',), False)],
+    ids=str,
+  )
+  def test_device_files_decide(self, files, expected, monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS')
+    monkeypatch.setattr(launch.glob, 'glob', lambda pattern: fnmatch.filter(files, pattern))
+    monkeypatch.setattr(launch.os.path, 'exists', lambda path: False)
+    assert launch.runs_on_cpu() == expected
+
+
+class TestHosts:
+  @pytest.mark.parametrize('hosts', [(None, None, None), ('10.0.0.1:1234', 2, 0), ('[::1]:1', 1, 0)])
+  def test_all_or_none(self, hosts):
+    launch.check_hosts(*hosts)
+
+  @pytest.mark.parametrize(
+    ('hosts', 'message'),
+    [
+      (('a:1', None, 0), '--num_processes must be given too'),
+      (('a', 2, 0), 'must be HOST:PORT'),
+      ((':1', 2, 0), 'must be HOST:PORT'),
+      (('a:b', 2, 0), 'must be HOST:PORT'),
+      (('a:1', 0, 0), 'at least 1 process'),
+      (('a:1', 2, -1), 'numbered from 0'),
+    ],
+  )
+  def test_what_cannot_be(self, hosts, message):
+    with pytest.raises(ConfigError, match=message):
+      launch.check_hosts(*hosts)
+
+
+class TestExitStatus:
+  def test_the_status_of_the_command(self, capsys):
+    assert launch.exit_status(len, ['a', 'b'], interrupted='') == 2
+    assert capsys.readouterr() == ('', '')
+
+  @pytest.mark.parametrize(
+    ('error', 'status', 'message'),
+    [
+      (ConfigError('no.'), 1, 'error: no.\n'),
+      (KeyboardInterrupt(), 130, '\ninterrupted; go on\n'),
+      (ZeroDivisionError('x'), 1, 'unexpected ZeroDivisionError (see above)'),
+    ],
+  )
+  def test_what_is_raised(self, error, status, message, capsys):
+    def run(argv):
+      raise error
+
+    assert launch.exit_status(run, [], interrupted='go on') == status
+    found = capsys.readouterr().err
+    assert found.endswith(message) or message in found
+    assert ('Traceback' in found) == isinstance(error, ZeroDivisionError)
+    if isinstance(error, ConfigError):
+      assert launch.exit_status(run, ['--debug'], interrupted='') == 1
+      assert 'Traceback' in capsys.readouterr().err
+
+  def test_a_flag_that_is_wrong_is_the_users_error(self):
+    parser = launch.ArgumentParser()
+    parser.add_argument('--number', type=int)
+    with pytest.raises(ConfigError, match=r"invalid int value: 'x'; see --help\."):
+      parser.parse_args(['--number=x'])
