@@ -51,8 +51,8 @@ def test_its_logits_are_those_of_its_model_without_dropping(path):
   jax.tree.map(np.testing.assert_array_equal, params, CheckpointStore(path).restore_params(7))
   random = np.random.default_rng(0)
   batch = {
-    'encoder_input_tokens': random.integers(1, 64, (2, 6), dtype=np.int32),
-    'decoder_input_tokens': random.integers(1, 64, (2, 4), dtype=np.int32),
+    'encoder_input_tokens': jnp.asarray(random.integers(1, 64, (2, 6)), jnp.int32),
+    'decoder_input_tokens': jnp.asarray(random.integers(1, 64, (2, 4)), jnp.int32),
   }
   found = jax.jit(lambda params: teacher.logits(params, batch, LAYOUT))(params)
   assert (found.shape, found.dtype) == ((2, 4, 64), jnp.float32)
