@@ -14,13 +14,13 @@ from switch_jax.model import init_parameters
 from switch_jax.parallel import Layout, make_mesh
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step
+from tests.distillation.saved_teachers import DATA, save
 
 MODEL = config.ModelConfig(
   vocab_size=64, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=2, num_decoder_layers=2,
 )  # fmt: skip
 SPARSE = dataclasses.replace(MODEL, moe=config.MoeConfig(num_experts=4, jitter_noise=0.0))
 ONE, EIGHT = (1, 1, 1), (2, 2, 2)
-DATA = config.DataConfig(mixture_or_task_name='random', feature_lengths={'inputs': 12, 'targets': 6}, batch_size=8)
 FIXTURES = 'tests/fixtures'
 
 
@@ -44,18 +44,6 @@ def run_of(model=MODEL, **distillation):
   return config.RunConfig(
     model_dir='unused', model=model, data=DATA, train_steps=3, random_seed=0, distillation=made
   )  # fmt: skip
-
-
-def save(folder, model, layout=None):
-  """Writes new parameters of a model as the checkpoint of step 7, and returns the folder as text."""
-  layout = layout or Layout.single_device()
-  run = dataclasses.replace(run_of(model), random_seed=5)
-  plan = plan_state(run, layout)
-  store = CheckpointStore(folder, config.CheckpointConfig())
-  state = dataclasses.replace(init_state(run, layout, plan), step=jax.device_put(np.int32(7), layout.replicated()))
-  store.save(7, state, {'model': model.to_json(), 'identity': run.identity()}, lambda _: None)
-  store.close()
-  return str(folder)
 
 
 @pytest.fixture(scope='module')
@@ -131,11 +119,6 @@ def test_eight_devices_give_the_losses_of_one(teacher, mixed):
 def test_a_teacher_in_bfloat16_is_near_one_in_float32(teacher, mixed):
   half = run_of(teacher_path=teacher, temperature=2.0, teacher_dtype='bfloat16')
   np.testing.assert_allclose(mixed[0], train(half, EIGHT)[0], rtol=0.01)
-  held = jax.tree_util.tree_leaves_with_path(Distillation.open(half).teacher.abstract_params(Layout.single_device()))
-  names = {'/'.join(key.key for key in path): leaf.dtype for path, leaf in held}
-  assert names['encoder/layers_1/mlp/expert/wi/kernel'] == 'bfloat16'
-  assert names['encoder/layers_1/mlp/router/router_weights/w/kernel'] == 'float32'
-  assert names['encoder/encoder_norm/scale'] == 'float32'
 
 
 def test_microbatches_are_the_whole_batch(teacher, mixed):
@@ -223,26 +206,6 @@ def test_nothing_to_begin_with_is_refused(teacher):
   wide = dataclasses.replace(MODEL, emb_dim=24, num_heads=3)
   with pytest.raises(config.ConfigError, match=r'nothing to initialise the student with .*\(24,\) here'):
     find_inheritance(teacher, config.INHERITED_KINDS, wide)
-
-
-def test_other_vocabularies_are_refused(teacher, tmp_path):
-  here = {'name': 'bytes', 'size': 60, 'digest': 'a'}
-  opened = Distillation.open(run_of(dataclasses.replace(MODEL, vocab_size=128), teacher_path=teacher))
-  with pytest.raises(config.ConfigError, match=r'has 64 rows .* student is 128.*vocab_size=64'):
-    opened.check_vocabulary(here)
-  known = dataclasses.replace(opened.teacher.facts, vocabulary={'name': 'my.model', 'size': 61, 'digest': 'b'})
-  opened = dataclasses.replace(opened, teacher=dataclasses.replace(opened.teacher, facts=known))
-  with pytest.raises(config.ConfigError, match=r'vocabulary my\.model of 61 ids.*bytes of 60'):
-    opened.check_vocabulary(here)
-
-
-def test_a_teacher_that_is_not_there_is_refused(tmp_path):
-  with pytest.raises(config.ConfigError, match=r'DistillationConfig\.teacher_path is .*there is no such folder'):
-    Distillation.open(run_of(teacher_path=str(tmp_path / 'nowhere')))
-  (tmp_path / 'other').mkdir()
-  (tmp_path / 'other' / 'notes.txt').write_text('')
-  with pytest.raises(config.ConfigError, match=r'DistillationConfig\.teacher_path is .*notes\.txt'):
-    Distillation.open(run_of(teacher_path=str(tmp_path / 'other')))
 
 
 def test_a_student_goes_on_with_its_own_teacher_only(teacher, tmp_path):

@@ -1,21 +1,15 @@
 """A teacher's logits in files: they train as the teacher itself, resumably, and are refused where they do not fit."""
 
-import json
-import os
-import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from switch_jax import main
 from switch_jax.checkpoints import CheckpointStore
+from switch_jax.config import ConfigError
+from switch_jax.distillation.teacher_logits import check_same, read_record
 from switch_jax.folders.metric_lines import read_metrics
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHRUNK = [
   '--gin_file=gin/examples/quickstart.gin', "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 12}",
   '--gin.BATCH_SIZE=8', '--gin.LOG_PERIOD=1', '--gin.CHECKPOINT_PERIOD=3', '--gin.EVAL_PERIOD=100',
@@ -99,38 +93,6 @@ def test_fewer_tokens_with_one_class_for_the_rest(recipe, live, tmp_path):
   assert all(0 < a < b for a, b in zip(part, whole, strict=True))
 
 
-def test_a_killed_writer_goes_on(recipe, logits, tmp_path):
-  """Killed at any moment, the same command ends with the same files."""
-  folder = tmp_path / 'logits'
-  arguments = [*SHRUNK, '--run_mode=teacher', *recipe, f'--gin.TEACHER_LOGITS={folder}', '--gin.MODEL_DIR=unused']
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'switch_jax.main', *arguments, '--gin.TRAIN_STEPS=5000'], cwd=ROOT, stderr=subprocess.DEVNULL
-  )
-  began = time.monotonic()
-  while not (folder / 'teacher_logits.json').exists() and time.monotonic() < began + 300:
-    assert process.poll() is None
-    time.sleep(0.01)
-  os.kill(process.pid, signal.SIGKILL)
-  process.wait()
-  record = json.loads((folder / 'teacher_logits.json').read_text())
-  assert record['batches'] >= 128
-  enough = record['batches'] + 20
-  assert main.main([*arguments, f'--gin.TRAIN_STEPS={enough}']) == 0
-  assert json.loads((folder / 'teacher_logits.json').read_text())['batches'] == enough
-  assert [path.name for path in folder.glob('position_*')] == [f'position_{enough}']
-  import numpy as np
-  import tensorstore
-
-  whole, first = (
-    tensorstore.open({'driver': 'zarr', 'kvstore': f'file://{place}/teacher_log_probabilities'}).result()
-    for place in (folder, logits)
-  )
-  assert whole.shape[0] >= enough
-  np.testing.assert_array_equal(whole[:STEPS].read().result(), first[:STEPS].read().result())
-  sums = np.exp(whole[enough - 1].read().result()).sum(axis=-1)
-  np.testing.assert_allclose(sums, 1.0, atol=1e-4)
-
-
 def refused(capsys, *arguments, steps=STEPS):
   assert run(*arguments, steps=steps) == 1
   error = capsys.readouterr().err.rpartition('error: ')[2]
@@ -173,3 +135,13 @@ def test_dry_run_lists_what_the_student_begins_with(recipe, tmp_path, capsys):
   for expected in ('0.5 hard + 0.5 soft', '4 experts a layer', 'from the teacher:', 'layers_{0,1}/attention/{key,out'):
     assert expected in text
   assert not (tmp_path / 'new').exists()
+
+
+def test_a_record_that_differs_is_named_and_one_of_another_format_refused(tmp_path):
+  saved = {'data': {'seed': 0, 'task': 'a'}, 'temperature': 2.0}
+  check_same('folder', saved, saved, 'Remedy.')
+  with pytest.raises(ConfigError, match=r'seed is 0 there and 1 here.*Remedy\.'):
+    check_same('folder', saved, {'data': {'seed': 1, 'task': 'a'}, 'temperature': 2.0}, 'Remedy.')
+  (tmp_path / 'teacher_logits.json').write_text('{"format": 2}')
+  with pytest.raises(ConfigError, match=r'format 2; this version reads format 1\)\. Remedy\.'):
+    read_record(str(tmp_path), 'Remedy.')

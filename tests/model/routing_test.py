@@ -179,25 +179,6 @@ def test_experts_do_not_choose_padding():
   np.testing.assert_array_equal(routing.slot[0], [[-1, -1], [0, 0]])
 
 
-def test_balance_loss_is_one_at_uniform_and_n_at_collapse():
-  uniform = decide(logits_of(0, 1, 2, 3, num_experts=4, strength=1e-3), capacity=1)[1]
-  np.testing.assert_allclose(losses.balance_loss_sum(uniform), 1.0, rtol=1e-5)
-  collapsed = decide(logits_of(2, 2, 2, 2, num_experts=4, strength=50.0), capacity=1)[1]
-  np.testing.assert_allclose(losses.balance_loss_sum(collapsed), 4.0, rtol=1e-5)
-
-
-def test_balance_loss_has_a_gradient_through_p_only():
-  def loss(logits):
-    return losses.balance_loss_sum(decide(logits, capacity=1)[1])
-
-  logits = logits_of(0, 0, 0, 1, num_experts=2)
-  gradient = jax.grad(loss)(logits)
-  fraction = np.array([0.75, 0.25])
-  probabilities = np.asarray(jax.nn.softmax(logits[0]))
-  expected = 2 / 4 * probabilities * (fraction - (probabilities @ fraction)[:, None])
-  np.testing.assert_allclose(gradient[0], expected, rtol=1e-5)
-
-
 def test_entropy_and_log_partition():
   _, statistics = decide(jnp.zeros((1, 2, 4)), capacity=2)
   np.testing.assert_allclose(statistics.entropy, 2 * np.log(4), rtol=1e-6)

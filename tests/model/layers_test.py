@@ -1,0 +1,82 @@
+"""The plain layers against NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.linen import meta
+
+from switch_jax.config import ModelConfig
+from switch_jax.model.layers import Dropout, Embed, LayerNorm, MlpBlock, activate, activation_dtype, input_kernel_names
+
+CONFIG = ModelConfig(
+  vocab_size=10, emb_dim=4, num_heads=2, head_dim=2, mlp_dim=6, num_encoder_layers=1, num_decoder_layers=1,
+  init_scale=1.0,
+)  # fmt: skip
+GEGLU = dataclasses.replace(CONFIG, mlp_activations=('gelu', 'linear'))
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(2, 3, 4)).astype(np.float32)
+
+
+def gelu(x):
+  return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def initialised(module, *arguments, **options):
+  return meta.unbox(module.init(jax.random.key(0), *arguments, **options))
+
+
+def test_layer_norm_divides_by_the_root_mean_square():
+  module, scale = LayerNorm(epsilon=0.5), np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+  found = module.apply({'params': {'scale': scale}}, X)
+  np.testing.assert_allclose(found, X / np.sqrt(np.mean(X**2, axis=-1, keepdims=True) + 0.5) * scale, rtol=1e-5)
+  assert initialised(module, X)['params']['scale'].tolist() == [1.0] * 4
+
+
+def test_layer_norm_computes_in_float32_and_keeps_the_dtype():
+  x = jnp.asarray(X * 300, jnp.bfloat16)
+  found = LayerNorm(epsilon=1e-6).apply({'params': {'scale': np.ones(4, np.float32)}}, x)
+  exact = np.asarray(x, np.float32)
+  exact = exact / np.sqrt(np.mean(exact**2, axis=-1, keepdims=True) + 1e-6)
+  np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_embedding_looks_up_and_gives_logits(dtype):
+  config = dataclasses.replace(CONFIG, activation_dtype=dtype)
+  module, tokens = Embed(config), np.array([[3, 0, 9]], np.int32)
+  params = initialised(module, tokens)
+  table = params['params']['embedding']
+  found = module.apply(params, tokens)
+  assert found.dtype == activation_dtype(config) == dtype
+  np.testing.assert_array_equal(found, table[tokens].astype(dtype))
+  logits = module.apply(params, found, method='attend')
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, table[tokens] @ table.T / 2, atol=0.05 if dtype == 'bfloat16' else 1e-5)
+
+
+def test_activations_are_multiplied():
+  assert input_kernel_names(CONFIG) == ('wi',)
+  assert input_kernel_names(GEGLU) == ('wi_0', 'wi_1')
+  np.testing.assert_array_equal(activate(CONFIG, [X]), np.maximum(X, 0))
+  np.testing.assert_allclose(activate(GEGLU, [X, 3 * X]), gelu(X) * 3 * X, atol=1e-5)
+
+
+@pytest.mark.parametrize('config', [CONFIG, GEGLU], ids=['relu', 'geglu'])
+def test_feed_forward_network(config):
+  module = MlpBlock(config, deterministic=True)
+  params = initialised(module, X)
+  kernels = {name: np.asarray(leaf['kernel']) for name, leaf in params['params'].items()}
+  hidden = np.maximum(X @ kernels['wi'], 0) if config is CONFIG else gelu(X @ kernels['wi_0']) * (X @ kernels['wi_1'])
+  np.testing.assert_allclose(module.apply(params, X), hidden @ kernels['wo'], atol=1e-5)
+
+
+def test_dropout_has_one_mask_for_all_positions_of_a_row():
+  ones = np.ones((4, 3, 100), np.float32)
+  found = np.asarray(Dropout(0.5, deterministic=False).apply({}, ones, rngs={'dropout': jax.random.key(0)}))
+  np.testing.assert_array_equal(np.unique(found), [0, 2])
+  np.testing.assert_array_equal(found, np.broadcast_to(found[:, :1], found.shape))
+  assert not np.array_equal(found[0], found[1])
+  np.testing.assert_array_equal(Dropout(0.5, deterministic=True).apply({}, ones), ones)

@@ -1,0 +1,120 @@
+"""The assembly of layers into stacks: looped or scanned, packed or not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from switch_jax.config import MoeConfig
+from switch_jax.model import Transformer, init_parameters
+from switch_jax.model.transformer import block_length
+from switch_jax.parallel import Layout
+from tests.training.short_runs import MODEL, MOE, batch
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_residual_stream_has_one_dtype(dtype):
+  attention = dataclasses.replace(MOE, encoder_attention_layers=(0,))
+  model = dataclasses.replace(MODEL, activation_dtype=dtype, moe=attention)
+  transformer = Transformer(model, Layout.single_device())
+
+  def layers():
+    rows = batch()
+    params = transformer.init(jax.random.key(0), rows)
+    found = transformer.apply(params, rows, capture_intermediates=lambda m, _: type(m).__name__ == 'Layer')[1]
+    logits = transformer.apply(params, rows)[0]
+    return found['intermediates'], logits
+
+  intermediates, logits = jax.eval_shape(layers)
+  streams = [value['__call__'][0][0] for stack in ('encoder', 'decoder') for value in intermediates[stack].values()]
+  assert len(streams) == 4
+  assert {x.dtype for x in streams} == {jnp.dtype(dtype)}
+  assert logits.dtype == jnp.float32
+
+
+def test_scan_equals_the_loop():
+  """From the same parameters: the loop's layers are stacked by hand and the first losses compared."""
+  model = dataclasses.replace(MODEL, num_encoder_layers=4, num_decoder_layers=4, dropout_rate=0.0)
+  layout = Layout.single_device()
+  loop, scan = (Transformer(dataclasses.replace(model, scan_layers=s), layout) for s in (False, True))
+  rows = batch()
+  params = jax.tree.map(lambda box: box.unbox(), jax.jit(loop.init)(jax.random.key(0), rows)['params'],
+                        is_leaf=lambda x: hasattr(x, 'unbox'))  # fmt: skip
+  stacked = dict(params)
+  for stack in ('encoder', 'decoder'):
+    layers = params[stack]
+    pair = lambda i: jax.tree.map(lambda a, b: jnp.stack([a, b]), layers[f'layers_{i}'], layers[f'layers_{i + 2}'])  # noqa: B023, E731
+    blocks = {f'layers_{i}': pair(i) for i in range(2)}
+    stacked[stack] = {k: v for k, v in layers.items() if not k.startswith('layers_')} | {'blocks': blocks}
+  names = []
+
+  def applied(model, params):
+    logits, statistics = model.apply({'params': params}, rows)
+    names.append(list(statistics))  # while it is traced: jit returns them sorted
+    return logits, statistics
+
+  apply = jax.jit(applied, static_argnums=0)
+  (expected, statistics), (logits, scanned_statistics) = apply(loop, params), apply(scan, stacked)
+  np.testing.assert_allclose(logits, expected, atol=2e-5)
+  assert names == [['encoder_1', 'encoder_3', 'decoder_1', 'decoder_3']] * 2
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), scanned_statistics, statistics)
+
+
+@pytest.mark.parametrize(
+  ('layers', 'moe', 'expected'),
+  [
+    (6, None, 1),
+    (6, dict(encoder_layers=1), 1),
+    (6, dict(encoder_layers=2), 2),
+    (6, dict(encoder_layers=2, encoder_attention_layers=3), 6),
+    (6, dict(encoder_layers=(1, 4)), 3),
+    (5, dict(encoder_layers=2), 5),
+  ],
+)
+def test_block_is_the_shortest_period(layers, moe, expected):
+  moe = moe and MoeConfig(num_experts=4, **moe)
+  assert block_length(dataclasses.replace(MODEL, num_encoder_layers=layers, moe=moe), 'encoder') == expected
+
+
+@pytest.fixture(scope='module')
+def dense():
+  """Returns logits of a batch by a small dense model."""
+  model = dataclasses.replace(MODEL, num_encoder_layers=1, num_decoder_layers=1, moe=None)
+  params = init_parameters(model, Layout.single_device(), jax.random.key(0))
+  apply = jax.jit(Transformer(model, Layout.single_device()).apply)
+  return lambda rows: np.asarray(apply({'params': params}, rows)[0])
+
+
+def test_packed_examples_do_not_see_each_other(dense):
+  """Two examples side by side in a row give what each gives in a row of its own."""
+  random = np.random.default_rng(1)
+  inputs, targets = (random.integers(1, 64, (2, n), dtype=np.int32) for n in (6, 3))
+  alone = dense(
+    {
+      'encoder_input_tokens': np.pad(inputs, ((0, 0), (0, 6))),
+      'encoder_segment_ids': np.pad(np.ones_like(inputs), ((0, 0), (0, 6))),
+      'decoder_input_tokens': np.pad(targets, ((0, 0), (0, 3))),
+      'decoder_segment_ids': np.pad(np.ones_like(targets), ((0, 0), (0, 3))),
+    }
+  )
+  packed = dense(
+    {
+      'encoder_input_tokens': np.tile(inputs.reshape(1, 12), (2, 1)),
+      'encoder_segment_ids': np.tile(np.repeat([1, 2], 6), (2, 1)),
+      'decoder_input_tokens': np.tile(targets.reshape(1, 6), (2, 1)),
+      'decoder_segment_ids': np.tile(np.repeat([1, 2], 3), (2, 1)),
+    }
+  )
+  np.testing.assert_allclose(packed[0, :3], alone[0, :3], atol=1e-5)
+  np.testing.assert_allclose(packed[0, 3:], alone[1, :3], atol=1e-5)
+
+
+def test_the_decoder_does_not_see_later_tokens(dense):
+  rows = batch()
+  changed = rows | {'decoder_input_tokens': rows['decoder_input_tokens'].copy()}
+  changed['decoder_input_tokens'][:, 4:] = 7
+  before, after = dense(rows), dense(changed)
+  np.testing.assert_array_equal(before[0, :4], after[0, :4])
+  assert not np.allclose(before[0, 4:], after[0, 4:])

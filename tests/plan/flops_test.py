@@ -1,0 +1,44 @@
+"""Products are counted from the configuration."""
+
+import pytest
+
+from switch_jax import gin_files
+from switch_jax.plan import flops
+
+
+def paper_run(model='switch_base', batch=256, *bindings):
+  files = [f'gin/models/{model}.gin', 'gin/runs/pretrain.gin']
+  values = ['MODEL_DIR=none', 'MIXTURE_OR_TASK_NAME=none', 'TRAIN_STEPS=1', f'BATCH_SIZE={batch}', *bindings]
+  return gin_files.load_run(files, values)[0]
+
+
+def test_switch_base_on_32_cores():
+  """3.35e12 is the house's count of the useful FLOPs a core."""
+  assert flops.model_flops(paper_run(), 32) / 32 == pytest.approx(3.35e12, rel=0.02)
+
+
+def test_dense_model_is_six_times_parameters_times_tokens():
+  run = paper_run('t5_base', 256)
+  layer = 4 * 768 * 768 + 2 * 768 * 3072
+  encoder, decoder = 256 * 512, 256 * 114
+  expected = 12 * layer * (encoder + decoder) + 12 * 2 * 768 * 768 * (encoder + decoder) + 768 * 32128 * decoder
+  assert flops.model_flops(run, 32) == 6 * expected
+
+
+def test_scores():
+  run = paper_run('t5_base', 2)
+  pairs = 512 * 512 + 114 * 114 + 114 * 512
+  assert flops.score_flops(run, 1) == 3 * 2 * 12 * 4 * 768 * pairs
+
+
+def test_experts_are_counted_at_their_effective_capacity():
+  one, two = (paper_run('switch_base', 256, f'config.MoeConfig.expert_capacity={c}') for c in (10, 20))
+  forward = [flops.forward_flops(run, 32)['encoder'].experts for run in (one, two)]
+  assert forward[0] == 6 * 2 * 2 * 768 * 3072 * 32 * 128 * 10
+  assert forward[1] == 2 * forward[0]
+
+
+def test_without_dropping_every_token_has_its_choices():
+  free = paper_run('moe_base', 256, 'config.MoeConfig.train_capacity_factor=None')
+  tokens = 256 * 512
+  assert flops.forward_flops(free, 32)['encoder'].experts == 6 * 2 * 2 * 768 * 3072 * tokens * 2
