@@ -44,6 +44,8 @@ EXTRAS_REQUIRE = {
     'pytest-xdist>=3.6',  # two processes by default (pyproject.toml)
     'hypothesis>=6.100',
     'ruff==0.17.6',  # the formatter's output differs between releases, and .ci/run compares it
+    'jsonschema>=4.20',  # deploy/gke against JobSet's schema
+    'pyyaml>=6',  # reads deploy/gke
     'mypy==2.4.1',  # what it accepts differs between releases, and .ci/run wants no error
   ],
   # Text for the examples that is read from packages where they are installed.
