@@ -59,7 +59,7 @@ def check_batch(run: RunConfig, layout: Layout) -> None:
     )
   if run.model.moe is None:
     return
-  # Switch layers split these over the model axis whatever the layout's rules are (model/switch.py).
+  # Switch layers split these over the model axis whatever the layout's rules are (model/experts.py).
   hidden = 'mlp_dim' if run.model.moe.expert_mlp_dim is None else 'expert_mlp_dim'
   for owner, name in (('ModelConfig', 'emb_dim'), ('ModelConfig' if hidden == 'mlp_dim' else 'MoeConfig', hidden)):
     width = getattr(run.model if owner == 'ModelConfig' else run.model.moe, name)

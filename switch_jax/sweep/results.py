@@ -26,16 +26,19 @@ def read_finished(folder: pathlib.Path) -> dict[str, Any] | None:
 def collect(folder: pathlib.Path) -> dict[str, Any]:
   """Returns the newest numbers of a run: its step, its parameters, and each metric of each evaluated task.
 
-  `<task>/<name>` is a number of the held-out loss, or else a metric of the task; one that both have is told apart as
-  `<task>.metrics/<name>`. None is what is no number.
+  Names are those of the folders below `eval`: `<task>/<name>` is what training measured on held-out data,
+  `<task>.metrics/<name>` a metric of the task. None is what is no number.
   """
   place, found = ModelDir(folder), {}
   if train := place.read_train():
     found |= {'step': train[-1]['step'], 'train/loss': train[-1].get('loss')}
   for task in place.tasks():
-    for lines in (place.read_held_out(task), place.read_task_metrics(task)):
+    for where, lines in (
+      (place.held_out(task), place.read_held_out(task)),
+      (place.task_metrics(task), place.read_task_metrics(task)),
+    ):
       numbers = {name: value for name, value in lines[-1].items() if name != 'step'} if lines else {}
-      found |= {f'{task}.metrics/{n}' if f'{task}/{n}' in found else f'{task}/{n}': v for n, v in numbers.items()}
+      found |= {f'{where.name}/{name}': value for name, value in numbers.items()}
   if record := place.read_newest_config()[0]:
     found['parameters'] = record.get('parameters')
   return {name: None if value != value else value for name, value in found.items()}

@@ -75,8 +75,8 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
     store = open_store(run, stack)
     if (step := _step_at_the_end(run, store)) is not None:
       return _result(run, restore_state(run, store, step), step, 'nothing to do')
+    training = _Training(open_run(run, store, profile, stack))
     try:
-      training = _Training(open_run(run, store, profile, stack))
       if config_gin and jax.process_index() == 0:
         ModelDir(run.model_dir).config_gin.write_text(config_gin)
       reason = training.run_to_end()
@@ -97,8 +97,11 @@ def finished_step(run: RunConfig) -> int | None:
   Raises:
     ConfigError: as `train`.
   """
-  with contextlib.ExitStack() as stack:
-    return _step_at_the_end(run, open_store(run, stack))
+  store = CheckpointStore(run.model_dir)
+  if not (steps := store.steps()) or steps[-1] < run.train_steps:
+    return None
+  store.check_identity(run.identity())
+  return _step_at_the_end(run, store)
 
 
 def _step_at_the_end(run: RunConfig, store: CheckpointStore) -> int | None:
@@ -178,9 +181,9 @@ class _Training:
         if self._is_evaluated() and (last or not stop):
           self._evaluate()
         if stop and not last:
-          reporter.flush()
           break
-    opened.store.wait()
+      reporter.flush()
+      opened.store.wait()  # a second signal does not reach what is being written
     progress.close()
     return stop if stop and self.step < run.train_steps else 'finished'
 

@@ -17,7 +17,7 @@ def write_run(folder, loss=1.5, seconds=None, task='some_task'):
 
 
 def test_columns_of_a_task_that_was_evaluated_too(tmp_path):
-  """Of both kinds of numbers the one that both have keeps its two names, wherever a version has written it."""
+  """Both kinds of numbers have names of their own, wherever a version has written them."""
   for place, text in {
     'train': '{"step": 7, "loss": null}\n{"step": 8, "lo',
     'eval/a': '{"step": 7, "cross_ent_loss": 1.5, "accuracy": 0.5}\n',
@@ -33,9 +33,9 @@ def test_columns_of_a_task_that_was_evaluated_too(tmp_path):
     'a/cross_ent_loss': 1.5,
     'a/accuracy': 0.5,
     'a.metrics/accuracy': 50.0,
-    'a/f1': 40.0,
-    'mixture/average': 45.0,
-    'older/f1': 30.0,
+    'a.metrics/f1': 40.0,
+    'mixture.metrics/average': 45.0,
+    'older.metrics/f1': 30.0,
   }
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import re
+import signal
 import threading
 
 import jax
@@ -14,6 +16,7 @@ from switch_jax import config
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.monitoring.loss_watch import DivergenceError, LossWatch
+from switch_jax.monitoring.profiling import Profiler
 from switch_jax.training.loop import finished_step, train
 
 TASK = 'docstrings_span_corruption'
@@ -125,3 +128,32 @@ def test_a_run_that_diverges_names_its_last_good_checkpoint(finished, tmp_path, 
   )
   refused(run_of(tmp_path, steps=9), message, DivergenceError)
   assert [line['step'] for line in read_metrics(tmp_path / 'train' / 'metrics.jsonl')] == [1, 2, 4]
+
+
+def test_a_second_signal_does_not_reach_what_is_being_saved(tmp_path, monkeypatch):
+  """One SIGTERM ends the loop after the first step, another comes while its checkpoint is written."""
+  wait = CheckpointStore.wait
+  sent = []
+
+  def terminate():
+    sent.append(signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  def wait_longer(store):
+    if len(sent) == 1 and store.steps() == []:
+      terminate()
+    wait(store)
+
+  monkeypatch.setattr(Profiler, 'after', lambda profiler, step, result: terminate() if step == 1 else None)
+  monkeypatch.setattr(CheckpointStore, 'wait', wait_longer)
+  result = train(run_of(tmp_path))
+  assert (result.reason, result.step, len(sent)) == ('SIGTERM', 1, 2)
+  assert CheckpointStore(tmp_path).steps() == [1]
+
+
+def test_what_cannot_be_read_is_not_called_unwritable(tmp_path, monkeypatch):
+  def open_training(*arguments):
+    raise OSError(5, 'Input/output error', '/corpora/part-00001.txt')
+
+  monkeypatch.setattr('switch_jax.data.open_training', open_training, raising=False)
+  refused(run_of(tmp_path), 'Input/output error', OSError)
