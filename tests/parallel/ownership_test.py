@@ -11,13 +11,17 @@ from switch_jax.parallel.ownership import owned
 
 def test_the_claim_is_held_inside_and_let_go_however_it_ends(tmp_path):
   place = tmp_path / 'owner.json'
-  with pytest.raises(KeyError), owned(place, 'MODEL_DIR x', 'go away') as claim:
-    claim.check()
-    assert place.exists()
-    with pytest.raises(ConfigError, match='MODEL_DIR x belongs to process'), owned(place, 'MODEL_DIR x', 'go away'):
-      raise AssertionError
-    assert place.exists()
-    raise KeyError
+
+  def use():
+    with owned(place, 'MODEL_DIR x', 'go away') as claim:
+      claim.check()
+      with pytest.raises(ConfigError, match='MODEL_DIR x belongs to process'), owned(place, 'MODEL_DIR x', 'go away'):
+        raise AssertionError
+      assert place.exists()
+      raise KeyError
+
+  with pytest.raises(KeyError):
+    use()
   assert not place.exists()
 
 
