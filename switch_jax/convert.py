@@ -141,6 +141,8 @@ def _run(argv: Sequence[str]) -> int:
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
   overrides, of_upcycle = read_overrides(flags.gin_file, bindings, search_paths)
   launch.quiet_logging(flags.debug)
+  from switch_jax.folders.claim import Claim
+  from switch_jax.folders.model_dir import owner_beside
   from switch_jax.interop import conversion, infer_config, loading, own, upcycling
 
   if flags.max_shard_bytes < 1:
@@ -181,7 +183,8 @@ def _run(argv: Sequence[str]) -> int:
     'dtype': flags.dtype,
     'max_shard_bytes': flags.max_shard_bytes,
   }
-  with _progress_bar() as progress:
+  claim = Claim(owner_beside(target), f'the target {target}', 'name another folder')
+  with claim, _progress_bar() as progress:
     continued = conversion.convert(target, lambda folder: make(folder), description, progress)
   if continued:
     print(f'continued an earlier conversion, which had finished {continued} tensors')

@@ -15,6 +15,7 @@ import pytest
 
 from switch_jax import main
 from switch_jax.checkpoints import CheckpointStore
+from switch_jax.folders import claim
 from switch_jax.folders.metric_lines import read_metrics
 from tasks import train_vocabulary
 
@@ -96,14 +97,22 @@ def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path):
   assert held_out[0] == held_out[1]
 
 
-def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path):
-  """SIGKILL in another process, after a checkpoint; `benchmarks/kill_test.py` does it ten times."""
+def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path, capsys):
+  """SIGKILL in another process, after a checkpoint; `benchmarks/kill_test.py` does it ten times.
+
+  While it lives nobody else gets in; once it is dead its folder is free.
+  """
   arguments = [*SHRUNK, f'--gin.MODEL_DIR={tmp_path}', '--gin.TRAIN_STEPS=1000']
   process = subprocess.Popen([sys.executable, '-m', 'switch_jax.main', *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
   began = time.monotonic()
   while not (tmp_path / 'checkpoints' / '3').is_dir() and time.monotonic() < began + 300:
     assert process.poll() is None
     time.sleep(0.01)
+  assert run(tmp_path, 1000) == 1
+  error = capsys.readouterr().err
+  assert f'MODEL_DIR {tmp_path} belongs to process {process.pid} on host ' in error
+  assert 'Traceback' not in error
+  assert process.poll() is None
   os.kill(process.pid, signal.SIGKILL)
   process.wait()
   # What a save that was under way leaves behind, and lines past the checkpoint.
@@ -113,6 +122,8 @@ def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path):
       shutil.rmtree(path)
   assert newest >= 3
   assert run(tmp_path) == 0
+  assert 'watching' not in capsys.readouterr().err
+  assert not list(tmp_path.glob('owner.json*'))
   for name in ('train', f'eval/{TASK}'):
     alone, killed = (read_metrics(folder / name / 'metrics.jsonl') for folder in (finished, tmp_path))
     assert [line['step'] for line in killed] == [line['step'] for line in alone]
@@ -143,6 +154,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_last_good_checkpoin
   assert error.count('\n') == 1
   assert 'Traceback' not in progress
   assert not list((tmp_path / 'checkpoints').glob('*/config.json'))
+  before = snapshot(tmp_path)
+  assert run(tmp_path) == 1  # with the settings of before it would begin anew; these are others
+  error = capsys.readouterr().err
+  assert 'optimizer.learning_rate                1e+20 of the run that was begun there, 1.0 now' in error
+  assert f'or remove {tmp_path / "run.json"} to start anew in this one.' in error
+  assert snapshot(tmp_path) == before
 
 
 def test_a_folder_that_vanishes_is_one_error(finished, tmp_path, capsys, monkeypatch):
@@ -160,6 +177,26 @@ def test_a_folder_that_vanishes_is_one_error(finished, tmp_path, capsys, monkeyp
   progress, _, error = capsys.readouterr().err.partition('error: ')
   assert str(folder) in error
   assert 'Traceback' not in progress + error
+
+
+def test_an_owner_that_lost_its_folder_ends_before_it_writes_there_again(finished, tmp_path, capsys, monkeypatch):
+  folder = tmp_path / 'run'
+  shutil.copytree(finished, folder)
+  save, now = CheckpointStore.save, claim.boot_seconds
+
+  def lose(self, step, *rest):
+    save(self, step, *rest)
+    (folder / 'owner.json').write_text('of another')
+    monkeypatch.setattr(claim, 'boot_seconds', lambda: now() + 1000)  # this process was stopped for long
+
+  monkeypatch.setattr(CheckpointStore, 'save', lose)
+  assert run(folder, STEPS + 7) == 1
+  error = capsys.readouterr().err.partition('error: ')[2]
+  assert error.startswith(f'MODEL_DIR {folder} no longer belongs to this process: an unknown process has taken it over')
+  assert error.count('\n') == 1
+  assert [line['step'] for line in read_metrics(folder / 'train' / 'metrics.jsonl')][-1] == STEPS + 1
+  assert CheckpointStore(folder).latest_step() == STEPS + 1
+  assert (folder / 'owner.json').read_text() == 'of another'
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(finished, capsys):

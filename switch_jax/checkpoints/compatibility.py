@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from switch_jax.config import ConfigError
+from switch_jax.folders.model_dir import ModelDir
 
 
 def check_shapes(path: epath.Path, saved: Any, wanted: Any, below: str = '') -> None:
@@ -34,13 +35,15 @@ def check_shapes(path: epath.Path, saved: Any, wanted: Any, below: str = '') -> 
     )
 
 
-def check_settings(model_dir: epath.Path, step: int, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def check_settings(
+  model_dir: epath.Path, step: int | None, saved: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
   """Raises a `ConfigError` that names every setting in which a run differs from its checkpoint, with both values.
 
   Args:
     model_dir: where both are.
-    step: of the checkpoint.
-    saved: the settings in its `config.json`, one flat dictionary of dotted names.
+    step: of the checkpoint; None for a run that was begun and has none yet.
+    saved: the settings in its `config.json` or in `run.json`, one flat dictionary of dotted names.
     identity: those of the run.
   """
   # Through JSON, so that tuples and lists compare equal.
@@ -50,11 +53,15 @@ def check_settings(model_dir: epath.Path, step: int, saved: Mapping[str, Any], i
   )
   if names:
     width = max(len(name) for name in names)
-    table = [f'  {n:<{width}}  {_value(saved, n)} in the checkpoint, {_value(given, n)} now' for n in names]
+    where, which, anew = 'in the checkpoint', f'checkpoint of step {step}', ''
+    if step is None:
+      where, which = 'of the run that was begun there', 'begun there, without a checkpoint yet'
+      anew = f', or remove {ModelDir(model_dir).begun} to start anew in this one'
+    table = [f'  {n:<{width}}  {_value(saved, n)} {where}, {_value(given, n)} now' for n in names]
     raise ConfigError(
-      '\n'.join([f'{model_dir} holds a run with other settings (checkpoint of step {step}):', *table])
+      '\n'.join([f'{model_dir} holds a run with other settings ({which}):', *table])
       + '\nA MODEL_DIR belongs to one model, optimizer, task, batch size, seed and corpus. '
-      'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew.'
+      f'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew{anew}.'
     )
 
 

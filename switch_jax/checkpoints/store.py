@@ -304,7 +304,9 @@ class CheckpointStore:
       raise CheckpointError(f'{path} is damaged: {first_line(error)}. {self._remedy(step)}') from error
 
   def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
-    """Makes sure that the newest checkpoint belongs to the same run. Changes nothing; without a checkpoint all is well.
+    """Makes sure that the newest checkpoint, or the run that was begun without one yet, is the same run.
+
+    Changes nothing; in a folder without either all is well.
 
     Args:
       identity: what the MODEL_DIR belongs to (`RunConfig.identity()`), one flat dictionary of dotted names.
@@ -316,6 +318,8 @@ class CheckpointStore:
     step = self.latest_step()
     if step is not None:
       check_settings(self.model_dir, step, self.read_config(step).get(section, {}), identity)
+    elif (begun := self._place.read_begun()) is not None and isinstance(begun.get(section), dict):
+      check_settings(self.model_dir, None, begun[section], identity)
 
   def check_files(self, step: int) -> None:
     """Raises a `CheckpointError` if a file of the step is missing or has another size than it was written with."""

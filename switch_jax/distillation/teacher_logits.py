@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.data.prefetch import Prefetcher
 from switch_jax.distillation.soft_targets import SoftTargets
+from switch_jax.folders.model_dir import OWNER
 from switch_jax.parallel import Layout
 
 RECORD = 'teacher_logits.json'
@@ -100,7 +101,7 @@ class TeacherLogitsWriter:
       record = read_record(folder, remedy)
       check_same(folder, record, self._facts, remedy)
       self.batches = record['batches']
-    elif self._folder.exists() and any(self._folder.iterdir()):
+    elif self._folder.exists() and any(not p.name.startswith(OWNER) for p in self._folder.iterdir()):
       raise ConfigError(
         f'DistillationConfig.teacher_logits is {folder!r}, which holds other files; give a new --gin.TEACHER_LOGITS.'
       )

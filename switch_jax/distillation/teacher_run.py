@@ -6,16 +6,20 @@ import time
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from switch_jax import data
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.distillation.soft_targets import soft_targets
 from switch_jax.distillation.teacher import Teacher
 from switch_jax.distillation.teacher_logits import BATCHES_PER_FILE, TeacherLogitsWriter
+from switch_jax.folders.claim import Claim
+from switch_jax.folders.model_dir import OWNER
 from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
 from switch_jax.monitoring.progress import Progress
 from switch_jax.parallel import Layout
+from switch_jax.parallel.ownership import owned
 
 # Batches between two records of what is written, from which a killed writer goes on.
 _COMMIT_PERIOD = 8 * BATCHES_PER_FILE
@@ -29,7 +33,7 @@ def write_teacher_logits(run: RunConfig) -> int:
 
   Raises:
     ConfigError: the run has no teacher or no folder for it, the teacher or the data cannot be read, the vocabularies
-      differ, or the folder holds something else.
+      differ, or the folder holds something else or is another process's.
   """
   config = run.distillation
   if config is None or config.teacher_logits is None:
@@ -43,15 +47,19 @@ def write_teacher_logits(run: RunConfig) -> int:
   progress = Progress(active=jax.process_index() == 0)
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
+  place = epath.Path(config.teacher_logits) / OWNER
   try:
     teacher.check_vocabulary(run.model.vocab_size, data.describe_vocabulary(source.vocabulary))
-    return _write(run, teacher, layout, source, progress)
+    with owned(place, f'TEACHER_LOGITS {config.teacher_logits}', 'give another --gin.TEACHER_LOGITS') as claim:
+      return _write(run, teacher, layout, source, progress, claim)
   finally:
     source.close()
 
 
-# The annotation is text: looking it up would import TensorFlow.
-def _write(run: RunConfig, teacher: Teacher, layout: Layout, source: 'data.TrainingSource', progress: Progress) -> int:
+# An annotation is text: looking it up would import TensorFlow.
+def _write(
+  run: RunConfig, teacher: Teacher, layout: Layout, source: 'data.TrainingSource', progress: Progress, claim: Claim
+) -> int:
   config, vocab_size = run.distillation, run.model.vocab_size
   top_k = min(config.top_k or vocab_size, vocab_size)
   facts = {
@@ -95,6 +103,7 @@ def _write(run: RunConfig, teacher: Teacher, layout: Layout, source: 'data.Train
   with Interruption() as interruption:
     while done < run.train_steps:
       targets, *new = step(params, next(source))
+      claim.check()
       writer.add(targets)
       if sums is not None:  # those of the batch before, so that the next one is already under way
         kept, tokens = kept + float(sums[0]), tokens + float(sums[1])

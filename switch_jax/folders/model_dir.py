@@ -7,6 +7,8 @@
     eval/<task>.metrics/metrics.jsonl                        the task's own metrics, written by --run_mode=eval
     predictions/<task>/<step>.jsonl                          and what they were computed of
     finished.json                                            of a sweep's point that has ended without an error
+    run.json                                                 the identity of the run that was begun there
+    owner.json                                               of a run under way: who it is (`switch_jax.folders.claim`)
 
 Two writers never share a file: training cuts and appends to its own, evaluation replaces lines by step in its own.
 Older versions wrote a task's metrics to `eval/<task>/metrics.jsonl` where training had no loss; they are found there.
@@ -31,6 +33,8 @@ STATE, DATA, CONFIG, FILES = 'state', 'data', 'config.json', 'files.json'
 METRICS_FILE = 'metrics.jsonl'
 # Tokens by expert of some steps, lists by layer: what `metrics.jsonl` has no place for.
 EXPERT_TOKENS_FILE = 'expert_tokens.jsonl'
+# The claim inside a folder; that of an output file lies beside it.
+OWNER = 'owner.json'
 _OF_TASK = '.metrics'
 
 
@@ -46,7 +50,7 @@ class ModelDir:
   Attributes:
     path: of the MODEL_DIR, local and absolute, or remote (`gs://...`).
     checkpoints, train, profile: folders in it.
-    config_gin, summary, vocabulary, finished: files in it.
+    config_gin, summary, vocabulary, finished, begun, owner: files in it.
   """
 
   path: epath.Path
@@ -57,7 +61,7 @@ class ModelDir:
 
   checkpoints, train, profile = _inside(CHECKPOINTS), _inside('train'), _inside('profile')
   config_gin, summary, vocabulary = _inside('config.gin'), _inside('summary.png'), _inside('vocabulary.model')
-  finished = _inside('finished.json')
+  finished, begun, owner = _inside('finished.json'), _inside('run.json'), _inside(OWNER)
 
   def step(self, step: int) -> epath.Path:
     """Returns the folder of a checkpoint."""
@@ -66,6 +70,14 @@ class ModelDir:
   def config(self, step: int) -> epath.Path:
     """Returns the `config.json` of a checkpoint."""
     return self.step(step) / CONFIG
+
+  def read_begun(self) -> dict[str, Any] | None:
+    """Returns `run.json`; None if there is none (older versions wrote none), or a damaged one."""
+    try:
+      record = json.loads(self.begun.read_bytes())
+    except (FileNotFoundError, ValueError):
+      return None
+    return record if isinstance(record, dict) else None
 
   def numbered_steps(self) -> list[int]:
     """Returns the numbers of all folders that are named as a step is, in rising order, whatever is in them."""
@@ -130,6 +142,11 @@ class ModelDir:
   def predictions(self, task: str, step: int, suffix: str = '') -> epath.Path:
     """Returns the file of what was predicted for a task's examples; a suffix tells capacities apart."""
     return self.path / 'predictions' / task / f'{step}{suffix}.jsonl'
+
+
+def owner_beside(path: str | os.PathLike[str]) -> epath.Path:
+  """Returns the place of the claim on an output file."""
+  return epath.Path(f'{os.fspath(path)}.{OWNER}')
 
 
 def split_step(path: str | os.PathLike[str]) -> tuple[ModelDir, int | None]:

@@ -16,8 +16,11 @@ import jax
 from etils import epath
 
 from switch_jax.config import ConfigError, PredictionConfig
+from switch_jax.folders.claim import Claim
 from switch_jax.folders.metric_lines import replace_file
+from switch_jax.folders.model_dir import owner_beside
 from switch_jax.inference.generator import Generator
+from switch_jax.parallel.ownership import owned
 
 _SECONDS_BETWEEN_LINES = 2.0
 
@@ -145,14 +148,27 @@ def predict_file(config: PredictionConfig) -> int:
     The exit status: 1 if a line was malformed, otherwise 0.
 
   Raises:
-    ConfigError: a file cannot be read or written, or there is no such model.
+    ConfigError: a file cannot be read or written, another process writes it, or there is no such model.
   """
   source, target = epath.Path(config.input_file), epath.Path(config.output_file)
   if not source.is_file():
     raise ConfigError(f'input_file is {config.input_file!r}, and there is no such file; set --gin.INPUT_FILE.')
+  if _is_whole(target):
+    return 0
+  with owned(owner_beside(target), f'OUTPUT_FILE {target}', 'name another --gin.OUTPUT_FILE') as claim:
+    # Whoever had the claim before may have finished.
+    return 0 if _is_whole(target) else _predict(config, claim)
+
+
+def _is_whole(target: epath.Path) -> bool:
+  """Whether there is nothing left to do, which is said."""
   if target.exists():
     print(f'{target} is there and whole; nothing to do. Remove it to make it anew, or name another output_file.')
-    return 0
+  return target.exists()
+
+
+def _predict(config: PredictionConfig, claim: Claim) -> int:
+  source, target = epath.Path(config.input_file), epath.Path(config.output_file)
   generator = Generator.from_checkpoint(
     config.model_dir,
     config.step,
@@ -179,6 +195,7 @@ def predict_file(config: PredictionConfig) -> int:
       prediction = next(predictions)
       records.append(line.record | {'prediction': prediction.text, 'score': prediction.score})
       cut += prediction.was_cut
+    claim.check()
     output.write(records)
     return cut
 

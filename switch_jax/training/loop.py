@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig, suggest
+from switch_jax.folders.claim import Claim
 from switch_jax.folders.model_dir import METRICS_FILE, ModelDir
 from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
@@ -21,7 +22,7 @@ from switch_jax.monitoring.picture import save_picture
 from switch_jax.monitoring.profiling import Window
 from switch_jax.monitoring.summary import RunFacts
 from switch_jax.training.evaluation import EvaluationResult, evaluate
-from switch_jax.training.opening import Opened, open_run, open_store, restore_state
+from switch_jax.training.opening import Opened, open_run, open_store, record_beginning, restore_state
 from switch_jax.training.state import TrainState
 
 Reason = Literal['finished', 'nothing to do'] | Signal
@@ -66,19 +67,21 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
     The result, also where a first SIGTERM or Ctrl-C has ended it: its step is saved.
 
   Raises:
-    ConfigError: the run cannot work as configured, the MODEL_DIR belongs to another one, a checkpoint or metrics cannot
-      be written; or (`DivergenceError`) the loss is no number or has diverged.
+    ConfigError: the run cannot work as configured, the MODEL_DIR belongs to another one or to a living process, a
+      checkpoint or metrics cannot be written; or (`DivergenceError`) the loss is no number or has diverged.
     KeyboardInterrupt: a second Ctrl-C, which does not wait for the step.
   """
   began = time.perf_counter()
   with contextlib.ExitStack() as stack:
-    store = open_store(run, stack)
+    store, claim = open_store(run, stack)
     if (step := _step_at_the_end(run, store)) is not None:
       return _result(run, restore_state(run, store, step), step, 'nothing to do')
-    training = _Training(open_run(run, store, profile, stack))
+    training = _Training(open_run(run, store, profile, stack), claim)
     try:
-      if config_gin and jax.process_index() == 0:
-        ModelDir(run.model_dir).config_gin.write_text(config_gin)
+      if jax.process_index() == 0:
+        record_beginning(run)
+        if config_gin:
+          ModelDir(run.model_dir).config_gin.write_text(config_gin)
       reason = training.run_to_end()
       facts = training.sum_up(began) if reason == 'finished' else None
     except DivergenceError as error:
@@ -94,8 +97,10 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
 def finished_step(run: RunConfig) -> int | None:
   """Returns the newest step of a MODEL_DIR that has all steps of this run and its last evaluation; None otherwise.
 
+  Nothing is written, whoever owns the folder.
+
   Raises:
-    ConfigError: as `train`.
+    ConfigError: the MODEL_DIR belongs to another run.
   """
   store = CheckpointStore(run.model_dir)
   if not (steps := store.steps()) or steps[-1] < run.train_steps:
@@ -152,7 +157,8 @@ class _Training:
     step: updates made.
   """
 
-  def __init__(self, opened: Opened):
+  def __init__(self, opened: Opened, claim: Claim):
+    self._claim = claim
     self._opened, self.state, self.step = opened, opened.state, opened.first_step
     self._evaluation: EvaluationResult | None = None
 
@@ -172,6 +178,7 @@ class _Training:
         profiler.before(self.step + 1)
         self.state, metrics = opened.train_step(self.state, *next(opened.batches))
         self.step += 1
+        self._claim.check()
         reporter.add(self.step, metrics)
         profiler.after(self.step, metrics)
         stop = interruption.requested(self.step)
@@ -219,6 +226,7 @@ class _Training:
     self._evaluation = evaluate(opened.eval_step, self.state.params, opened.held_out)
     metrics = self._evaluation.metrics
     self._score(metrics)
+    self._claim.check()
     opened.eval_files.write(self.step, metrics)
     loss = metrics['cross_ent_loss_text']
     opened.progress.note(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.distillation import Distillation
+from switch_jax.folders.claim import Claim
+from switch_jax.folders.metric_lines import replace_file
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.interop import initial_parameters, recorded_vocabulary
 from switch_jax.model import parameter_count
@@ -21,6 +24,7 @@ from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress
 from switch_jax.monitoring.reporting import Reporter
 from switch_jax.parallel import Layout
+from switch_jax.parallel.ownership import owned
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
 
@@ -67,16 +71,24 @@ class Opened:
   profiler: Profiler
 
 
-def open_store(run: RunConfig, stack: contextlib.ExitStack) -> CheckpointStore:
-  """Opens the checkpoints of a run.
+def open_store(run: RunConfig, stack: contextlib.ExitStack) -> tuple[CheckpointStore, Claim]:
+  """Opens the checkpoints of a run, and claims its folder before anything there is changed.
 
   Raises:
-    ConfigError: they belong to another run, or the folder cannot be written to.
+    ConfigError: they belong to another run, one is under way there, or the folder cannot be written to.
   """
-  store = CheckpointStore(run.model_dir, run.checkpoint)
+  store, folder = CheckpointStore(run.model_dir, run.checkpoint), ModelDir(run.model_dir)
+  claim = stack.enter_context(owned(folder.owner, f'MODEL_DIR {folder.path}', 'set another --gin.MODEL_DIR'))
   stack.callback(store.close)
   store.check_identity(run.identity())
-  return store
+  return store, claim
+
+
+def record_beginning(run: RunConfig) -> None:
+  """Writes down which run was begun in the folder, unless that stands there; on one process, which owns it."""
+  folder = ModelDir(run.model_dir)
+  if folder.read_begun() is None:
+    replace_file(folder.begun, json.dumps({'version': switch_jax.__version__, 'identity': run.identity()}) + '\n')
 
 
 def lay_out(run: RunConfig, recorded: dict[str, Any]) -> tuple[Distillation, Layout, StatePlan]:

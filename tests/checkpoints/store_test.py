@@ -287,6 +287,21 @@ def test_identity(store):
   assert before == {p: p.stat().st_mtime_ns for p in pathlib.Path(store.model_dir).rglob('*')}
 
 
+def test_identity_of_a_run_without_a_checkpoint(store):
+  begun = pathlib.Path(store.model_dir) / 'run.json'
+  begun.write_text('{"identity": {"seed": 1}}')
+  store.check_identity({'seed': 1})
+  store.check_identity({'digest': 'b'}, section='data')  # nothing is said of that
+  with pytest.raises(ConfigError) as error:
+    store.check_identity({'seed': 2})
+  message = str(error.value)
+  assert 'seed  1 of the run that was begun there, 2 now' in message
+  assert f'remove {begun} to start anew' in message
+  store.save(3, make_state(make_mesh(1, 1)), {'identity': {'seed': 2}})
+  store.wait()
+  store.check_identity({'seed': 2})  # the checkpoint counts
+
+
 def test_places_that_cannot_be_used(tmp_path, monkeypatch):
   file = tmp_path / 'file'
   file.write_text('')

@@ -8,6 +8,7 @@ from switch_jax import main
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError
 from switch_jax.distillation.teacher_logits import check_same, read_record
+from switch_jax.folders.claim import Claim
 from switch_jax.folders.metric_lines import read_metrics
 
 SHRUNK = [
@@ -108,6 +109,10 @@ def test_files_of_other_data_or_another_temperature_are_refused(recipe, logits, 
   before = {path: path.stat().st_mtime_ns for path in logits.rglob('*')}
   error = refused(capsys, 'unused', '--run_mode=teacher', *cached, '--gin.TOP_K=4')
   assert 'top_k is 384 there and 4 here' in error
+  assert {path: path.stat().st_mtime_ns for path in logits.rglob('*')} == before
+  with Claim(logits / 'owner.json', 'the test', 'wait'):
+    error = refused(capsys, 'unused', '--run_mode=teacher', *cached)
+  assert error.startswith(f'TEACHER_LOGITS {logits} belongs to process {os.getpid()} on host ')
   assert {path: path.stat().st_mtime_ns for path in logits.rglob('*')} == before
 
 

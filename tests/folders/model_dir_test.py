@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from switch_jax.folders.model_dir import ModelDir, split_step
+from switch_jax.folders.model_dir import ModelDir, owner_beside, split_step
 
 
 @pytest.fixture
@@ -28,6 +28,8 @@ def test_names(place):
   assert below(place.predictions('t', 7, '_capacity_2.0')) == 'predictions/t/7_capacity_2.0.jsonl'
   own = (place.config_gin, place.summary, place.vocabulary, place.profile, place.finished)
   assert [below(p) for p in own] == ['config.gin', 'summary.png', 'vocabulary.model', 'profile', 'finished.json']
+  assert [below(p) for p in (place.begun, place.owner)] == ['run.json', 'owner.json']
+  assert below(owner_beside(place.path / 'out.jsonl')) == 'out.jsonl.owner.json'
 
 
 def test_relative_paths_become_absolute_and_remote_ones_stay(monkeypatch, tmp_path):
@@ -94,3 +96,13 @@ def test_measured_experts_newest_first(place):
     (place.held_out('a') / name).write_text('{}')
   assert [p.name for p in place.measured_experts('a')] == ['experts_100.json', 'experts_9.json']
   assert place.measured_experts('b') == []
+
+
+def test_what_was_begun(place):
+  assert place.read_begun() is None
+  place.path.mkdir()
+  for damaged in ('', '{"ident', '[]'):
+    place.begun.write_text(damaged)
+    assert place.read_begun() is None
+  place.begun.write_text('{"identity": {}}')
+  assert place.read_begun() == {'identity': {}}

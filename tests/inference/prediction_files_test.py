@@ -1,6 +1,7 @@
 """Files of texts: a line for every line, what is said of malformed ones, and going on where a run was killed."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -120,6 +121,27 @@ def test_a_killed_run_goes_on(checkpoints, tmp_path, monkeypatch, capsys):
   assert 'going on after 8 of 17 lines' in capsys.readouterr().err
   assert (tmp_path / 'out.jsonl').read_bytes() == whole
   assert sorted(p.name for p in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl']
+
+
+def test_a_second_run_on_one_output_file_is_refused(checkpoints, tmp_path, monkeypatch, capsys):
+  config, predict, inside = prediction_config(checkpoints, tmp_path), Generator.predict, []
+
+  def try_again(self, texts, numbers):
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(ConfigError) as error:
+      predict_file(config)
+    inside.append((str(error.value), before == sorted(p.name for p in tmp_path.iterdir())))
+    return predict(self, texts, numbers)
+
+  monkeypatch.setattr(Generator, 'predict', try_again)
+  assert predict_file(config) == 1
+  for error, is_untouched in inside:
+    assert error.startswith(f'OUTPUT_FILE {tmp_path / "out.jsonl"} belongs to process {os.getpid()} on host ')
+    assert error.endswith('name another --gin.OUTPUT_FILE.')
+    assert is_untouched
+  assert len(inside) == 3
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['in.jsonl', 'out.jsonl']
+  assert 'nothing to do' not in capsys.readouterr().out
 
 
 def test_the_command_line_and_its_mistakes(checkpoints, tmp_path, capsys):
