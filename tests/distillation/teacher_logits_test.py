@@ -1,5 +1,6 @@
 """A teacher's logits in files: they train as the teacher itself, resumably, and are refused where they do not fit."""
 
+import os
 import shutil
 
 import pytest
