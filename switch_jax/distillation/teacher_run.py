@@ -16,6 +16,7 @@ from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
 from switch_jax.monitoring.progress import Progress
 from switch_jax.parallel import Layout
+from switch_jax.parallel.agreement import require_agreement
 
 # Batches between two records of what is written, from which a killed writer goes on.
 _COMMIT_PERIOD = 8 * BATCHES_PER_FILE
@@ -44,6 +45,7 @@ def write_teacher_logits(run: RunConfig) -> int:
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
   try:
+    require_agreement('data', source.fingerprint)
     teacher.check_vocabulary(run.model.vocab_size, data.describe_vocabulary(source.vocabulary))
     return _write(run, teacher, layout, source, progress)
   finally:

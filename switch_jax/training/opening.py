@@ -21,6 +21,7 @@ from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress
 from switch_jax.monitoring.reporting import Reporter
 from switch_jax.parallel import Layout
+from switch_jax.parallel.agreement import require_agreement, require_same_run
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
 
@@ -68,11 +69,12 @@ class Opened:
 
 
 def open_store(run: RunConfig, stack: contextlib.ExitStack) -> CheckpointStore:
-  """Opens the checkpoints of a run.
+  """Opens the checkpoints of a run, once its hosts agree on what it is.
 
   Raises:
-    ConfigError: they belong to another run, or the folder cannot be written to.
+    ConfigError: the hosts differ, the checkpoints belong to another run, or the folder cannot be written to.
   """
+  require_same_run(run)
   store = CheckpointStore(run.model_dir, run.checkpoint)
   stack.callback(store.close)
   store.check_identity(run.identity())
@@ -121,6 +123,7 @@ def open_run(
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
   stack.callback(source.close)
+  require_agreement('data', source.fingerprint)
   vocabulary = data.describe_vocabulary(source.vocabulary)
   _check_vocabulary(run, source.vocabulary_size)
   if params is not None:
