@@ -113,7 +113,7 @@ def _gather(address: str, count: int, patience: _Patience) -> 'ProcessGroup':
     ) from None
   here: dict[int, _Connection] = {}
   names = {0: socket.gethostname()}
-  with listener, selectors.DefaultSelector() as selector:
+  with listener, selectors.DefaultSelector() as selector, contextlib.ExitStack() as unless_complete:
     selector.register(listener, selectors.EVENT_READ)
     while len(here) < count - 1:
       missing = [number for number in range(1, count) if number not in here]
@@ -124,10 +124,16 @@ def _gather(address: str, count: int, patience: _Patience) -> 'ProcessGroup':
         raise ConfigError(text)
       for key, _ in selector.select(1):
         if key.fileobj is listener:
-          selector.register(_Connection(listener.accept()[0]), selectors.EVENT_READ)
+          connection = _Connection(listener.accept()[0])
+          unless_complete.callback(connection.close)
+          selector.register(connection, selectors.EVENT_READ)
         elif isinstance(key.fileobj, _Connection) and not _take_in(key.fileobj, count, here, names):
           selector.unregister(key.fileobj)
           key.fileobj.close()
+    for key in selector.get_map().values():
+      if isinstance(key.fileobj, _Connection) and key.fileobj not in here.values():
+        key.fileobj.close()  # it has not said who it is
+    unless_complete.pop_all()
   for connection in here.values():
     connection.send(complete=True)
   return ProcessGroup(0, here, names)
@@ -137,8 +143,8 @@ def _take_in(connection: _Connection, count: int, here: dict[int, _Connection], 
   """Reads what a process says of itself; returns whether its connection is kept."""
   messages = connection.receive()
   if messages is None:
-    for number in [number for number, known in here.items() if known is connection]:
-      del here[number]  # it may come again
+    for left in [left for left, known in here.items() if known is connection]:
+      del here[left]  # it may come again
     return False
   for message in messages:
     number, host = message.get('process'), str(message.get('host'))
@@ -177,6 +183,7 @@ def _enter(address: str, count: int, process: int, patience: _Patience) -> _Conn
             break
           for message in messages:
             if 'refused' in message:
+              connection.close()
               raise ConfigError(str(message['refused']))
             if 'complete' in message:
               return connection
@@ -262,7 +269,7 @@ class ProcessGroup:
             self._end(f'process {number} ({self._names[number]}) has died or cannot be reached any more', 0, number)
           if messages is None or (number in said_farewell and self._left.is_set()):
             selector.unregister(connection)
-            del self._connections[number]
+            self._connections.pop(number).close()
         if self._left.is_set() and said_farewell.issuperset(self._connections):
           return
 
