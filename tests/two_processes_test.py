@@ -50,7 +50,8 @@ def kill_once_saved(pair, logs, number, model_dir, step):
   assert pair[1 - number].wait(20) == 1
   log = logs[1 - number].read_text()
   assert log.splitlines()[-1].startswith(f'error: process {number} (')
-  assert log.count('error') == 1
+  if number:  # with process 0 goes JAX's coordination service, and JAX may begin to say so too
+    assert log.count('rror') == 1
 
 
 def test_a_pair_trains_as_one_process_and_either_may_be_killed(tmp_path):
