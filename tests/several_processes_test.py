@@ -55,7 +55,7 @@ def test_hosts_that_differ_train_nothing(tmp_path, more, difference):
   assert statuses == [1] * len(more)
   for lines in errors:
     assert len(lines) == 1
-    assert lines[0].startswith('error: the processes of this run differ in configuration, so nothing was trained: ')
+    assert lines[0].startswith('error: the processes of this run differ in configuration, so nothing was started: ')
     assert difference in lines[0]
   assert not (tmp_path / 'model').exists()
 
@@ -66,7 +66,7 @@ def test_hosts_with_other_text_train_nothing(tmp_path):
   assert statuses == [1, 1]
   for lines in errors:
     assert len(lines) == 1
-    assert lines[0].startswith('error: the processes of this run differ in data, so nothing was trained: corpus is "')
+    assert lines[0].startswith('error: the processes of this run differ in data, so nothing was started: corpus is "')
 
 
 def test_the_failure_of_one_ends_the_others(tmp_path):

@@ -56,7 +56,7 @@ def require_agreement(name: str, values: Mapping[str, Any]) -> None:
   """
   if lines := differences(exchange(name, dict(values))):
     raise ConfigError(
-      f'the processes of this run differ in {name}, so nothing was trained: {"; ".join(lines)}. Give every process the '
+      f'the processes of this run differ in {name}, so nothing was started: {"; ".join(lines)}. Give every process the '
       'same command and installation; only --process_id may differ.'
     )
 
