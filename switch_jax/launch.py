@@ -4,18 +4,25 @@ Nothing here imports JAX before it is called; `main` calls it once the configura
 """
 
 import argparse
+import contextlib
 import ctypes
 import glob
 import importlib.util
 import logging
 import os
 import pathlib
+import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from switch_jax.config import ConfigError
 from switch_jax.folders.cache import cache_directory
+
+if TYPE_CHECKING:
+  from switch_jax.parallel.process_group import ProcessGroup
 
 _TUNABLE = 'glibc.malloc.hugetlb=1'
 _RESTARTED = 'SWITCH_JAX_RESTARTED'
@@ -24,6 +31,10 @@ _RESTARTED = 'SWITCH_JAX_RESTARTED'
 # only the main one holds large blocks; no block with a mapping of its own; nothing given back to the system (-1).
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
 _KEEP_FREED_MEMORY = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
+
+
+# The processes of the run that this one belongs to; None on one host.
+_group: 'ProcessGroup | None' = None
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -171,24 +182,38 @@ def check_hosts(coordinator_address: str | None, num_processes: int | None, proc
     )
 
 
-def join_hosts(coordinator_address: str | None, num_processes: int | None, process_id: int | None) -> None:
+def join_hosts(
+  coordinator_address: str | None, num_processes: int | None, process_id: int | None, seconds: float
+) -> None:
   """Connects the processes of a run on several hosts; does nothing on one.
+
+  From then on the failure of one process ends all of them; `exit_status` is what tells them.
 
   Args:
     coordinator_address: host:port of process 0; None on one host, and on Cloud TPU, which knows its own hosts.
     num_processes: how many processes there are.
     process_id: which one this is.
+    seconds: how long the others are waited for.
 
   Raises:
     ConfigError: the others cannot be reached.
   """
   if coordinator_address is None:
-    _join_cloud_tpu()
+    coordinator_address, num_processes, process_id = _cloud_tpu_hosts(seconds)
+  if coordinator_address is None or num_processes is None or process_id is None:
     return
   import jax
 
+  from switch_jax.parallel import process_group
+
+  global _group
   if runs_on_cpu():
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  _group = process_group.join(coordinator_address, num_processes, process_id, seconds)
+  _group.start()
+  _delay_abort()
+  if process_id:
+    time.sleep(0.1)  # JAX's service starts in process 0 now; a connection refused would be tried again after a second
   try:
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
   except (RuntimeError, ValueError) as error:
@@ -198,16 +223,44 @@ def join_hosts(coordinator_address: str | None, num_processes: int | None, proce
     ) from None
 
 
-def _join_cloud_tpu() -> None:
+def _delay_abort() -> None:
+  """Lets an abort take six seconds, in which the process can say in a line which other process has died.
+
+  If process 0 is killed, JAX's coordination service goes with it, and JAX aborts all others from C++ in the same
+  milliseconds in which `_group` hears of it. The signal's handler is C's sleep, called with the number of the signal;
+  when it returns, the abort goes on.
+  """
+  if sys.platform.startswith('linux'):
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def _cloud_tpu_hosts(seconds: float) -> tuple[str | None, int | None, int | None]:
+  """Returns what a Cloud TPU slice knows of its hosts, as the flags would say it; None three times on one host."""
   workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
   if not has_tpu() or (workers and ',' not in workers):
-    return
-  import jax
+    return None, None, None
+  # JAX detects this inside `initialize` too, but has no public name for it, and the others are looked for before that.
+  from jax._src.clusters import ClusterEnv
 
+  address, count, process, _ = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
+  return address, count, process
+
+
+@contextlib.contextmanager
+def _in_company() -> Iterator[None]:
+  """A context whose error ends the other processes of the run too; does nothing on one host."""
   try:
-    jax.distributed.initialize()
-  except ValueError:
-    return  # JAX recognises no cluster: a TPU machine on its own.
+    yield
+  except BaseException as error:
+    if _group:
+      message = 'interrupted' if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+      is_own = isinstance(error, (ConfigError, KeyboardInterrupt))
+      _group.fail(message, may_be_an_echo=not is_own)
+    raise
+  if _group:
+    _group.leave()
 
 
 def exit_status(run: Callable[[Sequence[str]], int], argv: Sequence[str], *, interrupted: str) -> int:
@@ -221,8 +274,16 @@ def exit_status(run: Callable[[Sequence[str]], int], argv: Sequence[str], *, int
   Returns:
     The status of `run`, 1 after an error, 130 after Ctrl-C.
   """
+  status = _status(run, argv, interrupted)
+  if _group and _group.is_failing:
+    _group.leave_after_failure(status)
+  return status
+
+
+def _status(run: Callable[[Sequence[str]], int], argv: Sequence[str], interrupted: str) -> int:
   try:
-    return run(argv)
+    with _in_company():
+      return run(argv)
   except ConfigError as error:
     if '--debug' in argv:
       traceback.print_exc()

@@ -69,6 +69,7 @@ def _make_parser() -> argparse.ArgumentParser:
   add('--coordinator_address', metavar='HOST:PORT', help='process 0, on several hosts that are not Cloud TPU')
   add('--num_processes', type=int, metavar='N', help='number of processes, on several hosts')
   add('--process_id', type=int, metavar='I', help='which of them this is, from 0')
+  add('--join_timeout', type=float, default=300.0, metavar='SECONDS', help='how long the others are waited for (300)')
   add('--topology', metavar='NAME', help='the TPU that --run_mode=plan compiles for, as v3:32x32')
   add('--json', metavar='FILE', help='where --run_mode=plan writes its numbers')
   add('--serialize', metavar='FILE', help='where --run_mode=plan keeps the compiled step')
@@ -183,9 +184,11 @@ def _infer(flags: argparse.Namespace, bindings: Sequence[str], search_paths: Seq
   config, _ = gin_files.load_run(flags.gin_file, bindings, search_paths, root=root)
   launch.quiet_logging(flags.debug)
   launch.use_compilation_cache(flags.compilation_cache_dir)
-  launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
+  launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id, flags.join_timeout)
   from switch_jax import inference
+  from switch_jax.parallel.agreement import require_same_run
 
+  require_same_run(config)
   return inference.evaluate_run(config) if flags.run_mode == 'eval' else inference.predict_file(config)
 
 
@@ -202,7 +205,7 @@ def _run(argv: Sequence[str]) -> int:
 
   launch.quiet_logging(flags.debug)
   launch.use_compilation_cache(flags.compilation_cache_dir)
-  launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id)
+  launch.join_hosts(flags.coordinator_address, flags.num_processes, flags.process_id, flags.join_timeout)
   if flags.dry_run:
     from switch_jax import training
 
@@ -210,7 +213,9 @@ def _run(argv: Sequence[str]) -> int:
     return 0
   if flags.run_mode == 'teacher':
     from switch_jax import distillation
+    from switch_jax.parallel.agreement import require_same_run
 
+    require_same_run(run)
     return distillation.write_teacher_logits(run)
   return _train(flags, run, config_gin, argv)
 

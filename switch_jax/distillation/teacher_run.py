@@ -19,6 +19,7 @@ from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
 from switch_jax.monitoring.progress import Progress
 from switch_jax.parallel import Layout
+from switch_jax.parallel.agreement import require_agreement
 from switch_jax.parallel.ownership import owned
 
 # Batches between two records of what is written, from which a killed writer goes on.
@@ -49,6 +50,7 @@ def write_teacher_logits(run: RunConfig) -> int:
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
   place = epath.Path(config.teacher_logits) / OWNER
   try:
+    require_agreement('data', source.fingerprint)
     teacher.check_vocabulary(run.model.vocab_size, data.describe_vocabulary(source.vocabulary))
     with owned(place, f'TEACHER_LOGITS {config.teacher_logits}', 'give another --gin.TEACHER_LOGITS') as claim:
       return _write(run, teacher, layout, source, progress, claim)

@@ -24,6 +24,7 @@ from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress
 from switch_jax.monitoring.reporting import Reporter
 from switch_jax.parallel import Layout
+from switch_jax.parallel.agreement import require_agreement, require_same_run
 from switch_jax.parallel.ownership import owned
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
@@ -72,11 +73,13 @@ class Opened:
 
 
 def open_store(run: RunConfig, stack: contextlib.ExitStack) -> tuple[CheckpointStore, Claim]:
-  """Opens the checkpoints of a run, and claims its folder before anything there is changed.
+  """Opens the checkpoints of a run once its hosts agree on what it is, and claims its folder before anything changes.
 
   Raises:
-    ConfigError: they belong to another run, one is under way there, or the folder cannot be written to.
+    ConfigError: the hosts differ, the checkpoints belong to another run, one is under way there, or the folder cannot be
+      written to.
   """
+  require_same_run(run)
   store, folder = CheckpointStore(run.model_dir, run.checkpoint), ModelDir(run.model_dir)
   claim = stack.enter_context(owned(folder.owner, f'MODEL_DIR {folder.path}', 'set another --gin.MODEL_DIR'))
   stack.callback(store.close)
@@ -133,6 +136,7 @@ def open_run(
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
   stack.callback(source.close)
+  require_agreement('data', source.fingerprint)
   vocabulary = data.describe_vocabulary(source.vocabulary)
   _check_vocabulary(run, source.vocabulary_size)
   if params is not None:
