@@ -107,7 +107,7 @@ def open_run(
   Raises:
     ConfigError: the run cannot work as configured.
   """
-  first_step, is_first_host = store.latest_step() or 0, jax.process_index() == 0
+  first_step, is_first_host = store.latest_whole_step() or 0, jax.process_index() == 0
   begins, progress = not first_step, Progress(active=is_first_host)
   stack.callback(progress.close)
   recorded = {} if begins else store.read_config(first_step)

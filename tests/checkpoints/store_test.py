@@ -218,8 +218,10 @@ def test_damaged_metadata_and_config(store):
   with pytest.raises(CheckpointError, match=r'step 1 is damaged.*only one'):
     store.restore(1, abstract(state, make_mesh(1, 1)))
   (store.path(1) / 'config.json').write_text('{"ident')
-  with pytest.raises(CheckpointError, match=r'config\.json is damaged'):
+  with pytest.raises(CheckpointError, match=r'step 1 is damaged: config\.json has 7 bytes, not \d+'):
     store.check_identity({})
+  with pytest.raises(CheckpointError, match=r'config\.json is damaged: config\.json has 7 bytes'):
+    store.read_config(1)
 
 
 def test_damaged_position(store):
