@@ -40,7 +40,9 @@ def verify_step(folder: epath.Path) -> tuple[bool, str]:
 
 def _run(argv: Sequence[str]) -> int:
   parser = launch.ArgumentParser(prog='python -m switch_jax.checkpoints', description=(__doc__ or '').split('\n')[0])
-  verify = parser.add_subparsers(required=True, metavar='verify').add_parser('verify', help='compare files with checksums')
+  verify = parser.add_subparsers(required=True, metavar='verify').add_parser(
+    'verify', help='compare files with checksums'
+  )
   verify.add_argument('path', metavar='MODEL_DIR', help='of a run, or MODEL_DIR/checkpoints/STEP; local or gs://')
   verify.add_argument('--debug', action='store_true', help='print tracebacks')
   path = parser.parse_args(argv).path

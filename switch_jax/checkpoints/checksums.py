@@ -34,11 +34,13 @@ class File:
 
 
 def list_files(folder: epath.Path, below: str = '') -> list[str]:
-  """Returns the names of all files in a folder and its folders, relative to it, in order; `below` is put before them."""
+  """Returns the names of all files in a folder and its folders, in order; `below` is put before them."""
   return sorted(f'{below}{path.relative_to(folder)}' for path in _walk(folder))
 
 
-def measure(folder: epath.Path, names: Iterable[str], progress: Callable[[int], Any] = lambda size: None) -> dict[str, File]:
+def measure(
+  folder: epath.Path, names: Iterable[str], progress: Callable[[int], Any] = lambda size: None
+) -> dict[str, File]:
   """Reads files, many at once, and returns their sizes and checksums by name.
 
   Args:
@@ -66,9 +68,7 @@ def measure(folder: epath.Path, names: Iterable[str], progress: Callable[[int], 
   return {name: File(size, sums[name].hexdigest()) for name, size in sizes.items()}
 
 
-def check(
-  folder: epath.Path, recorded: Mapping[str, File], progress: Callable[[int], Any] = lambda size: None
-) -> None:
+def check(folder: epath.Path, recorded: Mapping[str, File], progress: Callable[[int], Any] = lambda size: None) -> None:
   """Compares files with what is recorded of them: sizes first, then, all at once, checksums.
 
   Args:

@@ -92,7 +92,9 @@ def check_version(path: epath.Path, record: Any) -> None:
   listed = ', '.join(f'{section}: {", ".join(names)}' for section, names in settings.items() if names)
   if listed or _parts(version) > _parts(switch_jax.__version__):
     newer = ', which is newer' if _parts(version) > _parts(switch_jax.__version__) else ''
-    what = f'settings that this version does not know are ignored ({listed})' if listed else 'all its settings are known'
+    what = (
+      f'settings that this version does not know are ignored ({listed})' if listed else 'all its settings are known'
+    )
     _warn_once(f'{path} {by_whom.replace(version, version + newer, 1)}; {what}.')
 
 

@@ -1,4 +1,4 @@
-"""What Orbax is told beside the arrays: who writes other files, when a host's own are summed, and what stays as it is."""
+"""What Orbax is told: who writes the files beside arrays, when a host's arrays are summed, what it must not change."""
 
 import dataclasses
 from collections.abc import Callable

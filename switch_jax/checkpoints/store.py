@@ -28,6 +28,7 @@ from switch_jax.checkpoints.verification import find_damage, record_step, sum_ow
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 
+_COMMITTED = 'commit_success.txt'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
@@ -94,8 +95,7 @@ class CheckpointStore:
   def latest_whole_step(self) -> int | None:
     """Returns the newest step that is not damaged, or None if there is no step; reads the files of that step.
 
-    From then on this store counts the damaged ones as no steps: they are not kept in place of a whole one, and a save
-    moves them aside. Each is said once.
+    Damaged ones are said, and are no steps for this store any more: none is kept in place of a whole one.
 
     Raises:
       CheckpointError: all are damaged. Nothing begins anew over what somebody may want to save.
@@ -111,10 +111,8 @@ class CheckpointStore:
     if refused and step is None:
       self._damaged.clear()
       raise next(iter(refused.values()))
-    for number, problem in refused.items():
-      _logger.warning(
-        'The checkpoint of step %d is damaged (%s), going on from step %d.', number, problem.__cause__, step
-      )
+    for damaged, why in refused.items():
+      _logger.warning('The checkpoint of step %d is damaged (%s), going on from step %d.', damaged, why.__cause__, step)
     return step
 
   def path(self, step: int) -> epath.Path:
@@ -158,9 +156,9 @@ class CheckpointStore:
     if self._is_complete(step):
       return
     if self._saver is None:
-      # Orbax calls this on one host when only the commit is left to do.
-      record: Callable[[], None] = lambda: record_step(self._saving_to)  # noqa: E731
-      options = ocp.options.AsyncOptions(timeout_secs=_COMMIT_SECONDS, post_finalization_callback=record)
+      options = ocp.options.AsyncOptions(
+        timeout_secs=_COMMIT_SECONDS, post_finalization_callback=lambda: record_step(self._saving_to)
+      )
       self._saver = ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(), checkpoint_metadata_store=SettledMetadata(), async_options=options
       )
@@ -177,7 +175,7 @@ class CheckpointStore:
     arrays = ArraysSave(state, written=lambda: sum_own_arrays(self._saving_to))
     items = {STATE: arrays, DATA: FilesSave(write_files)}
     self._saving = step
-    self._whole.discard(step)
+    self._damaged.pop(step, None)
     try:
       self._saver.save(self.path(step), args=ocp.args.Composite(**items))
     except Exception as error:
@@ -195,8 +193,11 @@ class CheckpointStore:
       self._saver.wait_until_finished()
     except Exception as error:
       raise self._failed_save(self._saving, error) from error
-    self._saving = None
+    saved, self._saving = self._saving, None
     if jax.process_index() == 0:
+      if '://' not in os.fspath(self.directory):
+        # Written after the checksums; only where folders cannot be renamed does it mean something.
+        (self.path(saved) / _COMMITTED).unlink(missing_ok=True)
       for step in steps_to_remove(self.steps(), self._config, self.scores):
         # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
         (self.path(step) / FILES).unlink()
@@ -321,7 +322,7 @@ class CheckpointStore:
     return record
 
   def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
-    """Makes sure that the newest whole checkpoint belongs to the same run. Changes nothing; without a checkpoint all is well.
+    """Makes sure that the newest whole checkpoint belongs to the same run; without a checkpoint all is well.
 
     Args:
       identity: what the MODEL_DIR belongs to (`RunConfig.identity()`), one flat dictionary of dotted names.
@@ -335,13 +336,7 @@ class CheckpointStore:
       check_settings(self.model_dir, step, self.read_config(step).get(section, {}), identity)
 
   def check_files(self, step: int) -> None:
-    """Compares all files of a step with their sizes and checksums, once for each store.
-
-    Of several hosts each reads every n-th file, and all come to the same end.
-
-    Raises:
-      CheckpointError: a file is missing or damaged.
-    """
+    """Raises a `CheckpointError` if a file of the step is missing or not as it was written. Reads each step once."""
     self._require_step(step)
     if step in self._whole:
       return

@@ -32,7 +32,7 @@ def sum_own_arrays(folder: epath.Path) -> None:
 
 
 def record_step(folder: epath.Path) -> None:
-  """Writes `files.json` of a step whose other files are all written; the first host calls it, after `sum_own_arrays`."""
+  """Writes `files.json` of a step, when all else is written; the first host calls it, after `sum_own_arrays`."""
   files: dict[str, checksums.File] = {}
   for record in folder.glob(f'{_OF_PROCESS}*'):
     files |= checksums.read_record(record)

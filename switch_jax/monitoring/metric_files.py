@@ -153,7 +153,7 @@ class MetricFiles:
       yield
     except tf.errors.OpError as error:
       self._events = None  # closing it would only fail again
-      raise OSError(f'TensorBoard\'s file in {self._directory}: {first_line(error)}') from error
+      raise OSError(f"TensorBoard's file in {self._directory}: {first_line(error)}") from error
 
   def _write_restart_event(self, first_step: int, after: str) -> None:
     """Tells TensorBoard that the run starts again at `first_step`.
