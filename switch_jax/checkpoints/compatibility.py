@@ -72,12 +72,14 @@ def check_version(path: epath.Path, record: Any) -> None:
     record: what it holds.
 
   Raises:
-    ConfigError: fields of the model are unknown, so what it computes is.
-    ValueError: it is no JSON object, or its sections are none.
+    ConfigError: fields of the model are unknown, so what it computes is; or a section is no JSON object.
   """
   sections = {name: record[name] for name in ('model', 'run', 'identity') if record.get(name) is not None}
-  if not all(isinstance(section, Mapping) for section in sections.values()):
-    raise ValueError('model, run and identity must be JSON objects')
+  for name, section in sections.items():
+    if not isinstance(section, Mapping):
+      raise ConfigError(
+        f'{path} records {section!r} as its {name}, which must be a JSON object; use another checkpoint.'
+      )
   version = str(record.get('version', 'of no version'))
   by_whom = f'was written by switch_jax {version}, this is {switch_jax.__version__}'
   if unknown := unknown_fields(ModelConfig, sections.get('model', {})):

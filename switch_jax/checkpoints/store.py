@@ -315,8 +315,8 @@ class CheckpointStore:
     try:
       recorded = checksums.read_record(path / FILES)
       checksums.check(path, {name: file for name, file in recorded.items() if name == CONFIG})
-      record = json.loads((path / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+      record = dict(json.loads((path / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
       raise CheckpointError(f'{path / CONFIG} is damaged: {first_line(error)}. {self._remedy(step)}') from error
     check_version(path / CONFIG, record)
     return record

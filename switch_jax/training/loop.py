@@ -97,6 +97,8 @@ def finished_step(run: RunConfig) -> int | None:
   Raises:
     ConfigError: as `train`.
   """
+  if not any(step >= run.train_steps for step in ModelDir(run.model_dir).numbered_steps()):
+    return None  # without reading the newest one, which `train` will do
   with contextlib.ExitStack() as stack:
     return _step_at_the_end(run, open_store(run, stack))
 
