@@ -26,7 +26,8 @@ NEEDS_LIBTPU = pytest.mark.skipif(
 )
 KEYS = {
   'topology', 'cores', 'parameters', 'active_parameters', 'parameter_bytes_per_core', 'optimizer_bytes_per_core',
-  'temporary_bytes_per_core', 'hbm_bytes_per_core', 'hbm_bytes_available', 'checkpoint_bytes', 'checkpoint_bytes_per_host', 'hosts', 'fits', 'flops_per_core',
+  'temporary_bytes_per_core', 'hbm_bytes_per_core', 'hbm_bytes_available', 'fits', 'flops_per_core',
+  'checkpoint_bytes', 'checkpoint_bytes_per_host', 'hosts',
   'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'predicted_step_seconds',
 }  # fmt: skip
 

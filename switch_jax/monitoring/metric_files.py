@@ -7,6 +7,7 @@ expert at the steps at which pictures are drawn.
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, SupportsFloat
@@ -153,7 +154,8 @@ class MetricFiles:
       yield
     except tf.errors.OpError as error:
       self._events = None  # closing it would only fail again
-      raise OSError(f"TensorBoard's file in {self._directory}: {first_line(error)}") from error
+      what = re.sub(r'^{{.*?}} ', '', first_line(error))  # the name of the operation
+      raise OSError(f"TensorBoard's file in {self._directory}: {what}") from error
 
   def _write_restart_event(self, first_step: int, after: str) -> None:
     """Tells TensorBoard that the run starts again at `first_step`.
