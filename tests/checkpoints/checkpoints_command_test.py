@@ -2,16 +2,17 @@
 
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
 from switch_jax.checkpoints.__main__ import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / 'benchmarks'))
-import bit_flips  # noqa: E402
+bit_flips = types.SimpleNamespace(**runpy.run_path(str(ROOT / 'benchmarks' / 'bit_flips.py')))
 
 
 @pytest.fixture(scope='module')
