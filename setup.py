@@ -34,6 +34,7 @@ INSTALL_REQUIRES = [
   'jinja2>=3.1',  # the page of switch_jax.report
   'plotly>=6.0',  # its plotly.js goes into that page, for curves and maps that can be hovered over and zoomed into
   'tqdm>=4.66',
+  'xxhash>=3.4',  # checksums of checkpoints, at the speed of memory
 ]
 
 EXTRAS_REQUIRE = {

@@ -15,6 +15,7 @@ import pytest
 
 from switch_jax import main
 from switch_jax.checkpoints import CheckpointStore
+from switch_jax.checkpoints.__main__ import main as checkpoints_command
 from switch_jax.folders import claim
 from switch_jax.folders.metric_lines import read_metrics
 from tasks import train_vocabulary
@@ -131,6 +132,22 @@ def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path, 
       assert [line.get(key) for line in killed] == [line.get(key) for line in alone]
   loads = [(folder / 'train' / 'expert_tokens.jsonl').read_text() for folder in (finished, tmp_path)]
   assert loads[0] == loads[1]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_curve_is_the_same(finished, tmp_path, caplog):
+  shutil.copytree(finished, tmp_path / 'run')
+  newest = tmp_path / 'run' / 'checkpoints' / str(STEPS)
+  file = max((path for path in newest.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+  assert run(tmp_path / 'run') == 0
+  said = f'The checkpoint of step {STEPS} is damaged ({file.relative_to(newest)} has other bytes than were written'
+  assert said in caplog.text
+  assert 'going on from step 6.' in caplog.text
+  alone, damaged = (read_metrics(folder / 'train' / 'metrics.jsonl') for folder in (finished, tmp_path / 'run'))
+  assert [(line['step'], line['loss']) for line in damaged] == [(line['step'], line['loss']) for line in alone]
+  assert checkpoints_command(['verify', str(newest)]) == 0
 
 
 def test_another_mesh_continues_with_the_same_losses_to_rounding(tmp_path):

@@ -1,5 +1,6 @@
 """Two processes of four emulated devices each, joined over loopback, against one process with eight."""
 
+import json
 import os
 import pathlib
 import signal
@@ -10,6 +11,7 @@ import time
 
 import numpy as np
 
+from switch_jax.checkpoints.__main__ import main as verify_checkpoints
 from switch_jax.folders.metric_lines import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -63,6 +65,10 @@ def test_a_pair_trains_as_one_process_and_either_may_be_killed(tmp_path):
   pair = start_pair(tmp_path / 'pair', logs)
   assert [process.wait(300) for process in pair] == [0, 0], logs[0].read_text()
   assert logs[0].read_text().count('continuing from the checkpoint of step') == 2
+  newest = tmp_path / 'pair' / 'checkpoints' / str(STEPS)
+  recorded = json.loads((newest / 'files.json').read_text())['files']
+  assert all(any(name.startswith(f'state/ocdbt.process_{i}/') for name in recorded) for i in (0, 1))
+  assert verify_checkpoints(['verify', str(tmp_path / 'pair')]) == 0
   lines = [read_metrics(tmp_path / name / 'train' / 'metrics.jsonl') for name in ('alone', 'pair')]
   assert [line['step'] for line in lines[1]] == list(range(1, STEPS + 1))
   expected, losses = ([line['loss'] for line in run] for run in lines)

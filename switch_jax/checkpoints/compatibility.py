@@ -1,14 +1,20 @@
 """Whether a checkpoint fits the model and the run that would go on from it."""
 
+import functools
 import json
+import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
-from switch_jax.config import ConfigError
+import switch_jax
+from switch_jax.config import ConfigError, ModelConfig, RunConfig, unknown_fields
 from switch_jax.folders.model_dir import ModelDir
+
+_logger = logging.getLogger(__name__)
 
 
 def check_shapes(path: epath.Path, saved: Any, wanted: Any, below: str = '') -> None:
@@ -63,6 +69,59 @@ def check_settings(
       + '\nA MODEL_DIR belongs to one model, optimizer, task, batch size, seed and corpus. '
       f'Change the settings back to continue it, or set another --gin.MODEL_DIR to start anew{anew}.'
     )
+
+
+def check_version(path: epath.Path, record: Any) -> None:
+  """Says what a `config.json` records that this version does not know, in one line, once.
+
+  Args:
+    path: of the file.
+    record: what it holds.
+
+  Raises:
+    ConfigError: fields of the model are unknown, so what it computes is; or a section is no JSON object.
+  """
+  sections = {name: record[name] for name in ('model', 'run', 'identity') if record.get(name) is not None}
+  for name, section in sections.items():
+    if not isinstance(section, Mapping):
+      raise ConfigError(
+        f'{path} records {section!r} as its {name}, which must be a JSON object; use another checkpoint.'
+      )
+  version = str(record.get('version', 'of no version'))
+  by_whom = f'was written by switch_jax {version}, this is {switch_jax.__version__}'
+  if unknown := unknown_fields(ModelConfig, sections.get('model', {})):
+    raise ConfigError(
+      f'{path} {by_whom}, and records of its model what this version does not know: {", ".join(unknown)}. What the '
+      'model computes may depend on it; use the version that wrote the checkpoint, or a newer one.'
+    )
+  settings = {'run': unknown_fields(RunConfig, sections.get('run', {}))}
+  settings['identity'] = [
+    name for name in sections.get('identity', {}) if name.startswith('model.') and _is_unknown(name)
+  ]
+  listed = ', '.join(f'{section}: {", ".join(names)}' for section, names in settings.items() if names)
+  if listed or _parts(version) > _parts(switch_jax.__version__):
+    newer = ', which is newer' if _parts(version) > _parts(switch_jax.__version__) else ''
+    what = (
+      f'settings that this version does not know are ignored ({listed})' if listed else 'all its settings are known'
+    )
+    _warn_once(f'{path} {by_whom.replace(version, version + newer, 1)}; {what}.')
+
+
+def _is_unknown(name: str) -> bool:
+  """Whether a dotted name of a run's identity, `model.moe.num_experts`, is no field of this version's."""
+  fields: Any = None
+  for part in reversed(name.split('.')):
+    fields = {part: fields}
+  return bool(unknown_fields(RunConfig, fields))
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+  _logger.warning('%s', text)
+
+
+def _parts(version: str) -> tuple[int, ...]:
+  return tuple(int(number) for number in re.findall(r'\d+', version))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -2,14 +2,13 @@
 
 A step folder holds the state (`state/`, Orbax's own format), the position in the data (`data/`, files that the data
 source writes itself), `config.json` (model, vocabulary, identity of the run), readable without this library, and the
-sizes of all files (`files.json`). Everything is written into a temporary folder, which is renamed once it is whole; a
-run killed while saving goes on from the step before.
+sizes and checksums of all files (`files.json`). Everything is written into a temporary folder, which is renamed once it
+is whole; a run killed while saving goes on from the step before, and so does one whose newest step is damaged.
 
 Orbax's `CheckpointManager` counts any folder with a number for a name as a step, an empty one too, and then skips every
 save up to that number without a word. So the steps are listed and pruned here, and only `AsyncCheckpointer` is used.
 """
 
-import dataclasses
 import json
 import logging
 import os
@@ -21,12 +20,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from switch_jax.checkpoints.compatibility import check_settings, check_shapes
-from switch_jax.checkpoints.file_sizes import check_sizes, write_sizes
+from switch_jax.checkpoints import checksums
+from switch_jax.checkpoints.compatibility import check_settings, check_shapes, check_version
+from switch_jax.checkpoints.orbax_handlers import ArraysSave, FilesSave, SettledMetadata
 from switch_jax.checkpoints.retention import steps_to_remove
+from switch_jax.checkpoints.verification import find_damage, record_step, sum_own_arrays
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 
+_COMMITTED = 'commit_success.txt'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
@@ -36,25 +38,6 @@ _logger = logging.getLogger(__name__)
 
 class CheckpointError(ConfigError):
   """A checkpoint that cannot be written or read back. The message names the step, the cause and the remedy."""
-
-
-class _FilesHandler(ocp.CheckpointHandler):
-  """Lets a function write the files of a step that are not arrays.
-
-  Orbax calls it before the arrays start to be written, and commits its files together with them.
-  """
-
-  def save(self, directory: epath.Path, args: '_FilesSave') -> None:
-    args.write(directory)
-
-  def restore(self, directory: epath.Path, args: Any = None) -> None:
-    raise NotImplementedError('The files are read by CheckpointStore.read_config and restore_position.')
-
-
-@ocp.args.register_with_handler(_FilesHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _FilesSave(ocp.args.CheckpointArgs):
-  write: Callable[[epath.Path], None]
 
 
 class CheckpointStore:
@@ -82,6 +65,8 @@ class CheckpointStore:
     self._saving: int | None = None
     self._saving_to: epath.Path  # the temporary folder of the step, once Orbax has made it
     self._warned: set[int] = set()
+    self._whole: set[int] = set()  # steps whose files have been found to be as they were written
+    self._damaged: dict[int, CheckpointError] = {}  # steps that were passed over for an older one
     if config is not None:
       _require_writable(self.model_dir, self.directory)
 
@@ -107,11 +92,36 @@ class CheckpointStore:
       _logger.warning('Ignored, since no complete checkpoint is in it: %s. %s', names, instead)
     return step
 
+  def latest_whole_step(self) -> int | None:
+    """Returns the newest step that is not damaged, or None if there is no step; reads the files of that step.
+
+    Damaged ones are said, and are no steps for this store any more: none is kept in place of a whole one.
+
+    Raises:
+      CheckpointError: all are damaged. Nothing begins anew over what somebody may want to save.
+    """
+    refused: dict[int, CheckpointError] = {}
+    while (step := self.latest_step()) is not None:
+      try:
+        self.check_files(step)
+        break
+      except CheckpointError as error:
+        refused[step] = self._damaged[step] = error
+        self._warned.add(step)
+    if refused and step is None:
+      self._damaged.clear()
+      raise next(iter(refused.values()))
+    for damaged, why in refused.items():
+      _logger.warning('The checkpoint of step %d is damaged (%s), going on from step %d.', damaged, why.__cause__, step)
+    return step
+
   def path(self, step: int) -> epath.Path:
     """Returns the folder of a step."""
     return self._place.step(step)
 
   def _is_complete(self, step: int) -> bool:
+    if step in self._damaged:
+      return False
     path = self.path(step)
     files = (path / CONFIG, path / FILES, path / STATE / '_METADATA')
     # On stores without an atomic rename (gs://) a step is complete once Orbax has put its marker there.
@@ -147,9 +157,11 @@ class CheckpointStore:
       return
     if self._saver is None:
       options = ocp.options.AsyncOptions(
-        timeout_secs=_COMMIT_SECONDS, post_finalization_callback=self._write_file_sizes
+        timeout_secs=_COMMIT_SECONDS, post_finalization_callback=lambda: record_step(self._saving_to)
       )
-      self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+      self._saver = ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(), checkpoint_metadata_store=SettledMetadata(), async_options=options
+      )
       self._remove_leftovers()
     self._move_aside(step)
 
@@ -160,8 +172,10 @@ class CheckpointStore:
       if write_position is not None:
         write_position(directory)
 
-    items = {STATE: ocp.args.StandardSave(state), DATA: _FilesSave(write_files)}
+    arrays = ArraysSave(state, written=lambda: sum_own_arrays(self._saving_to))
+    items = {STATE: arrays, DATA: FilesSave(write_files)}
     self._saving = step
+    self._damaged.pop(step, None)
     try:
       self._saver.save(self.path(step), args=ocp.args.Composite(**items))
     except Exception as error:
@@ -179,8 +193,11 @@ class CheckpointStore:
       self._saver.wait_until_finished()
     except Exception as error:
       raise self._failed_save(self._saving, error) from error
-    self._saving = None
+    saved, self._saving = self._saving, None
     if jax.process_index() == 0:
+      if '://' not in os.fspath(self.directory):
+        # Written after the checksums; only where folders cannot be renamed does it mean something.
+        (self.path(saved) / _COMMITTED).unlink(missing_ok=True)
       for step in steps_to_remove(self.steps(), self._config, self.scores):
         # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
         (self.path(step) / FILES).unlink()
@@ -201,10 +218,6 @@ class CheckpointStore:
       f'the checkpoint {path} could not be written: {first_line(error)}. Older checkpoints are untouched; see to the '
       'cause (free space and rights on the disk, say) and run the same command again to continue from the newest.'
     )
-
-  def _write_file_sizes(self) -> None:
-    """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
-    write_sizes(self._saving_to / FILES, (STATE, DATA))
 
   def _remove_leftovers(self) -> None:
     """Removes the temporary folders of runs that were killed while saving."""
@@ -295,16 +308,21 @@ class CheckpointStore:
 
     Raises:
       CheckpointError: there is no such step, or the file is damaged.
+      ConfigError: it records a model with fields that this version does not know.
     """
     self._require_step(step)
-    path = self.path(step) / CONFIG
+    path = self.path(step)
     try:
-      return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-      raise CheckpointError(f'{path} is damaged: {first_line(error)}. {self._remedy(step)}') from error
+      recorded = checksums.read_record(path / FILES)
+      checksums.check(path, {name: file for name, file in recorded.items() if name == CONFIG})
+      record = dict(json.loads((path / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+      raise CheckpointError(f'{path / CONFIG} is damaged: {first_line(error)}. {self._remedy(step)}') from error
+    check_version(path / CONFIG, record)
+    return record
 
   def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
-    """Makes sure that the newest checkpoint, or the run that was begun without one yet, is the same run.
+    """Makes sure that the newest whole checkpoint, or the run that was begun without one yet, is the same run.
 
     Changes nothing; in a folder without either all is well.
 
@@ -315,26 +333,27 @@ class CheckpointStore:
     Raises:
       ConfigError: names every setting that differs, with both values.
     """
-    step = self.latest_step()
+    step = self.latest_whole_step()
     if step is not None:
       check_settings(self.model_dir, step, self.read_config(step).get(section, {}), identity)
     elif (begun := self._place.read_begun()) is not None and isinstance(begun.get(section), dict):
       check_settings(self.model_dir, None, begun[section], identity)
 
   def check_files(self, step: int) -> None:
-    """Raises a `CheckpointError` if a file of the step is missing or has another size than it was written with."""
+    """Raises a `CheckpointError` if a file of the step is missing or not as it was written. Reads each step once."""
     self._require_step(step)
-    try:
-      check_sizes(self.path(step) / FILES)
-    except (OSError, ValueError) as error:
-      raise self._damaged(step, error) from error
+    if step in self._whole:
+      return
+    if (problem := find_damage(self.path(step))) is not None:
+      raise self._damaged_error(step, problem) from problem
+    self._whole.add(step)
 
   def _metadata(self, step: int) -> Any:
     """Returns the saved tree with shapes and dtypes in place of arrays."""
     try:
       return ocp.StandardCheckpointHandler().metadata(self.path(step) / STATE).tree
     except Exception as error:
-      raise self._damaged(step, error) from error
+      raise self._damaged_error(step, error) from error
 
   def _read(self, step: int, abstract: Any) -> Any:
     """Reads the arrays that `abstract` names; its shapes have been checked."""
@@ -348,14 +367,16 @@ class CheckpointStore:
     except Exception as error:
       if 'RESOURCE_EXHAUSTED' in str(error):
         raise
-      raise self._damaged(step, error) from error
+      raise self._damaged_error(step, error) from error
 
   def _require_step(self, step: int) -> None:
+    if step in self._damaged:
+      raise self._damaged[step]
     if not self._is_complete(step):
       found = ', '.join(map(str, self.steps())) or 'none'
       raise CheckpointError(f'{self.path(step)} is no complete checkpoint. Steps that can be read: {found}.')
 
-  def _damaged(self, step: int, error: Exception) -> CheckpointError:
+  def _damaged_error(self, step: int, error: Exception) -> CheckpointError:
     return CheckpointError(f'the checkpoint of step {step} is damaged: {first_line(error)}. {self._remedy(step)}')
 
   def _remedy(self, step: int) -> str:

@@ -18,7 +18,7 @@ from switch_jax.config.run import (
 )
 from switch_jax.config.sweep import SweepConfig
 from switch_jax.config.upcycle import UpcycleConfig
-from switch_jax.config.validation import Checked, ConfigError, first_line, suggest
+from switch_jax.config.validation import Checked, ConfigError, first_line, suggest, unknown_fields
 
 __all__ = [
   'INHERITED_KINDS',
@@ -44,4 +44,5 @@ __all__ = [
   'flatten',
   'layer_indices',
   'suggest',
+  'unknown_fields',
 ]

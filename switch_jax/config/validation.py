@@ -155,7 +155,23 @@ class Checked:
     for name, value in fields.items():
       if name not in hints:
         raise ConfigError(f'{cls.__name__} has no field {name!r}.{suggest(name, hints)}')
-      options = [hints[name], *typing.get_args(hints[name])]
-      nested = next((h for h in options if isinstance(h, type) and issubclass(h, Checked)), None)
+      nested = _nested(hints[name])
       values[name] = nested.from_json(value) if nested and isinstance(value, Mapping) else value
     return cls(**values)
+
+
+def unknown_fields(cls: type[Checked], fields: Mapping[str, Any], below: str = '') -> list[str]:
+  """Returns the dotted names in what `to_json` returned, perhaps in another version, that are no fields of a class."""
+  hints, unknown = field_types(cls), []
+  for name, value in fields.items():
+    if name not in hints:
+      unknown.append(f'{below}{name}')
+    elif isinstance(value, Mapping) and (nested := _nested(hints[name])):
+      unknown += unknown_fields(nested, value, f'{below}{name}.')
+  return unknown
+
+
+def _nested(hint: Any) -> type[Checked] | None:
+  """Returns the configuration class that a field may hold, or None."""
+  options = [hint, *typing.get_args(hint)]
+  return next((h for h in options if isinstance(h, type) and issubclass(h, Checked)), None)

@@ -65,12 +65,12 @@ def open_store(model_dir: str | os.PathLike[str]) -> CheckpointStore:
 
 
 def latest_step(store: CheckpointStore) -> int:
-  """Returns the newest step.
+  """Returns the newest step that is not damaged; one that is, is said.
 
   Raises:
-    ConfigError: there is no checkpoint.
+    ConfigError: there is no checkpoint, or (`CheckpointError`) all are damaged.
   """
-  step = store.latest_step()
+  step = store.latest_whole_step()
   if step is None:
     raise ConfigError(f'{store.directory} holds no complete checkpoint; train first, or set MODEL_DIR to another run.')
   return step

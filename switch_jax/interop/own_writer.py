@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 import switch_jax
+from switch_jax.checkpoints import checksums
 from switch_jax.config import ModelConfig
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 from switch_jax.interop import moments, own, stored
@@ -66,8 +68,8 @@ class OwnWriter(ZarrOutputs):
     composite = {'item_handlers': handlers, 'metrics': {}, 'performance_metrics': {}, 'custom_metadata': {}}
     (self._folder / '_CHECKPOINT_METADATA').write_text(json.dumps(composite))
     (self._folder / CONFIG).write_text(json.dumps(self._record, indent=2, allow_nan=False) + '\n')
-    sizes = {str(p.relative_to(self._folder)): p.stat().st_size for p in state.rglob('*') if p.is_file()}
-    (self._folder / FILES).write_text(json.dumps(sizes, indent=2, sort_keys=True) + '\n')
+    folder = epath.Path(self._folder)
+    checksums.write_record(folder / FILES, checksums.measure(folder, checksums.list_files(folder)))
 
 
 def _tree_entry(name: str, file: ZarrArray) -> dict[str, Any]:

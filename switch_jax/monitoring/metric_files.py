@@ -5,14 +5,17 @@ is told to forget them by a restart record. `expert_tokens.jsonl` is kept in the
 expert at the steps at which pictures are drawn.
 """
 
+import contextlib
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
 from etils import epath
 
+from switch_jax.config import first_line
 from switch_jax.folders.metric_lines import LineWriter
 from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, METRICS_FILE
 
@@ -90,9 +93,10 @@ class MetricFiles:
       images: `[height, width, channels]` (uint8, or float in [0, 1]) by name.
     """
     if events := self._event_writer():
-      events.write_histograms(step, dict(histograms))
-      events.write_images(step, {name: image[None] for name, image in images.items()})
-      events.flush()
+      with self._errors_of_files():
+        events.write_histograms(step, dict(histograms))
+        events.write_images(step, {name: image[None] for name, image in images.items()})
+        events.flush()
 
   def truncate_after(self, step: int) -> None:
     """Forgets everything after `step`, the step that a run resumes from; -1 forgets all, for a run that starts anew.
@@ -108,7 +112,8 @@ class MetricFiles:
   def close(self) -> None:
     """Closes the event file."""
     if self._events is not None:
-      self._events.close()
+      with self._errors_of_files():
+        self._events.close()
       self._events = None
 
   def _open(self, metrics: Mapping[str, SupportsFloat]) -> dict[str, int | float]:
@@ -126,8 +131,9 @@ class MetricFiles:
 
   def _write_scalars(self, step: int, plain: Mapping[str, float]) -> None:
     if events := self._event_writer():
-      events.write_scalars(step, dict(plain))
-      events.flush()
+      with self._errors_of_files():
+        events.write_scalars(step, dict(plain))
+        events.flush()
 
   def _event_writer(self) -> Any:
     if self._active and self._tensorboard and self._events is None:
@@ -135,8 +141,21 @@ class MetricFiles:
       from clu import metric_writers
 
       self._directory.mkdir(parents=True, exist_ok=True)
-      self._events = metric_writers.SummaryWriter(os.fspath(self._directory))
+      with self._errors_of_files():
+        self._events = metric_writers.SummaryWriter(os.fspath(self._directory))
     return self._events
+
+  @contextlib.contextmanager
+  def _errors_of_files(self) -> Iterator[None]:
+    """Turns TensorFlow's errors, of a full disk for example, into those of Python's own files."""
+    from switch_jax.data.quiet_tensorflow import tf
+
+    try:
+      yield
+    except tf.errors.OpError as error:
+      self._events = None  # closing it would only fail again
+      what = re.sub(r'^{{.*?}} ', '', first_line(error))  # the name of the operation
+      raise OSError(f"TensorBoard's file in {self._directory}: {what}") from error
 
   def _write_restart_event(self, first_step: int, after: str) -> None:
     """Tells TensorBoard that the run starts again at `first_step`.
@@ -151,7 +170,7 @@ class MetricFiles:
     log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     event = tf.compat.v1.Event(wall_time=time.time(), step=first_step, session_log=log)
     path = self._directory / f'{after}.restart_{first_step}'
-    with tf.io.TFRecordWriter(os.fspath(path)) as file:
+    with self._errors_of_files(), tf.io.TFRecordWriter(os.fspath(path)) as file:
       for _ in range(2):  # the first such record of a run is taken for its start and drops nothing
         file.write(event.SerializeToString())
 

@@ -24,6 +24,7 @@ from switch_jax.model import parameter_count
 from switch_jax.model.placement import make_layout
 from switch_jax.parallel import Layout
 from switch_jax.plan import collectives, flops, loops
+from switch_jax.plan.checkpoint_size import bytes_by_host
 from switch_jax.training.description import active_parameters, stack_routing
 from switch_jax.training.state import plan_state
 from switch_jax.training.step import make_train_step
@@ -65,6 +66,9 @@ class Plan:
     temporary_bytes_per_core: gradients, activations and the like; None where it does not fit.
     hbm_bytes_per_core: all that the compiler needs: arguments, results that do not reuse them, temporaries and the
       program; where it does not fit, the total of the compiler's message.
+    checkpoint_bytes: of the state, which a checkpoint holds, before compression.
+    checkpoint_bytes_per_host: what the host that writes most of it writes.
+    hosts: processes that train.
     hbm_bytes_available: what the compiler grants a program on this TPU, learnt from its refusal of a too large one.
     fits: whether the need is within it.
     flops_per_core: the compiler's count, loops multiplied out; None where it does not fit.
@@ -89,6 +93,9 @@ class Plan:
   temporary_bytes_per_core: int | None
   hbm_bytes_per_core: int
   hbm_bytes_available: int
+  checkpoint_bytes: int
+  checkpoint_bytes_per_host: int
+  hosts: int
   fits: bool
   flops_per_core: float | None
   model_flops_per_core: float
@@ -206,6 +213,7 @@ def make_plan(
   state = plan_state(run, layout).abstract
   routings = stack_routing(run, layout.num_token_shards)
   available = available_hbm(devices[0])
+  written = bytes_by_host(state)
   known = dict(
     topology=topology,
     device_kind=devices[0].device_kind,
@@ -215,6 +223,9 @@ def make_plan(
     active_parameters=active_parameters(run, layout),
     parameter_bytes_per_core=_bytes_per_core(state.params),
     optimizer_bytes_per_core=_bytes_per_core(state.opt_state),
+    checkpoint_bytes=sum(written.values()),
+    checkpoint_bytes_per_host=max(written.values()),
+    hosts=len(written),
     hbm_bytes_available=available,
     model_flops_per_core=flops.model_flops(run, layout.num_token_shards) / len(devices),
     score_flops_per_core=flops.score_flops(run, layout.num_token_shards) / len(devices),

@@ -107,6 +107,8 @@ def describe(plan: Plan, run: RunConfig) -> str:
     f'batch       {run.data.batch_size} rows of {lengths["inputs"]} inputs and {lengths["targets"]} targets',
     f'parameters  {plan.parameters:,} ({plan.active_parameters:,} active per token)',
     *_memory_lines(plan),
+    f'checkpoint  {_gib(plan.checkpoint_bytes)}, of which a host writes {_gib(plan.checkpoint_bytes_per_host)} '
+    f'({plan.hosts} host{"s" if plan.hosts != 1 else ""})',
     *_work_lines(plan),
     f'routing     {_routing_line(plan)}',
   ]

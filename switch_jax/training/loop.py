@@ -111,7 +111,7 @@ def finished_step(run: RunConfig) -> int | None:
 
 def _step_at_the_end(run: RunConfig, store: CheckpointStore) -> int | None:
   """As `finished_step`; a run that was killed during its last evaluation still needs it."""
-  step, folder = store.latest_step() or 0, ModelDir(run.model_dir)
+  step, folder = store.latest_whole_step() or 0, ModelDir(run.model_dir)
   if step != run.train_steps:
     return step if step > run.train_steps else None
   lines = folder.read_held_out(run.data.mixture_or_task_name)

@@ -76,8 +76,8 @@ def open_store(run: RunConfig, stack: contextlib.ExitStack) -> tuple[CheckpointS
   """Opens the checkpoints of a run once its hosts agree on what it is, and claims its folder before anything changes.
 
   Raises:
-    ConfigError: the hosts differ, the checkpoints belong to another run, one is under way there, or the folder cannot be
-      written to.
+    ConfigError: the hosts differ, the checkpoints belong to another run, one is under way there, or the folder cannot
+      be written to.
   """
   require_same_run(run)
   store, folder = CheckpointStore(run.model_dir, run.checkpoint), ModelDir(run.model_dir)
@@ -122,7 +122,7 @@ def open_run(
   Raises:
     ConfigError: the run cannot work as configured.
   """
-  first_step, is_first_host = store.latest_step() or 0, jax.process_index() == 0
+  first_step, is_first_host = store.latest_whole_step() or 0, jax.process_index() == 0
   begins, progress = not first_step, Progress(active=is_first_host)
   stack.callback(progress.close)
   recorded = {} if begins else store.read_config(first_step)

@@ -1,13 +1,16 @@
 """What does not fit is named, with both values; see `store_test.py` for the same through real checkpoints."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
-from switch_jax.checkpoints.compatibility import check_settings, check_shapes
-from switch_jax.config import ConfigError
+import switch_jax
+from switch_jax.checkpoints.compatibility import check_settings, check_shapes, check_version
+from switch_jax.config import ConfigError, ModelConfig
 
 PATH = epath.Path('run')
 
@@ -57,3 +60,59 @@ def test_settings_that_differ(saved, given, line):
 
 def test_tuples_are_the_lists_of_json():
   check_settings(PATH, 3, {'layers': [1, 3]}, {'layers': (1, 3)})
+
+
+MODEL = ModelConfig(
+  vocab_size=8, emb_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1
+).to_json()
+
+
+def said_of(caplog, place, record):
+  """Returns what is logged of a config.json that is read twice."""
+  caplog.clear()
+  with caplog.at_level(logging.WARNING):
+    for _ in range(2):
+      check_version(epath.Path(place), record)
+  return [record.message for record in caplog.records]
+
+
+def test_versions_and_settings_that_are_known_say_nothing(caplog):
+  known = {
+    'version': switch_jax.__version__,
+    'model': MODEL,
+    'run': {'train_steps': 3},
+    'identity': {'model.emb_dim': 8},
+  }
+  for record in (known, known | {'version': '0.0.1'}, {}, {'model': None}):
+    assert said_of(caplog, 'a', record) == []
+
+
+def test_a_newer_version_is_said_once_in_one_line(caplog):
+  said = said_of(caplog, 'b', {'version': '99.1', 'model': MODEL})
+  ours = switch_jax.__version__
+  assert said == [f'b was written by switch_jax 99.1, which is newer, this is {ours}; all its settings are known.']
+
+
+def test_unknown_settings_are_named(caplog):
+  record = {
+    'version': '99.1',
+    'run': {'new': 1, 'data': {'old': 2}},
+    'identity': {'model.moe.odd': 1, 'model.emb_dim': 8},
+  }
+  (said,) = said_of(caplog, 'c', record)
+  assert said.endswith(
+    'settings that this version does not know are ignored (run: new, data.old, identity: model.moe.odd).'
+  )
+
+
+def test_unknown_fields_of_the_model_are_an_error():
+  record = {'version': '99.1', 'model': MODEL | {'rope': True, 'moe': {'num_experts': 2, 'fourth_choice': 1}}}
+  with pytest.raises(
+    ConfigError, match=r'd was written by switch_jax 99\.1, this is .*not know: moe\.fourth_choice, rope'
+  ):
+    check_version(epath.Path('d'), record | {'model': dict(sorted(record['model'].items()))})
+
+
+def test_sections_that_are_none():
+  with pytest.raises(ConfigError, match='e records 5 as its model, which must be a JSON object'):
+    check_version(epath.Path('e'), {'model': 5})

@@ -218,8 +218,10 @@ def test_damaged_metadata_and_config(store):
   with pytest.raises(CheckpointError, match=r'step 1 is damaged.*only one'):
     store.restore(1, abstract(state, make_mesh(1, 1)))
   (store.path(1) / 'config.json').write_text('{"ident')
-  with pytest.raises(CheckpointError, match=r'config\.json is damaged'):
+  with pytest.raises(CheckpointError, match=r'step 1 is damaged: config\.json has 7 bytes, not \d+'):
     store.check_identity({})
+  with pytest.raises(CheckpointError, match=r'config\.json is damaged: config\.json has 7 bytes'):
+    store.read_config(1)
 
 
 def test_damaged_position(store):
@@ -330,3 +332,73 @@ def test_relative_paths(tmp_path, monkeypatch):
   save(store, 1)
   store.close()
   assert CheckpointStore(tmp_path / 'run').latest_step() == 1
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 4
+  path.write_bytes(data)
+
+
+def test_a_damaged_step_gives_way_to_the_one_before(store, caplog):
+  states = {step: save(store, step, seed=step) for step in (20, 30)}
+  store.close()
+  damaged = array_files(store, 30)[0]
+  flip(damaged)
+  again = CheckpointStore(store.model_dir, CONFIG)
+  again.check_identity({})
+  assert again.latest_whole_step() == 20
+  (record,) = [r for r in caplog.records if r.name.startswith('switch_jax.checkpoints')]
+  name = damaged.relative_to(pathlib.Path(store.path(30)))
+  assert record.message == (
+    f'The checkpoint of step 30 is damaged ({name} has other bytes than were written (its checksum differs)), '
+    'going on from step 20.'
+  )
+  assert_equal(again.restore(20, abstract(states[20], make_mesh(1, 1))), states[20])
+  with pytest.raises(CheckpointError, match=r'step 30 is damaged'):
+    again.restore(30, abstract(states[30], make_mesh(1, 1)))
+  assert again.steps() == [20]
+  # It is no good step for the policy, and makes room for its successor.
+  save(again, 25)
+  assert again.steps() == [20, 25]
+  new = save(again, 30, seed=5)
+  again.close()
+  assert (store.directory / '30.incomplete').is_dir()
+  last = CheckpointStore(store.model_dir)
+  assert last.steps() == [25, 30]
+  assert last.latest_whole_step() == 30
+  assert_equal(last.restore(30, abstract(new, make_mesh(1, 1))), new)
+
+
+def test_all_steps_damaged_is_an_error(store):
+  save(store, 1)
+  flip(array_files(store, 1)[0])
+  other = CheckpointStore(store.model_dir, CONFIG)
+  for _ in range(2):
+    with pytest.raises(CheckpointError, match=r'step 1 is damaged.* it is the only one'):
+      other.latest_whole_step()
+
+
+@pytest.mark.parametrize('name', ['config.json', 'data/stream_0', 'files.json', 'state/_METADATA'])
+def test_one_bit_in_the_small_files(store, name):
+  state = save(store, 1, write_position=lambda directory: (directory / 'stream_0').write_bytes(b'position'))
+  flip(pathlib.Path(store.path(1)) / name)
+  fresh = CheckpointStore(store.model_dir)
+  with pytest.raises(CheckpointError, match=name.replace('.', r'\.')):
+    fresh.restore(1, abstract(state, make_mesh(1, 1)))
+  with pytest.raises(CheckpointError, match=name.replace('.', r'\.')):
+    fresh.restore_position(1, lambda directory: pytest.fail('was read'))
+  if name in ('config.json', 'files.json'):
+    with pytest.raises(CheckpointError, match=rf'config\.json is damaged: {name}'):
+      fresh.read_config(1)
+
+
+def test_steps_without_checksums_are_read(store):
+  state = save(store, 1)
+  folder = pathlib.Path(store.path(1))
+  sizes = {str(p.relative_to(folder)): p.stat().st_size for p in (folder / 'state').rglob('*') if p.is_file()}
+  (folder / 'files.json').write_text(json.dumps(sizes))
+  older = CheckpointStore(store.model_dir)
+  assert older.latest_whole_step() == 1
+  assert_equal(older.restore(1, abstract(state, make_mesh(1, 1))), state)
+  assert older.read_config(1) == {'identity': {}}

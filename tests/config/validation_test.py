@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from switch_jax.config import Checked, ConfigError, MoeConfig, first_line, suggest
+from switch_jax.config import Checked, ConfigError, MoeConfig, first_line, suggest, unknown_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,14 @@ def test_json_round_trip():
   assert Outer.from_json(outer.to_json()) == outer
   with pytest.raises(ConfigError, match=r"no field 'num_expert'\. Did you mean 'num_experts'"):
     MoeConfig.from_json({'num_expert': 4})
+
+
+def test_unknown_fields_by_dotted_name():
+  known = Outer().to_json()
+  assert unknown_fields(Outer, known) == []
+  more = {**known, 'new': 1, 'inner': {'rate': 0.5, 'slope': 2}, 'table': {'b': 1}}
+  assert sorted(unknown_fields(Outer, more)) == ['inner.slope', 'new']
+  assert unknown_fields(Outer, {'inner': None}) == []
 
 
 def test_suggestions_are_near_or_none():

@@ -1,10 +1,12 @@
 """Models read from a MODEL_DIR, onto any mesh, and what is said when there is none."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from switch_jax.checkpoints import CheckpointStore
+from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import CheckpointConfig, ConfigError, MeshConfig
 from switch_jax.inference import load_model
 from switch_jax.inference.loading import check_batch_size, latest_step, make_inference_layout, open_store
@@ -38,6 +40,17 @@ def test_a_folder_that_is_not_there_and_one_without_checkpoints(tmp_path):
     open_store(tmp_path / 'none')
   with pytest.raises(ConfigError, match='holds no complete checkpoint; train first'):
     latest_step(open_store(tmp_path))
+
+
+def test_a_damaged_newest_step_is_passed_over_and_one_that_was_asked_for_is_an_error(checkpoints, tmp_path, caplog):
+  shutil.copytree(checkpoints, tmp_path / 'run')
+  config = tmp_path / 'run' / 'checkpoints' / '20' / 'config.json'
+  config.write_text(config.read_text().replace('"train_steps": 20', '"train_steps": 21'))
+  assert latest_step(open_store(tmp_path / 'run')) == 10
+  assert 'step 20 is damaged (config.json has other bytes than were written' in caplog.text
+  assert 'going on from step 10.' in caplog.text
+  with pytest.raises(CheckpointError, match=r'config\.json is damaged.* Other steps of that run: 10\.'):
+    load_model(open_store(tmp_path / 'run'), 20, MeshConfig())
 
 
 def test_batches_divide_over_the_mesh():

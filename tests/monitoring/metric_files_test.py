@@ -164,3 +164,21 @@ def test_tensorboard_drops_the_steps_after_a_resume(tmp_path):
         seen = seen if starts == 1 else [(s, v) for s, v in seen if s < event.step]
       seen += [(event.step, float(tf.make_ndarray(v.tensor))) for v in event.summary.value if v.tag == 'loss']
   assert seen == [(1, 1.0), (2, 2.0), (3, 203.0), (4, 204.0), (5, 205.0)]
+
+
+def test_a_full_disk_under_tensorboard_is_an_error_of_files(tmp_path, monkeypatch):
+  from clu import metric_writers
+
+  from switch_jax.data.quiet_tensorflow import tf
+
+  def flush(self):
+    raise tf.errors.ResourceExhaustedError(
+      None, None, '{{function_node x:0}} events.out; No space left on device\nat frame'
+    )
+
+  files = MetricFiles(tmp_path / 'train')
+  monkeypatch.setattr(metric_writers.SummaryWriter, 'flush', flush)
+  with pytest.raises(OSError, match=r"TensorBoard's file in .*train: events.out; No space left on device$"):
+    files.write(1, {'loss': 1.0})
+  files.close()  # does not fail once more
+  assert steps(tmp_path) == [1]

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ NEEDS_LIBTPU = pytest.mark.skipif(
 KEYS = {
   'topology', 'cores', 'parameters', 'active_parameters', 'parameter_bytes_per_core', 'optimizer_bytes_per_core',
   'temporary_bytes_per_core', 'hbm_bytes_per_core', 'hbm_bytes_available', 'fits', 'flops_per_core',
+  'checkpoint_bytes', 'checkpoint_bytes_per_host', 'hosts',
   'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'predicted_step_seconds',
 }  # fmt: skip
 
@@ -79,6 +81,7 @@ class TestAheadOfTime:
     assert 'of the 15.48 GiB' in text
     assert 'fits' in text
     assert '32 all-to-all' in text
+    assert re.search(r'^checkpoint  (.*) MiB, of which a host writes \1 MiB \(1 host\)$', text, re.M)
 
   @pytest.mark.parametrize(
     ('name', 'message'),
