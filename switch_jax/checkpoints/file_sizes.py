@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
+from switch_jax.folders import checked_json
+
 
 def write_sizes(record: epath.Path, folders: Iterable[str]) -> None:
   """Writes the sizes in bytes of all files that lie in some of the folders beside a record, as JSON."""
@@ -22,8 +24,7 @@ def check_sizes(record: epath.Path) -> None:
     ValueError: one is missing or has another size, or the record is damaged.
     OSError: something cannot be read.
   """
-  sizes = json.loads(record.read_text())
-  for name, size in sizes.items():
+  for name, size in checked_json.read(record.parent, record.name).items():
     path = record.parent / name
     found = path.stat().length if path.exists() else None
     if found != size:

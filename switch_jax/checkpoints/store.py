@@ -25,11 +25,16 @@ from switch_jax.checkpoints.compatibility import check_settings, check_shapes
 from switch_jax.checkpoints.file_sizes import check_sizes, write_sizes
 from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
+from switch_jax.folders import checked_json
+from switch_jax.folders.checked_json import Fields
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
+
+# Objects in `config.json`, where they are there.
+_SECTIONS = ('model', 'run', 'identity')
 
 _logger = logging.getLogger(__name__)
 
@@ -299,9 +304,13 @@ class CheckpointStore:
     self._require_step(step)
     path = self.path(step) / CONFIG
     try:
-      return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-      raise CheckpointError(f'{path} is damaged: {first_line(error)}. {self._remedy(step)}') from error
+      record = checked_json.read(path.parent, CONFIG)
+      for name in _SECTIONS:
+        if record.get(name) is not None:
+          Fields(str(path), record).object(name)
+      return record
+    except ConfigError as error:
+      raise CheckpointError(f'{first_line(error)} {self._remedy(step)}') from error
 
   def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
     """Makes sure that the newest checkpoint belongs to the same run. Changes nothing; without a checkpoint all is well.
