@@ -64,12 +64,15 @@ def read(folder: str | os.PathLike[str], name: str) -> dict[str, Any]:
 
   Raises:
     ConfigError: as `parse`; or it is no regular file in that folder, or cannot be read.
+    FileNotFoundError: it is not there.
   """
   where = epath.Path(folder) / name
   path = where if '://' in os.fspath(folder) else regular_file(folder, name)
   try:
     with path.open('rb') as file:
       return parse(file.read(MAX_BYTES + 1), str(where))
+  except FileNotFoundError:
+    raise
   except OSError as error:
     raise ConfigError(f'{where} cannot be read ({first_line(error)}); see to its rights, or copy it again.') from error
 
