@@ -13,13 +13,14 @@ Older versions wrote a task's metrics to `eval/<task>/metrics.jsonl` where train
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 
+from switch_jax.config import ConfigError
+from switch_jax.folders import checked_json
 from switch_jax.folders.metric_lines import read_metrics
 
 CHECKPOINTS = 'checkpoints'
@@ -76,15 +77,12 @@ class ModelDir:
     problems: list[str] = []
     for step in reversed(self.numbered_steps()):
       try:
-        record = json.loads(self.config(step).read_bytes())
-        if isinstance(record, dict):
-          return record, problems
+        return checked_json.read(self.step(step), CONFIG), problems
       except (FileNotFoundError, NotADirectoryError):
         problems.append(f'checkpoint {step} has no config.json (half written).')
         continue
-      except ValueError:
-        pass
-      problems.append(f'config.json of checkpoint {step} is damaged.')
+      except ConfigError:
+        problems.append(f'config.json of checkpoint {step} is damaged.')
     return {}, problems
 
   def held_out(self, task: str) -> epath.Path:
