@@ -310,7 +310,8 @@ class CheckpointStore:
           Fields(str(path), record).object(name)
       return record
     except ConfigError as error:
-      raise CheckpointError(f'{first_line(error)} {self._remedy(step)}') from error
+      cause = str(error).replace(str(path), 'it')
+      raise CheckpointError(f'{path} is damaged: {cause} {self._remedy(step)}') from error
 
   def check_identity(self, identity: Mapping[str, Any], section: str = 'identity') -> None:
     """Makes sure that the newest checkpoint belongs to the same run. Changes nothing; without a checkpoint all is well.
@@ -361,7 +362,9 @@ class CheckpointStore:
       raise CheckpointError(f'{self.path(step)} is no complete checkpoint. Steps that can be read: {found}.')
 
   def _damaged(self, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(f'the checkpoint of step {step} is damaged: {first_line(error)}. {self._remedy(step)}')
+    return CheckpointError(
+      f'the checkpoint of step {step} is damaged: {first_line(error).rstrip(".")}. {self._remedy(step)}'
+    )
 
   def _remedy(self, step: int) -> str:
     if self._config is None:

@@ -8,7 +8,7 @@ from etils import epath
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, first_line
-from switch_jax.folders.model_dir import STATE, split_step
+from switch_jax.folders.model_dir import CONFIG, FILES, STATE, ModelDir, split_step
 from switch_jax.interop import moments, orbax_arrays, stored
 from switch_jax.interop.scanned import scanned_name, scanned_rows
 from switch_jax.interop.stored import Checkpoint, StoredArray
@@ -54,6 +54,11 @@ def open_checkpoint(path: str) -> Checkpoint:
   found = find_step(path)
   if found is None:
     folder = epath.Path(path)
+    if steps := ModelDir(path).numbered_steps():
+      raise CheckpointError(
+        f'{path} has no complete checkpoint: in {", ".join(map(str, steps))} there is no {CONFIG}, {FILES} or '
+        f'{STATE}/_METADATA, or it is no regular file. Copy the folder again, or name another.'
+      )
     what = stored.describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
     raise ConfigError(
       f'{path} is no checkpoint of switch_jax ({what}); give a MODEL_DIR, or MODEL_DIR/checkpoints/<step>.'
