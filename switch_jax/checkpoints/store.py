@@ -26,12 +26,17 @@ from switch_jax.checkpoints.orbax_handlers import ArraysSave, FilesSave, Settled
 from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.checkpoints.verification import find_damage, record_step, sum_own_arrays
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
+from switch_jax.folders import checked_json
+from switch_jax.folders.checked_json import Fields
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
 
 _COMMITTED = 'commit_success.txt'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
+
+# Objects in `config.json`, where they are there.
+_SECTIONS = ('model', 'run', 'identity')
 
 _logger = logging.getLogger(__name__)
 
@@ -315,9 +320,13 @@ class CheckpointStore:
     try:
       recorded = checksums.read_record(path / FILES)
       checksums.check(path, {name: file for name, file in recorded.items() if name == CONFIG})
-      record = dict(json.loads((path / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-      raise CheckpointError(f'{path / CONFIG} is damaged: {first_line(error)}. {self._remedy(step)}') from error
+      record = checked_json.read(path, CONFIG)
+      for name in _SECTIONS:
+        if record.get(name) is not None:
+          Fields(str(path / CONFIG), record).object(name)
+    except (ConfigError, OSError, ValueError) as error:
+      cause = first_line(error).replace(str(path / CONFIG), 'it').rstrip('.')
+      raise CheckpointError(f'{path / CONFIG} is damaged: {cause}. {self._remedy(step)}') from error
     check_version(path / CONFIG, record)
     return record
 
@@ -377,7 +386,9 @@ class CheckpointStore:
       raise CheckpointError(f'{self.path(step)} is no complete checkpoint. Steps that can be read: {found}.')
 
   def _damaged_error(self, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(f'the checkpoint of step {step} is damaged: {first_line(error)}. {self._remedy(step)}')
+    return CheckpointError(
+      f'the checkpoint of step {step} is damaged: {first_line(error).rstrip(".")}. {self._remedy(step)}'
+    )
 
   def _remedy(self, step: int) -> str:
     if self._config is None:

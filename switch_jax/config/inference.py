@@ -93,9 +93,10 @@ class PredictionConfig(Checked):
   Attributes:
     model_dir: of the run.
     input_file: JSON lines: an object whose `inputs_key` is the text, as the model's task would give it.
-    output_file: the same objects in the same order with `prediction` and `score`.
+    output_file: the same objects in the same order with `prediction` and `score`, and `was_cut` where a text was.
     step: which checkpoint; None is the newest.
     inputs_key: where the text stands in an object.
+    prediction_field, score_field: what the two are called. A line that has a field of such a name is refused.
     batch_size: examples decoded at once.
     inputs_length: tokens; longer texts are cut. None is what the run was trained with.
     targets_length: tokens that are decoded at most; None is what the run was trained with.
@@ -108,6 +109,8 @@ class PredictionConfig(Checked):
   batch_size: int
   step: int | None = None
   inputs_key: str = 'inputs'
+  prediction_field: str = 'prediction'
+  score_field: str = 'score'
   inputs_length: int | None = None
   targets_length: int | None = None
   vocabulary: str | None = None
@@ -116,8 +119,13 @@ class PredictionConfig(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for name in ('model_dir', 'input_file', 'output_file', 'inputs_key', 'vocabulary'):
+    fields = ('inputs_key', 'prediction_field', 'score_field')
+    for name in ('model_dir', 'input_file', 'output_file', 'vocabulary', *fields):
       self.require(getattr(self, name) != '', name, 'it must not be empty.')
+    taken = ['was_cut']  # what a line may have beside these
+    for name in fields:
+      self.require(getattr(self, name) not in taken, name, f'{", ".join(taken)} are taken; choose another name.')
+      taken.append(getattr(self, name))
     self.require_at_least(1, 'batch_size', 'inputs_length', 'targets_length')
     self.require_at_least(0, 'step')
     rule = 'the input file has the same name; write to another file.'

@@ -15,13 +15,14 @@ Older versions wrote a task's metrics to `eval/<task>/metrics.jsonl` where train
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 
+from switch_jax.config import ConfigError
+from switch_jax.folders import checked_json
 from switch_jax.folders.metric_lines import read_metrics
 
 CHECKPOINTS = 'checkpoints'
@@ -74,10 +75,9 @@ class ModelDir:
   def read_begun(self) -> dict[str, Any] | None:
     """Returns `run.json`; None if there is none (older versions wrote none), or a damaged one."""
     try:
-      record = json.loads(self.begun.read_bytes())
-    except (FileNotFoundError, ValueError):
+      return checked_json.read(self.path, self.begun.name) if self.begun.exists() else None
+    except ConfigError:
       return None
-    return record if isinstance(record, dict) else None
 
   def numbered_steps(self) -> list[int]:
     """Returns the numbers of all folders that are named as a step is, in rising order, whatever is in them."""
@@ -88,15 +88,12 @@ class ModelDir:
     problems: list[str] = []
     for step in reversed(self.numbered_steps()):
       try:
-        record = json.loads(self.config(step).read_bytes())
-        if isinstance(record, dict):
-          return record, problems
+        return checked_json.read(self.step(step), CONFIG), problems
       except (FileNotFoundError, NotADirectoryError):
         problems.append(f'checkpoint {step} has no config.json (half written).')
         continue
-      except ValueError:
-        pass
-      problems.append(f'config.json of checkpoint {step} is damaged.')
+      except ConfigError:
+        problems.append(f'config.json of checkpoint {step} is damaged.')
     return {}, problems
 
   def held_out(self, task: str) -> epath.Path:

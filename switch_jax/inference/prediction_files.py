@@ -5,11 +5,13 @@ made with. Every line of the input that is not blank gives exactly one line ther
 says where to go on. A run that is finished renames the file.
 """
 
+import codecs
 import dataclasses
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,10 +44,23 @@ class Line:
   error: str = ''
 
 
-def read_line(number: int, line: str, key: str) -> Line:
-  """Reads an object whose `key` is a string, or a bare string."""
+def read_line(number: int, line: str, key: str, added: Sequence[str] = ()) -> Line:
+  """Reads an object whose `key` is a string, or a bare string.
+
+  Args:
+    number: of the line.
+    line: its text.
+    key: where the input stands.
+    added: names that the output adds, which the object must not have.
+  """
   try:
-    value = json.loads(line)
+    # What is not JSON, or cannot be written again as it is, is malformed: NaN, 1e999, half a surrogate pair.
+    value = json.loads(line, parse_constant=_no_constant)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode('utf-8')
+  except UnicodeEncodeError as error:
+    return Line(number, None, error=f'half a surrogate pair ({error.object[error.start]!a}), which no text has')
+  except RecursionError:
+    return Line(number, None, error='no JSON (it is nested too deeply)')
   except ValueError as error:
     return Line(number, None, error=f'no JSON ({error})')
   if isinstance(value, str):
@@ -56,17 +71,27 @@ def read_line(number: int, line: str, key: str) -> Line:
     return Line(number, None, error=f'no {key!r} in it (it has {", ".join(map(repr, value)) or "nothing"})')
   if not isinstance(value[key], str):
     return Line(number, None, error=f'{key!r} is {json.dumps(value[key])[:40]}, which is no string')
+  if taken := [name for name in added if name in value]:
+    names = ', '.join(map(repr, taken))
+    return Line(
+      number, None, error=f'it has {names}, which would be overwritten; choose another name for what is added'
+    )
   return Line(number, value, value[key])
 
 
-def read_lines(path: epath.Path, key: str) -> Iterator[Line]:
-  """Yields the lines of a file; blank ones are passed over."""
+def _no_constant(name: str) -> None:
+  raise ValueError(f'{name} is no JSON value')
+
+
+def read_lines(path: epath.Path, key: str, added: Sequence[str] = ()) -> Iterator[Line]:
+  """Yields the lines of a file; blank ones are passed over, and so is a byte order mark."""
   with path.open('rb') as file:
     for number, raw in enumerate(file, 1):
+      raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
       if not raw.strip():
         continue
       try:
-        yield read_line(number, raw.decode('utf-8'), key)
+        yield read_line(number, raw.decode('utf-8'), key, added)
       except UnicodeDecodeError as error:
         yield Line(number, None, error=f'no UTF-8 ({error})')
 
@@ -126,7 +151,8 @@ class _Output:
   def write(self, records: list[dict[str, Any]]) -> None:
     """Adds lines; once this returns they survive the end of the process."""
     if self._active:
-      self._file.write(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records).encode('utf-8', 'replace'))
+      lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + '\n' for record in records)
+      self._file.write(''.join(lines).encode('utf-8', 'replace'))  # a model of bytes may predict what is no text
       self._file.flush()
 
   def close(self, finished: bool) -> None:
@@ -141,8 +167,9 @@ class _Output:
 def predict_file(config: PredictionConfig) -> int:
   """Writes a prediction for every line of the input file, going on where an earlier run was killed.
 
-  A line becomes its own object with `prediction` and `score`, a malformed one `{"line": number, "error": ...}`, and
-  its number is printed.
+  A line becomes its own object with `prediction` and `score` (or the names that are configured), and `"was_cut": true`
+  where its text was longer than the inputs; a malformed one becomes `{"line": number, "error": ...}`, and its number is
+  printed. A score that is no number, as a model with NaN in it gives, is null.
 
   Returns:
     The exit status: 1 if a line was malformed, otherwise 0.
@@ -179,9 +206,10 @@ def _predict(config: PredictionConfig, claim: Claim) -> int:
     targets_length=config.targets_length,
     batch_size=config.batch_size,
   )
+  added = (config.prediction_field, config.score_field, 'was_cut')
   output = _Output(config, _settings(config, generator.model.step, source.stat().length))
   done, finished = output.open(), False
-  progress = _Progress(sum(1 for _ in read_lines(source, config.inputs_key)), done)
+  progress = _Progress(sum(1 for _ in read_lines(source, config.inputs_key, added)), done)
   malformed, cut, seen, waiting = 0, 0, 0, []
 
   def write(lines: list[Line]) -> int:
@@ -193,14 +221,16 @@ def _predict(config: PredictionConfig, claim: Claim) -> int:
         records.append({'line': line.number, 'error': line.error})
         continue
       prediction = next(predictions)
-      records.append(line.record | {'prediction': prediction.text, 'score': prediction.score})
+      score = prediction.score if math.isfinite(prediction.score) else None
+      record = line.record | {config.prediction_field: prediction.text, config.score_field: score}
+      records.append(record | {'was_cut': True} if prediction.was_cut else record)
       cut += prediction.was_cut
     claim.check()
     output.write(records)
     return cut
 
   try:
-    for index, line in enumerate(read_lines(source, config.inputs_key)):
+    for index, line in enumerate(read_lines(source, config.inputs_key, added)):
       if line.record is None:
         malformed += 1
         progress.note(f'{source} line {line.number} is malformed: {line.error}')

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.folders import checked_json
+from switch_jax.folders.regular_files import regular_file
 from switch_jax.interop import names
 from switch_jax.interop.huggingface_writer import HuggingFaceWriter
 from switch_jax.interop.own_writer import OwnWriter
@@ -150,17 +152,18 @@ def _pieces(array: StoredArray, multiple: int):
 def _continue(work: pathlib.Path, plan: Mapping[str, Any]) -> set[str]:
   """Makes the folder to work in, or finds which tensors are done in it."""
   plan = json.loads(json.dumps(plan))
-  if (work / _PLAN).is_file():
+  if (work / _PLAN).exists():
     try:
-      begun = json.loads((work / _PLAN).read_text())
-    except ValueError:
+      begun = checked_json.read(work, _PLAN)
+    except ConfigError:
       begun = None
     if begun != plan:
       raise ConfigError(
         f'{work} holds the beginning of another conversion to the same target, or the source has changed since; remove '
         'that folder to begin anew.'
       )
-    text = (work / _DONE).read_text() if (work / _DONE).exists() else ''
+    done = regular_file(work, _DONE)
+    text = done.read_bytes().decode('utf-8', 'replace') if done.exists() else ''
     return set(text.split('\n')[:-1])  # a line that was cut off is not done
   if work.exists() and any(p.name not in (_PLAN + '.new', _OUTPUT) for p in work.iterdir()):
     raise ConfigError(f'{work} is in the way: conversions write there first. Remove it.')

@@ -4,7 +4,7 @@
 """
 
 import functools
-import json
+import itertools
 import math
 import os
 import pathlib
@@ -16,7 +16,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from switch_jax.config import ConfigError, suggest
+from switch_jax.config import ConfigError, first_line, suggest
+from switch_jax.folders import checked_json
+from switch_jax.folders.checked_json import Fields, shown
+from switch_jax.folders.regular_files import regular_file
 from switch_jax.interop import names, stored
 from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 
@@ -34,6 +37,7 @@ ACTIVATIONS = {
   'swish': 'silu',
   'linear': 'linear',
 }
+_HEADER_BYTES = 100_000_000  # at most, as the safetensors package has it
 _DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
 # Written by old versions, never used: there is no position bias between decoder and encoder.
 _UNUSED = ('decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight',)
@@ -56,31 +60,24 @@ def open_checkpoint(path: str) -> Checkpoint:
       f'{path} is no Hugging Face checkpoint ({what}); give the local folder with config.json and {WEIGHTS}. Nothing '
       'is downloaded here.'
     )
-  if not (folder / 'config.json').is_file():
+  if not (folder / 'config.json').exists():
     found = stored.describe_folder(os.listdir(folder))
     raise ConfigError(f'{path} is no Hugging Face checkpoint, whose folder has a config.json: {found}.')
-  config = _read_json(folder / 'config.json')
+  config = checked_json.read(folder, 'config.json')
   model_type = config.get('model_type')
   if model_type not in MODEL_TYPES:
     raise ConfigError(
-      f'{path} is a model of type {model_type!r}; known are {", ".join(MODEL_TYPES)}.'
+      f'{path} is a model of type {shown(model_type)}; known are {", ".join(MODEL_TYPES)}.'
       f'{suggest(str(model_type), MODEL_TYPES)}'
     )
-  if config.get('pad_token_id') not in (None, 0):
+  fields = Fields(f'{folder}/config.json', config)
+  if config.get('pad_token_id') is not None and fields.integer('pad_token_id'):
     raise ConfigError(f'{path} pads with token {config["pad_token_id"]} (pad_token_id); only 0 is supported here.')
+  for name in ('tie_word_embeddings', 'scale_decoder_outputs'):
+    fields.boolean(name, True)
   arrays = _arrays(path, config, _open_tensors(folder))
-  recorded, unclear = _recorded(config, any(name.endswith('/wi_0/kernel') for name in arrays))
+  recorded, unclear = _recorded(fields, any(name.endswith('/wi_0/kernel') for name in arrays))
   return Checkpoint(path, arrays, recorded, unclear)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ConfigError(f'{path} is not valid JSON ({error}); the copy is incomplete. Copy it again.') from error
-  if not isinstance(content, dict):
-    raise ConfigError(f'{path} holds a {type(content).__name__}; it must be an object with named settings.')
-  return content
 
 
 class _Tensor:
@@ -90,11 +87,12 @@ class _Tensor:
   count as this process's memory.
   """
 
-  def __init__(self, path: pathlib.Path, name: str, entry: Mapping[str, Any], data_start: int):
-    self.shape = tuple(entry['shape'])
-    self.dtype = _DTYPES.get(entry['dtype'], entry['dtype'])
+  def __init__(self, path: pathlib.Path, name: str, entry: Fields, data_start: int):
+    self.shape = entry.sizes('shape')
+    dtype = entry.text('dtype')
+    self.dtype = _DTYPES.get(dtype, dtype)
     stored.check_dtype(self.dtype, name, str(path))
-    self._path, self._start = path, data_start + entry['data_offsets'][0]
+    self._path, self._start = path, data_start + entry.sizes('data_offsets')[0]
 
   def read(self, box: Index = ()) -> np.ndarray:
     """Returns the values, or those in a box."""
@@ -111,41 +109,47 @@ class _Tensor:
 
 def _open_tensors(folder: pathlib.Path) -> dict[str, _Tensor]:
   """Returns all tensors of a checkpoint by their names in the files."""
-  if (folder / WEIGHTS).is_file():
-    return _open_file(folder / WEIGHTS)
-  if not (folder / INDEX).is_file():
+  if (folder / WEIGHTS).exists():
+    return _open_file(folder, WEIGHTS)
+  if not (folder / INDEX).exists():
     found = stored.describe_folder(set(os.listdir(folder)) - {'config.json'})
     raise ConfigError(f'{folder} has neither {WEIGHTS} nor {INDEX}: {found}.')
-  weight_map = _read_json(folder / INDEX).get('weight_map')
-  if not isinstance(weight_map, dict):
+  index = checked_json.read(folder, INDEX)
+  if not isinstance(index.get('weight_map'), dict):
     raise ConfigError(f'{folder / INDEX} has no weight_map; it must say which file holds which tensor. Copy it again.')
+  weight_map = Fields(str(folder / INDEX), index).object('weight_map')
   files = {}
-  for name in sorted(set(weight_map.values())):
-    if not (folder / name).is_file():
+  for name in sorted({weight_map.text(tensor) for tensor in weight_map.values}):
+    if not regular_file(folder, name).exists():
       raise ConfigError(f'{folder} lacks {name}, which {INDEX} names; copy all shards of the checkpoint.')
-    files[name] = _open_file(folder / name)
-  lost = [name for name, file in weight_map.items() if name not in files[file]]
+    files[name] = _open_file(folder, name)
+  lost = [name for name, file in weight_map.values.items() if name not in files[file]]
   if lost:
     raise ConfigError(
       f'{INDEX} of {folder} names tensors that are not in their shards: {stored.enumerate_some(lost)}; index and '
       'shards belong to different checkpoints. Copy all of them again.'
     )
-  return {name: files[file][name] for name, file in weight_map.items()}
+  return {name: files[file][name] for name, file in weight_map.values.items()}
 
 
-def _open_file(path: pathlib.Path) -> dict[str, _Tensor]:
+def _open_file(folder: pathlib.Path, name: str) -> dict[str, _Tensor]:
+  path = regular_file(folder, name)
   try:
-    safetensors.safe_open(path, 'numpy')  # checks header and size
-  except safetensors.SafetensorError as error:
+    safetensors.safe_open(path, 'numpy')  # checks header and size: tensors fill the file, none over another
+    with path.open('rb') as file:
+      (size,) = struct.unpack('<Q', file.read(8))
+      header = file.read(min(size, _HEADER_BYTES))
+  except (safetensors.SafetensorError, OSError) as error:
     raise ConfigError(
-      f'{path} ({path.stat().st_size} bytes) is not a whole safetensors file ({error}); the copy is incomplete. Copy '
-      'it again.'
+      f'{path} ({path.stat().st_size} bytes) is not a whole safetensors file ({first_line(error)}); the copy is '
+      'incomplete. Copy it again.'
     ) from error
-  with path.open('rb') as file:
-    (size,) = struct.unpack('<Q', file.read(8))
-    header = json.loads(file.read(size))
-  header.pop('__metadata__', None)
-  return {name: _Tensor(path, name, entry, 8 + size) for name, entry in header.items()}
+  fields = Fields(str(path), checked_json.parse(header, f'the header of {path}', _HEADER_BYTES))
+  return {
+    tensor: _Tensor(path, tensor, fields.object(tensor), 8 + size)
+    for tensor in fields.values
+    if tensor != '__metadata__'
+  }
 
 
 def _arrays(path: str, config: Mapping[str, Any], tensors: dict[str, _Tensor]) -> dict[str, StoredArray]:
@@ -222,10 +226,11 @@ def _read_copies(path: str, copies: Mapping[str, _Tensor], box: Index) -> np.nda
 
 def _stacked(path: str, name: str, parts: dict[int, _Tensor]) -> StoredArray:
   """Returns the matrices of all experts of a layer as one array `[expert, fan_in, fan_out]`."""
-  missing = set(range(max(parts) + 1)) - set(parts)
+  # The highest number may be any: no list of all below it.
+  missing = list(itertools.islice((i for i in range(max(parts) + 1) if i not in parts), 5))
   shapes = {part.shape for part in parts.values()}
   if missing or len(shapes) > 1:
-    what = f'lacks the experts {sorted(missing)}' if missing else f'has experts of different shapes {sorted(shapes)}'
+    what = f'lacks the experts {missing}' if missing else f'has experts of different shapes {sorted(shapes)}'
     raise ConfigError(f'{name} in {path} {what}; all experts of a layer must be there and alike. Copy all its files.')
   shape = (len(parts), *parts[0].shape[::-1])
 
@@ -239,23 +244,23 @@ def _stacked(path: str, name: str, parts: dict[int, _Tensor]) -> StoredArray:
   return StoredArray(shape, read)
 
 
-def _recorded(config: Mapping[str, Any], gated: bool) -> tuple[dict[str, Any], dict[str, str]]:
+def _recorded(fields: Fields, gated: bool) -> tuple[dict[str, Any], dict[str, str]]:
   """Returns what `config.json` says in terms of `ModelConfig` and `MoeConfig`, and what has no equal here."""
-  get = config.get
+  config = fields.values
   recorded = {
-    'layer_norm_epsilon': get('layer_norm_epsilon', 1e-6),
-    'relpos_max_distance': get('relative_attention_max_distance', 128),
-    'dropout_rate': get('dropout_rate', 0.1),
+    'layer_norm_epsilon': fields.number('layer_norm_epsilon', 1e-6),
+    'relpos_max_distance': fields.integer('relative_attention_max_distance', 128, minimum=1),
+    'dropout_rate': fields.number('dropout_rate', 0.1, below=1.0),
     'mask_padding_queries': False,
     # One sequence is one group, padding is routed like any token, and the capacity is the same in evaluation.
     'sequences_per_group': 1,
     'padding_takes_slots': True,
-    'expert_capacity': get('expert_capacity', 64),
-    'expert_dropout_rate': get('dropout_rate', 0.1),
-    'jitter_noise': get('router_jitter_noise', 0.01),
-    'aux_loss_factor': get('router_aux_loss_coef', 0.001),
-    'router_z_loss_factor': get('router_z_loss_coef', 0.001),
-    'router_dtype': get('router_dtype', 'float32'),
+    'expert_capacity': fields.integer('expert_capacity', 64, minimum=1),
+    'expert_dropout_rate': fields.number('dropout_rate', 0.1, below=1.0),
+    'jitter_noise': fields.number('router_jitter_noise', 0.01, below=1.0),
+    'aux_loss_factor': fields.number('router_aux_loss_coef', 0.001),
+    'router_z_loss_factor': fields.number('router_z_loss_coef', 0.001),
+    'router_dtype': fields.text('router_dtype', 'float32'),
   }
   sizes = {
     'vocab_size': 'vocab_size',
@@ -268,10 +273,10 @@ def _recorded(config: Mapping[str, Any], gated: bool) -> tuple[dict[str, Any], d
     'num_experts': 'num_experts',
     'relpos_num_buckets': 'relative_attention_num_buckets',
   }
-  recorded |= {field: config[key] for field, key in sizes.items() if config.get(key) is not None}
+  recorded |= {field: fields.integer(key, minimum=1) for field, key in sizes.items() if config.get(key) is not None}
   unclear = {}
-  act_fn = get('feed_forward_proj', 'relu') if config['model_type'] != 'switch_transformers' else get('dense_act_fn')
-  act_fn = act_fn or 'relu'
+  setting = 'dense_act_fn' if config['model_type'] == 'switch_transformers' else 'feed_forward_proj'
+  act_fn = 'relu' if config.get(setting) is None else fields.text(setting) or 'relu'
   # T5's file format says gated-gelu where it means the tanh approximation.
   name = 'gelu_new' if act_fn == 'gated-gelu' else act_fn.removeprefix('gated-')
   if name in ACTIVATIONS:
@@ -279,11 +284,12 @@ def _recorded(config: Mapping[str, Any], gated: bool) -> tuple[dict[str, Any], d
   else:
     nearest = "('gelu', 'linear')" if gated else "('gelu',)"
     unclear['mlp_activations'] = (
-      f'the activation of config.json is {act_fn!r}; known are {", ".join(ACTIVATIONS)}. The override '
+      f'the activation of config.json is {shown(act_fn)}; known are {", ".join(ACTIVATIONS)}. The override '
       f'mlp_activations={nearest} would use the tanh approximation, which differs from the exact gelu by up to 5e-4.'
     )
   if recorded['router_dtype'] not in ('float32', 'bfloat16'):
     unclear['router_dtype'] = (
-      f'the router_dtype of config.json is {recorded.pop("router_dtype")!r}; override it with float32 or bfloat16.'
+      f'the router_dtype of config.json is {shown(recorded["router_dtype"])}; override it with float32 or bfloat16.'
     )
+    del recorded['router_dtype']
   return recorded, unclear

@@ -22,6 +22,7 @@ _SIZES = (
 )  # fmt: skip
 # Names of missing or unknown parameters in a message; all of them, unless the model is another one altogether.
 _LISTED = 100
+_MAX_SIZE = 2**31 - 1
 # Without effect where `expert_capacity` is set.
 _CAPACITY_FIELDS = ('train_capacity_factor', 'eval_capacity_factor', 'min_expert_capacity', 'capacity_rounding')
 
@@ -141,12 +142,21 @@ def _from_shapes(path: str, shapes: Shapes) -> ModelConfig:
       _check_parameters(path, shapes, {**shapes, name: ()})
     if len(shapes[name]) != rank:
       raise ConfigError(f'{name} in {path} has the shape {shapes[name]}; it must have {rank} axes.')
+    if not all(0 < size <= _MAX_SIZE for size in shapes[name]):
+      raise ConfigError(
+        f'{name} in {path} has the shape {shapes[name]}; sizes are from 1 to {_MAX_SIZE}. It is damaged; copy it again.'
+      )
     return shapes[name]
 
   layers, sparse = {}, {}
   for stack in ('encoder', 'decoder'):
     found = [re.match(rf'{stack}/layers_(\d+)/(mlp/(?:expert|router)/)?', name) for name in shapes]
     layers[stack] = max((int(match[1]) + 1 for match in found if match), default=0)
+    if layers[stack] > len(shapes):  # before so many are traced
+      raise ConfigError(
+        f'{path} has parameters of layer {layers[stack] - 1} of the {stack}, and only {len(shapes)} parameters in all; '
+        'a checkpoint must have all of a model. Copy it again.'
+      )
     sparse[stack] = tuple(sorted({int(match[1]) for match in found if match and match[2]}))
     shape(f'{stack}/layers_0/pre_mlp_layer_norm/scale', 1)
 

@@ -12,7 +12,7 @@ from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
 from switch_jax.folders.model_dir import CHECKPOINTS, FILES
 from switch_jax.interop import infer_config, loading, upcycling
-from switch_jax.interop.own import find_step, open_arrays, together
+from switch_jax.interop.own import find_step, model_of, open_arrays, together
 from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.stored import Checkpoint, StoredArray, describe_folder, nest
 from switch_jax.model import parameter_shapes
@@ -58,7 +58,7 @@ def describe_checkpoint(path: str, setting: str) -> CheckpointFacts:
     store, step = found
     record = store.read_config(step)
     if isinstance(record.get('model'), dict):
-      model = ModelConfig.from_json(record['model'])
+      model = model_of(store, step, record)
       return CheckpointFacts(str(store.path(step)), model, step, record.get('vocabulary'), record)
   checkpoint = loading.open_checkpoint(format or _detect(place, setting), place)
   return CheckpointFacts(path, infer_config.model_config(checkpoint, {}), checkpoint.step, None, {})
@@ -207,7 +207,7 @@ def place(params: Any, abstract_params: Any) -> Any:
 
 
 def _read_own(store: CheckpointStore, step: int, model_config: ModelConfig, abstract_params: Any) -> Any:
-  scanned = store.read_config(step).get('model', {}).get('scan_layers', model_config.scan_layers)
+  scanned = (store.read_config(step).get('model') or {}).get('scan_layers', model_config.scan_layers)
   if scanned == model_config.scan_layers:
     return store.restore_params(step, abstract_params)
   there, here = (stack_layers, separate_layers) if scanned else (separate_layers, stack_layers)

@@ -7,13 +7,14 @@ import numpy as np
 from etils import epath
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
-from switch_jax.config import ConfigError, ModelConfig
-from switch_jax.folders.model_dir import STATE, split_step
+from switch_jax.config import ConfigError, ModelConfig, first_line
+from switch_jax.folders.model_dir import CONFIG, FILES, STATE, ModelDir, split_step
 from switch_jax.interop import moments, orbax_arrays, stored
 from switch_jax.interop.scanned import scanned_name, scanned_rows
 from switch_jax.interop.stored import Checkpoint, StoredArray
 from switch_jax.model import parameter_shapes
 
+_MAX_LAYERS = 10_000
 _MOMENTS = re.compile(r'opt_state\.\d+\.moments\.(.*)\.(v|v_row|v_col)')
 
 
@@ -53,6 +54,11 @@ def open_checkpoint(path: str) -> Checkpoint:
   found = find_step(path)
   if found is None:
     folder = epath.Path(path)
+    if steps := ModelDir(path).numbered_steps():
+      raise CheckpointError(
+        f'{path} has no complete checkpoint: in {", ".join(map(str, steps))} there is no {CONFIG}, {FILES} or '
+        f'{STATE}/_METADATA, or it is no regular file. Copy the folder again, or name another.'
+      )
     what = stored.describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
     raise ConfigError(
       f'{path} is no checkpoint of switch_jax ({what}); give a MODEL_DIR, or MODEL_DIR/checkpoints/<step>.'
@@ -60,7 +66,10 @@ def open_checkpoint(path: str) -> Checkpoint:
   store, step = found
   config, record, arrays, slots = open_arrays(store, step)
   left_out = []
-  shapes, expected = {name: array.shape for name, array in arrays.items()}, parameter_shapes(config)
+  shapes = {name: array.shape for name, array in arrays.items()}
+  if config.num_encoder_layers + config.num_decoder_layers > len(shapes):  # before so many are traced
+    raise ConfigError(f'{store.path(step)}: its config.json has more layers than there are arrays. Copy it again.')
+  expected = parameter_shapes(config)
   if shapes != expected:
     differ = {name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name)}
     raise ConfigError(
@@ -73,7 +82,8 @@ def open_checkpoint(path: str) -> Checkpoint:
   if second and set(second) != set(shapes):
     left_out.append('an optimizer state that is not that of all parameters')
     second = {}
-  if not second and record.get('run', {}).get('optimizer', {}).get('name') == 'adamw':
+  optimizer = (record.get('run') or {}).get('optimizer')
+  if not second and isinstance(optimizer, dict) and optimizer.get('name') == 'adamw':
     left_out.append('the state of AdamW, for which only our own format has a place')
   in_t5x = moments.exchange(second, shapes) if second else None
   return Checkpoint(path, arrays, config=config, step=step, moments=in_t5x, left_out=tuple(left_out))
@@ -94,7 +104,7 @@ def open_arrays(
   record = store.read_config(step)
   if not isinstance(record.get('model'), dict):
     raise CheckpointError(f'{store.path(step)}/config.json records no model, so nothing says what the arrays are.')
-  config = ModelConfig.from_json(record['model'])
+  config = model_of(store, step, record)
   arrays, slots = {}, {}
   for name, array in orbax_arrays.open_arrays(str(store.path(step) / STATE)).items():
     if name.startswith('params.'):
@@ -104,6 +114,27 @@ def open_arrays(
   if config.scan_layers:
     arrays, slots = (separate(tree, config) for tree in (arrays, slots))
   return config, record, arrays, slots
+
+
+def model_of(store: CheckpointStore, step: int, record: dict[str, Any]) -> ModelConfig:
+  """Returns the model that config.json of a step records.
+
+  Raises:
+    CheckpointError: it is none, or larger than anything that could be built.
+  """
+  where = f'{store.path(step)}/config.json'
+  try:
+    config = ModelConfig.from_json(record['model'])
+  except (TypeError, ValueError, ArithmeticError) as error:  # fields that are missing, of wrong types or absurd
+    raise CheckpointError(
+      f'{where} records a model that cannot be built: {first_line(error)} The file is damaged; copy it again.'
+    ) from error
+  if config.num_encoder_layers + config.num_decoder_layers > _MAX_LAYERS:
+    raise CheckpointError(
+      f'{where} records {config.num_encoder_layers} and {config.num_decoder_layers} layers; a model has at most '
+      f'{_MAX_LAYERS}. The file is damaged; copy the checkpoint again.'
+    )
+  return config
 
 
 def record(path: str) -> dict[str, Any]:
@@ -120,6 +151,11 @@ def separate(arrays: dict[str, StoredArray], config: ModelConfig) -> dict[str, S
     if rows is None:
       result[name] = array
       continue
+    if not array.shape or array.shape[0] != len(rows):
+      raise ConfigError(
+        f'{name} has the shape {array.shape}, and config.json says that its first axis is {len(rows)} blocks; the '
+        'checkpoint is damaged. Copy it again.'
+      )
     for block, layer in enumerate(rows):
       result[layer] = _row(array, block)
   return result

@@ -6,13 +6,10 @@ what shape it has, so shapes are known without opening a single folder. T5X's ot
 """
 
 import functools
-import itertools
-import json
-import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -20,13 +17,18 @@ import msgpack
 import numpy as np
 import tensorstore
 
-from switch_jax.config import ConfigError
-from switch_jax.interop import orbax_arrays, stored, t5x_scanned
+from switch_jax.config import ConfigError, first_line
+from switch_jax.folders import checked_json
+from switch_jax.folders.checked_json import Fields, shown
+from switch_jax.folders.regular_files import regular_file
+from switch_jax.interop import orbax_arrays, stored, t5x_scanned, zarr_chunks
 from switch_jax.interop.stored import Checkpoint, Index, StoredArray
+from switch_jax.interop.zarr_chunks import DTYPES, Description
 
 # How Flax marks arrays and numpy scalars in msgpack; both are packed as (shape, dtype, bytes).
 _ARRAY_CODES = (1, 3)
-_DTYPES = {'<f4': 'float32', '<f2': 'float16', '<f8': 'float64', '<u2': 'uint16', '<i4': 'int32', 'V2': 'bfloat16'}
+# Names of parameters have at most ten parts.
+_MAX_DEPTH = 32
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -94,7 +96,7 @@ def _from_orbax(path: str) -> tuple[dict[str, StoredArray], dict[str, StoredArra
   below = lambda prefix: {  # noqa: E731
     name.removeprefix(prefix).replace('.', '/'): array for name, array in found.items() if name.startswith(prefix)
   }
-  step = int(found['state.step'].read()) if 'state.step' in found else None
+  step = _step(path, found['state.step'].read()) if 'state.step' in found and not found['state.step'].shape else None
   return below('target.'), below('state.param_states.'), step
 
 
@@ -103,13 +105,25 @@ def _from_index(path: str) -> tuple[dict[str, StoredArray], dict[str, StoredArra
   folder, index = _read_index(path)
   target, state = index['optimizer'].get('target'), index['optimizer'].get('state')
   stored_arrays = lambda tree: {  # noqa: E731
-    name: _stored_array(folder, name, leaf) for name, leaf in _leaves(tree if isinstance(tree, dict) else {})
+    name: _stored_array(folder, name, leaf) for name, leaf in _leaves(folder, tree if isinstance(tree, dict) else {})
   }
   state = state if isinstance(state, dict) else {}
   step = state.get('step')
   if isinstance(step, dict):
-    step = _read_tensorstore(folder, 'step', step, ())
-  return stored_arrays(target), stored_arrays(state.get('param_states')), None if step is None else int(step)
+    step = _stored_array(folder, 'step', step, of_parameter=False)
+    step = step.fetch(()) if not step.shape else None
+  step = None if step is None else _step(folder, step)
+  return stored_arrays(target), stored_arrays(state.get('param_states')), step
+
+
+def _step(path: str, value: Any) -> int:
+  """Returns a number of updates, which files hold as a number or as an array of one."""
+  is_number = isinstance(value, int | float | np.ndarray | np.generic) and np.ndim(value) == 0
+  if not is_number or np.asarray(value).dtype.kind not in 'iuf' or not 0 <= value < 2**53 or value != int(value):
+    raise ConfigError(
+      f'{path} says that the step is {shown(value)}; it must be an integer of at least 0. Copy it again.'
+    )
+  return int(value)
 
 
 def load_optimizer_state(path: str) -> dict[str, Any]:
@@ -147,11 +161,13 @@ def _read_index(path: str) -> tuple[str, dict[str, Any]]:
     index = msgpack.unpackb(raw, ext_hook=_unpack_extension, strict_map_key=False)
   except Exception as error:  # msgpack raises various kinds, and _unpack_extension its own
     raise ConfigError(
-      f'the index of {path} ({len(raw)} bytes) is not a whole msgpack file ({error}); the copy is incomplete or it is '
-      'no T5X checkpoint. Copy the folder again.'
+      f'the index of {path} ({len(raw)} bytes) is not a whole msgpack file ({first_line(error)}); the copy is '
+      'incomplete or it is no T5X checkpoint. Copy the folder again.'
     ) from error
   if not isinstance(index, dict) or not isinstance(index.get('optimizer'), dict):
-    found = stored.enumerate_some(map(str, index)) if isinstance(index, dict) else type(index).__name__
+    found = (
+      ', '.join(shown(key).strip('"\'') for key in list(index)[:5]) if isinstance(index, dict) else type(index).__name__
+    )
     raise ConfigError(f'the index of {path} holds {found}; a T5X checkpoint has the keys version and optimizer.')
   return folder, index
 
@@ -161,12 +177,16 @@ def _read_local_index(path: str) -> tuple[str, bytes]:
   if not place.exists():
     parent = next(p for p in place.absolute().parents if p.exists())
     raise ConfigError(f'there is no {path} (the nearest folder that exists is {parent}); give a checkpoint_<step>.')
-  if place.is_file():
-    return str(place.parent.absolute()), place.read_bytes()
-  if not (place / 'checkpoint').is_file():
-    found = stored.describe_folder(os.listdir(place))
-    raise ConfigError(f'{path} is no T5X checkpoint, whose folder has a file named checkpoint: {found}.')
-  return str(place.absolute()), (place / 'checkpoint').read_bytes()
+  if place.is_dir():
+    if not (place / 'checkpoint').exists():
+      found = stored.describe_folder(os.listdir(place))
+      raise ConfigError(f'{path} is no T5X checkpoint, whose folder has a file named checkpoint: {found}.')
+    place /= 'checkpoint'
+  file = regular_file(place.parent, place.name)
+  try:
+    return str(place.parent.absolute()), file.read_bytes()
+  except OSError as error:
+    raise ConfigError(f'{file} cannot be read ({first_line(error)}); see to its rights.') from error
 
 
 def _read_remote_index(path: str) -> tuple[str, bytes]:
@@ -190,7 +210,7 @@ def _unpack_extension(code: int, data: bytes) -> Any:
 
 
 def _numpy_dtype(name: str) -> np.dtype:
-  name = _DTYPES.get(name, name)
+  name = DTYPES.get(name, name)
   return np.dtype(ml_dtypes.bfloat16 if name == 'bfloat16' else name)
 
 
@@ -198,34 +218,47 @@ def _is_spec(node: Mapping[str, Any]) -> bool:
   return 'driver' in node and 'kvstore' in node
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+def _leaves(folder: str, tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
   """Yields names, joined by `/`, and arrays or specs. A None is a parameter that its optimizer left out."""
+  if prefix.count('/') > _MAX_DEPTH:
+    raise ConfigError(f'the index of {folder} is nested more than {_MAX_DEPTH} deep; it is damaged. Copy it again.')
   for key, node in tree.items():
+    if not isinstance(key, str) or '/' in key:
+      raise ConfigError(
+        f'the index of {folder} has the key {shown(key)}; keys are names. It is damaged, copy it again.'
+      )
     name = f'{prefix}{key}'
     if isinstance(node, dict) and not _is_spec(node):
-      yield from _leaves(node, f'{name}/')
+      yield from _leaves(folder, node, f'{name}/')
     elif node is not None:
       yield name, node
 
 
-def _stored_array(folder: str, name: str, leaf: Any) -> StoredArray:
+def _stored_array(folder: str, name: str, leaf: Any, of_parameter: bool = True) -> StoredArray:
   """Returns a leaf of the index as an array to be read on demand."""
   chunk_rows = 1
   if isinstance(leaf, dict):
-    metadata = leaf.get('metadata', {})
-    shape, dtype = metadata.get('shape'), leaf.get('dtype') or metadata.get('dtype')
-    if shape is None or dtype is None or leaf['driver'] != 'zarr':
-      raise ConfigError(f'{name} in {folder} is stored as {leaf}; only zarr arrays with shape and dtype are read.')
-    chunk_rows = (metadata.get('chunks') or [1])[0]
-    read = functools.partial(_read_tensorstore, folder, name, leaf)
+    fields = Fields(f'{name} in {folder}', leaf)
+    metadata = fields.object('metadata', {})
+    if 'shape' not in metadata.values or not _is_spec(leaf) or leaf['driver'] != 'zarr':
+      raise ConfigError(
+        f'{name} in {folder} is stored as {shown(leaf)}; only zarr arrays with shape and dtype are read.'
+      )
+    shape, chunks = metadata.sizes('shape'), metadata.sizes('chunks', [], minimum=1)
+    dtype = fields.text('dtype') if leaf.get('dtype') else metadata.text('dtype')
+    chunk_rows = chunks[0] if chunks else 1
+    _relative_path(folder, name, leaf)
+    read = functools.partial(_read, folder, name, leaf, shape)
   elif isinstance(leaf, np.ndarray):
     shape, dtype, read = leaf.shape, leaf.dtype.name, lambda box: leaf[box]
   else:
-    raise ConfigError(f'{name} in {folder} is {leaf!r}; the leaves of a T5X checkpoint are arrays or zarr folders.')
-  dtype = _DTYPES.get(dtype, dtype)
-  if dtype != 'uint16':
+    raise ConfigError(
+      f'{name} in {folder} is {shown(leaf)}; the leaves of a T5X checkpoint are arrays or zarr folders.'
+    )
+  dtype = DTYPES.get(dtype, dtype)
+  if of_parameter and dtype != 'uint16':
     stored.check_dtype(dtype, name, folder)
-  return StoredArray(tuple(shape), read, chunk_rows)
+  return StoredArray(shape, read, chunk_rows)
 
 
 def _verify(path: str) -> None:
@@ -233,36 +266,37 @@ def _verify(path: str) -> None:
   folder, index = _read_index(path)
   if folder.startswith('gs://'):
     return  # A request for each of up to 100,000 chunks; what is missing is found when it is read.
-  for name, leaf in _leaves(index['optimizer']):
+  for name, leaf in _leaves(folder, index['optimizer']):
     if isinstance(leaf, dict):
-      place = pathlib.Path(folder) / _relative_path(folder, name, leaf)
+      relative = _relative_path(folder, name, leaf)
       try:
-        problem = _chunk_problem(json.loads((place / '.zarray').read_text()), place)
-      except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f'.zarray: {error}'
+        description, _ = _describe(folder, relative)
+        box = tuple(slice(0, size) for size in description.shape)
+        problem = next(
+          filter(None, (_chunk_problem(folder, relative, description, n) for n in description.chunks_of(box))), ''
+        )
+      except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+          raise
+        problem = f'.zarray: {first_line(error)}'
       if problem:
         raise ConfigError(f'{name} in {folder} is incomplete ({problem}); copy the folder again.')
 
 
-def _chunk_problem(metadata: Mapping[str, Any], place: pathlib.Path) -> str:
-  """Returns what is wrong with the chunks of a zarr array, or the empty string."""
-  shape, chunks = metadata['shape'], metadata['chunks']
-  itemsize = 2 if metadata['dtype'] == 'bfloat16' else np.dtype(metadata['dtype']).itemsize
-  size = itemsize * math.prod(chunks)
-  is_gzip = (metadata.get('compressor') or {}).get('id') == 'gzip'
-  counts = [range(-(-length // chunk)) for length, chunk in zip(shape, chunks, strict=True)]
-  for numbers in itertools.product(*counts):
-    chunk = place / (metadata.get('dimension_separator', '.').join(map(str, numbers)) or '0')
-    if not chunk.is_file():
-      return f'{chunk.name} is missing'
-    with chunk.open('rb') as file:
-      length = file.seek(0, os.SEEK_END)
-      if is_gzip:
-        file.seek(max(0, length - 4))  # gzip ends with the number of bytes before compression
-        if int.from_bytes(file.read(4), 'little') != size % 2**32:
-          return f'{chunk.name} is cut off after {length} bytes'
-      elif metadata.get('compressor') is None and length != size:
-        return f'{chunk.name} has {length} bytes, not {size}'
+def _chunk_problem(folder: str, relative: str, description: Description, numbers: tuple[int, ...]) -> str:
+  """Returns what is wrong with a chunk of a zarr array, or the empty string."""
+  key, size = description.key(numbers), description.chunk_bytes
+  chunk = regular_file(folder, f'{relative}/{key}')
+  if not chunk.exists():
+    return f'{key} is missing'
+  with chunk.open('rb') as file:
+    length = file.seek(0, os.SEEK_END)
+    if description.compressor == 'gzip':
+      file.seek(max(0, length - 4))  # gzip ends with the number of bytes before compression
+      if int.from_bytes(file.read(4), 'little') != size % 2**32:
+        return f'{key} is cut off after {length} bytes'
+    elif description.compressor is None and length != size:
+      return f'{key} has {length} bytes, not {size}'
   return ''
 
 
@@ -271,9 +305,16 @@ def _relative_path(folder: str, name: str, spec: Mapping[str, Any]) -> str:
   kvstore = spec['kvstore']
   # Before version 0.1.14 TensorStore had the path beside the kvstore and not in it.
   relative = (kvstore.get('path') if isinstance(kvstore, dict) else None) or spec.get('path')
-  if not relative or os.path.isabs(relative) or '..' in relative.split('/'):
-    raise ConfigError(f'{name} in {folder} lies at {relative!r}; the paths of a T5X checkpoint are relative to it.')
-  return relative
+  if (
+    not relative
+    or not isinstance(relative, str)
+    or os.path.isabs(relative)
+    or {'..', ''} & {*relative.rstrip('/').split('/')}
+  ):
+    raise ConfigError(
+      f'{name} in {folder} lies at {shown(relative)}; the paths of a T5X checkpoint are relative to it.'
+    )
+  return relative.rstrip('/')
 
 
 def _kvstore(folder: str, relative: str) -> dict[str, str]:
@@ -284,18 +325,66 @@ def _kvstore(folder: str, relative: str) -> dict[str, str]:
   return {'driver': 'file', 'path': os.path.join(folder, relative).rstrip('/') + '/'}
 
 
-def _read_tensorstore(folder: str, name: str, spec: Mapping[str, Any], box: Index) -> np.ndarray:
-  """Reads a box of the array of a TensorStore spec of the index."""
+def _describe(folder: str, relative: str) -> tuple[Description, Callable[[str], bytes]]:
+  """Returns what an array's `.zarray` says, and what reads its chunks by name.
+
+  Raises:
+    ConfigError: the description contradicts itself.
+    ValueError, OSError: a file is missing or cannot be read.
+  """
+  if folder.startswith('gs://'):
+    store = tensorstore.KvStore.open(_kvstore(folder, relative)).result()
+
+    def read(key: str) -> bytes:
+      found = store.read(key).result()
+      if found.state != 'value':
+        raise ValueError(f'{key} is missing')
+      return found.value
+  else:
+
+    def read(key: str) -> bytes:
+      path = regular_file(folder, f'{relative}/{key}')
+      if not path.exists():
+        raise ValueError(f'{key} is missing: {path} does not exist')
+      return path.read_bytes()
+
+  place = f'{folder}/{relative}/.zarray'
+  return zarr_chunks.describe_v2(checked_json.parse(read('.zarray'), place), place), read
+
+
+def _read(folder: str, name: str, spec: Mapping[str, Any], shape: tuple[int, ...], box: Index) -> np.ndarray:
+  """Reads a box of the array of a TensorStore spec of the index, which has this shape."""
   relative = _relative_path(folder, name, spec)
-  # Chunks and compressor are what the folder itself says. A chunk that is not there must not be read as zeros.
-  place = {'driver': 'zarr', 'kvstore': _kvstore(folder, relative), 'fill_missing_data_reads': False}
   try:
-    array = tensorstore.open(place, open=True, read=True).result()
-    if 'shape' in spec.get('metadata', {}) and array.shape != tuple(spec['metadata']['shape']):
-      raise ValueError(f'it has the shape {array.shape}, the index says {tuple(spec["metadata"]["shape"])}')
-    return array[box].read().result() if box else array.read().result()
-  except ValueError as error:
-    cause = str(error).split(' [')[0]  # without TensorStore's dump of the spec and its own source lines
+    # Chunks and compressor are what the folder itself says. A chunk that is not there must not be read as zeros.
+    description, read = _describe(folder, relative)
+    if description.shape != shape:
+      raise ValueError(f'it has the shape {description.shape}, the index says {shape}')
+    box = box or tuple(slice(0, size) for size in shape)
+    if not folder.startswith('gs://'):  # before memory for all of them is asked for
+      for numbers in description.chunks_of(box):
+        _check_chunk(folder, relative, description, numbers)
+    if zarr_chunks.is_read_here(description):
+      return zarr_chunks.read_box(description, box, read)
+    place = {'driver': 'zarr', 'kvstore': _kvstore(folder, relative), 'fill_missing_data_reads': False}
+    return tensorstore.open(place, open=True, read=True).result()[box].read().result()
+  except ConfigError:
+    raise
+  except Exception as error:  # TensorStore's are of many kinds
+    cause = first_line(error).split(' [')[0]  # without TensorStore's dump of the spec and its own source lines
     raise ConfigError(
       f'{name} cannot be read from {folder} ({cause}); the copy is incomplete or damaged. Copy the folder again.'
     ) from error
+
+
+def _check_chunk(folder: str, relative: str, description: Description, numbers: tuple[int, ...]) -> None:
+  """Raises a `ValueError` unless a chunk is there and has a size that can be right."""
+  key = description.key(numbers)
+  path = regular_file(folder, f'{relative}/{key}')
+  if not path.exists():
+    raise ValueError(f'{key} is missing: {path} does not exist')
+  with path.open('rb') as file:
+    try:
+      zarr_chunks.check_encoded(description, file.read(18), path.stat().st_size)
+    except ValueError as error:
+      raise ValueError(f'chunk {key}: {error}') from error

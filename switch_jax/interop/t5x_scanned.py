@@ -14,6 +14,8 @@ from switch_jax.config import ConfigError
 from switch_jax.interop import stored
 from switch_jax.interop.stored import StoredArray
 
+# More are damage, and would be as many arrays.
+_MAX_BLOCKS = 1000
 _SCANNED = re.compile(r'(encoder/encoder|decoder/decoder)/(?:subblock_(\d+)/)?(.*)')
 
 
@@ -39,6 +41,9 @@ def separate_layers(path: str, arrays: Mapping[str, StoredArray]) -> dict[str, S
         f'{path} has scanned layers whose second axis, the blocks of the {stack}, has the sizes '
         f'{sorted(map(str, counts))}; it must be the same everywhere.'
       )
+    blocks = max(counts, default=0)
+    if blocks > _MAX_BLOCKS:
+      raise ConfigError(f'{path} has {blocks} blocks in the {stack}; a model has at most {_MAX_BLOCKS}. It is damaged.')
     period = max((int(match[2] or 0) for match in mine.values()), default=0) + 1
     tables = []
     for name, match in mine.items():

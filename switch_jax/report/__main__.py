@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 
 from switch_jax import launch
-from switch_jax.config import ConfigError
+from switch_jax.config import ConfigError, first_line
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.report import runs as runs_on_disk
 from switch_jax.report.runs import Run
@@ -97,6 +97,32 @@ def _measure(runs: Sequence[Run], debug: bool) -> list[str]:
   return problems
 
 
+def _render(runs: list[Run], problems: list[str]) -> tuple[str, list[Run]]:
+  """Returns the page and the runs on it; one that alone cannot be shown is left out, and added to the problems.
+
+  Raises:
+    ConfigError: none can be shown.
+  """
+  from switch_jax.report.page import render
+
+  try:
+    return render(runs, problems), runs
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    if len(runs) < 2:
+      raise
+    whole = error
+  shown = []
+  for run in runs:
+    try:
+      render([run])
+      shown.append(run)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+      problems.append(f'{run.name} is left out: its files hold what no run writes ({first_line(error)}).')
+  if len(shown) == len(runs) or not shown:
+    raise whole
+  return render(shown, problems), shown
+
+
 def _run(argv: Sequence[str]) -> int:
   flags = _parse(argv)
   check_output(flags.out)
@@ -111,9 +137,7 @@ def _run(argv: Sequence[str]) -> int:
     failed = _measure(runs, flags.debug)
     runs, of_runs = _read(folders)
   problems = [*of_folders, *of_runs, *failed]
-  from switch_jax.report.page import render
-
-  page = render(runs, problems)
+  page, runs = _render(runs, problems)
   try:
     pathlib.Path(flags.out).write_text(page, encoding='utf-8')
   except OSError as error:

@@ -1,17 +1,19 @@
 """The runs of a report: which folders are runs, and what their files say."""
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from switch_jax.config import ConfigError, suggest
+from switch_jax.folders import checked_json
 from switch_jax.folders.metric_lines import read_lines
 from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, MARKS, METRICS_FILE, ModelDir
+from switch_jax.folders.regular_files import regular_file
+from switch_jax.report import checked_files
 
 # How deep a folder of runs is looked through.
 _DEPTH = 2
@@ -132,6 +134,9 @@ def read_run(path: epath.Path, name: str) -> tuple[Run | None, list[str]]:
   place = ModelDir(path)
   try:
     record, problems = place.read_newest_config()
+    if wrong := checked_files.wrong_settings(record):
+      problems.append(f'config.json of the newest checkpoint is damaged in {", ".join(wrong)}, and left out.')
+      record = {}
     task = ((record.get('run') or {}).get('data') or {}).get('mixture_or_task_name')
     task = task or _only_task(place) or UNKNOWN_TASK
     run = Run(
@@ -142,10 +147,10 @@ def read_run(path: epath.Path, name: str) -> tuple[Run | None, list[str]]:
       train=_read_lines(place.train / METRICS_FILE, problems),
       held_out=_read_lines(place.held_out(task) / METRICS_FILE, problems)
       or _read_lines(place.task_metrics(task) / METRICS_FILE, problems),
-      expert_tokens=_read_lines(place.train / EXPERT_TOKENS_FILE, problems),
+      expert_tokens=_read_lines(place.train / EXPERT_TOKENS_FILE, problems, checked_files.is_expert_tokens),
       experts=_newest_experts(place, task, problems),
     )
-  except OSError as error:
+  except (OSError, ConfigError) as error:
     return None, [f'{name} is left out: it cannot be read ({error}).']
   if not run.train and not run.held_out:
     return None, [*(f'{name}: {p}' for p in problems), f'{name} is left out: it has no metrics yet.']
@@ -156,14 +161,21 @@ def read_run(path: epath.Path, name: str) -> tuple[Run | None, list[str]]:
   return run, [f'{name}: {p}' for p in problems]
 
 
-def _read_lines(path: epath.Path, problems: list[str]) -> list[Line]:
-  """Returns the records of a file of lines by step; says what is torn or damaged."""
+def _read_lines(
+  path: epath.Path, problems: list[str], is_whole: Callable[[Line], bool] = checked_files.is_metrics
+) -> list[Line]:
+  """Returns the records of a file of lines by step; says what is torn or damaged, or holds what is no number."""
+  if '://' not in os.fspath(path):
+    regular_file(path.parent, path.name)
   found, where = read_lines(path), f'{path.parent.name}/{path.name}'
   if found.torn:
     problems.append(f'the last line of {where} is torn (killed while writing, or still running) and left out.')
   if found.damaged:
     problems.append(f'{where} is damaged in {_numbered(found.damaged)}, which is left out.')
-  return found.records
+  records = [record for record in found.records if is_whole(record)]
+  if wrong := len(found.records) - len(records):
+    problems.append(f'{where} has {wrong} lines whose values are no numbers; they are left out.')
+  return records
 
 
 def _numbered(lines: Sequence[int]) -> str:
@@ -182,10 +194,10 @@ def _newest_experts(place: ModelDir, task: str, problems: list[str]) -> dict[str
   """Returns what the experts took at the newest step it was measured at."""
   for file in place.measured_experts(task):
     try:
-      experts = json.loads(file.read_bytes())
-      if isinstance(experts.get('layers'), dict):
+      experts = checked_json.read(file.parent, file.name)
+      if checked_files.is_experts(experts):
         return experts
-    except (ValueError, AttributeError):
+    except ConfigError:
       pass
     problems.append(f'{file.name} is damaged; delete it and use --experts.')
   return None

@@ -1,5 +1,6 @@
 """Files of texts: a line for every line, what is said of malformed ones, and going on where a run was killed."""
 
+import dataclasses
 import json
 import os
 
@@ -22,10 +23,19 @@ from tests.inference.written_checkpoints import TEXTS
     ('{"id": 1, "body": "x"}', "no 'text' in it (it has 'id', 'body')"),
     ('{}', "no 'text' in it (it has nothing)"),
     ('{"text": null}', "'text' is null, which is no string"),
+    ('[' * 100_000, 'no JSON (it is nested too deeply)'),
+    ('{"text": "a", "x": ' + '[' * 100_000, 'no JSON (it is nested too deeply)'),
+    ('{"text": "a", "x": ' + '1' * 5000 + '}', 'no JSON (Exceeds the limit'),
+    ('"\\ud800"', "half a surrogate pair ('\\ud800'), which no text has"),
+    ('{"text": "a", "\\udc00": 1}', "half a surrogate pair ('\\udc00'), which no text has"),
+    ('{"text": "a", "x": NaN}', 'no JSON (NaN is no JSON value)'),
+    ('{"text": "a", "x": 1e999}', 'no JSON (Out of range float values'),
+    ('{"text": "a", "score": 1}', "it has 'score', which would be overwritten; choose another name"),
+    ('{"text": "a", "was_cut": 1, "prediction": 2}', "it has 'prediction', 'was_cut', which would be overwritten"),
   ],
 )
 def test_what_is_wrong_with_a_line(text, error):
-  line = read_line(7, text, 'text')
+  line = read_line(7, text, 'text', ('prediction', 'score', 'was_cut'))
   assert (line.number, line.record) == (7, None)
   assert line.error.startswith(error)
 
@@ -39,6 +49,38 @@ def test_lines_keep_their_numbers_and_blank_ones_are_passed_over(tmp_path):
   assert latin.number == 5
   (tmp_path / 'in.jsonl').write_text('{"text": "ä", "id": 5}\n')
   assert list(read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')) == [Line(1, {'text': 'ä', 'id': 5}, 'ä')]
+
+
+def test_a_byte_order_mark_is_passed_over_and_a_whole_pair_is_kept(tmp_path):
+  (tmp_path / 'in.jsonl').write_bytes(b'\xef\xbb\xbf"a"\n"\\ud83d\\ude00"\n\xef\xbb\xbf"b"\n')
+  first, pair, inside = read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')
+  assert (first.text, pair.text) == ('a', '\U0001f600')
+  assert inside.error.startswith('no JSON (')
+  (tmp_path / 'in.jsonl').write_bytes(b'\xef\xbb\xbf\n"a"\n')
+  assert [line.number for line in read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')] == [2]
+
+
+def test_what_is_added_has_names_of_its_own(tmp_path):
+  given = dict(model_dir='m', input_file='i', output_file='o', batch_size=1)
+  for names in ({'score_field': 'prediction'}, {'prediction_field': 'inputs'}, {'score_field': 'was_cut'}):
+    with pytest.raises(ConfigError, match='are taken; choose another name'):
+      PredictionConfig(**given, **names)
+
+
+def test_fields_that_are_chosen_and_scores_that_are_no_numbers(checkpoints, tmp_path, monkeypatch):
+  predict = Generator.predict
+
+  def without_numbers(self, texts, numbers):
+    return [dataclasses.replace(p, score=float('nan')) for p in predict(self, texts, numbers)]
+
+  monkeypatch.setattr(Generator, 'predict', without_numbers)
+  names = dict(prediction_field='ours', score_field='nats')
+  config = prediction_config(checkpoints, tmp_path, **names)
+  write(tmp_path / 'in.jsonl', ['{"text": "a", "score": 5, "prediction": "mine"}', json.dumps('x' * 500)])
+  assert predict_file(config) == 0
+  short, cut = read(tmp_path / 'out.jsonl')
+  assert short == {'text': 'a', 'score': 5, 'prediction': 'mine', 'ours': short['ours'], 'nats': None}
+  assert cut['was_cut'] is True
 
 
 def write(path, lines):
@@ -76,6 +118,7 @@ def test_a_file_gives_a_line_for_every_line(checkpoints, generator, tmp_path, ca
     assert record['id'] == i
     assert record['text'] == TEXTS[i]
     assert record['prediction'] == prediction.text
+    assert record.get('was_cut', False) == prediction.was_cut
     np.testing.assert_allclose(record['score'], prediction.score, atol=1e-4)
   assert [record.get('line') for record in records[10:]] == [11, 13, None, 15, None, None, None]
   assert records[12]['text'] == 'bare'

@@ -131,7 +131,9 @@ def test_the_newest_file_of_experts_is_read_and_a_damaged_one_passed_over(write_
   folder = write_run('a', experts=2)
   place = folder / 'eval' / 'some_task'
   for step in (9, 20):
-    (place / f'experts_{step}.json').write_text(json.dumps({'step': step, 'layers': {}}))
+    (place / f'experts_{step}.json').write_text(
+      json.dumps({'step': step, 'split': 'x', 'batches': 1, 'groups': [], 'layers': {}})
+    )
   assert read(folder)[0].experts['step'] == 20
   (place / 'experts_100.json').write_text('{')
   run, problems = read(folder)
