@@ -26,6 +26,7 @@ from switch_jax.checkpoints.file_sizes import check_sizes, write_sizes
 from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
 from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
+from switch_jax.folders.remote import is_remote, is_storage_error
 
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
@@ -68,6 +69,8 @@ class CheckpointStore:
 
   Attributes:
     scores: `best_metric` of the steps that have been evaluated; the run fills it in.
+    before_commit: called on the first host, off the caller's thread, when a step is whole but for its commit; what it
+      raises makes the save fail.
 
   Raises:
     ConfigError: the folder cannot be made or written to, or is a file.
@@ -77,6 +80,7 @@ class CheckpointStore:
     self._place = ModelDir(model_dir)
     self.model_dir, self.directory = self._place.path, self._place.checkpoints
     self.scores: dict[int, float] = {}
+    self.before_commit: Callable[[], None] = lambda: None
     self._config = config
     self._saver: ocp.AsyncCheckpointer | None = None
     self._saving: int | None = None
@@ -205,13 +209,14 @@ class CheckpointStore:
   def _write_file_sizes(self) -> None:
     """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
     write_sizes(self._saving_to / FILES, (STATE, DATA))
+    self.before_commit()
 
   def _remove_leftovers(self) -> None:
-    """Removes the temporary folders of runs that were killed while saving."""
+    """Removes what runs have left that were killed while they saved or pruned a step."""
     if jax.process_index() == 0:
       for path in self.directory.iterdir():
         number, mark, _ = path.name.partition(_TEMPORARY)
-        if mark and number.isdecimal():
+        if number.isdecimal() and (mark or _is_leftover(path)):
           path.rmtree()
 
   def _move_aside(self, step: int) -> None:
@@ -219,6 +224,10 @@ class CheckpointStore:
     path = self.path(step)
     if jax.process_index() != 0 or not path.exists():
       return
+    if is_remote(path):  # there a folder is renamed by copying all that is in it
+      raise CheckpointError(
+        f'{path} is no complete checkpoint and stands in the way of one; remove it or move it away.'
+      )
     taken = {p.name for p in self.directory.iterdir()}
     names = (f'{step}.incomplete' + (f'_{i}' if i else '') for i in range(len(taken) + 1))
     aside = path.parent / next(name for name in names if name not in taken)
@@ -365,15 +374,26 @@ class CheckpointStore:
     return f'Delete the folder {self.path(step)}; {after}.'
 
 
+def _is_leftover(path: epath.Path) -> bool:
+  """Whether a step's folder is one that Orbax had not committed, or that was being pruned; with nothing else in it."""
+  names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+  ours = {STATE, DATA, CONFIG, FILES, '_CHECKPOINT_METADATA', 'commit_success.txt'}
+  # The folder itself is an object on some stores, with no name of its own in it.
+  is_ours = bool(names & ours) and names <= ours
+  return is_ours and not (FILES in names and ocp.utils.is_checkpoint_finalized(path))
+
+
 def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
   """Makes both folders, or raises a `ConfigError` that says why they cannot be made or written to."""
   remedy = 'MODEL_DIR must be a folder that can be written to. Set --gin.MODEL_DIR to another one.'
   for path in (model_dir, directory):
-    if path.exists() and not path.is_dir():
-      raise ConfigError(f'{path} is a file; {remedy}')
     try:
+      if path.exists() and not path.is_dir():
+        raise ConfigError(f'{path} is a file; {remedy}')
       path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except Exception as error:
+      if not is_storage_error(error):
+        raise
       raise ConfigError(f'{path} cannot be made ({first_line(error)}); {remedy}') from error
-    if '://' not in os.fspath(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if not is_remote(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
       raise ConfigError(f'{path} cannot be written to; {remedy}')

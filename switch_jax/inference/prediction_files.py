@@ -5,6 +5,7 @@ made with. Every line of the input that is not blank gives exactly one line ther
 says where to go on. A run that is finished renames the file.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -85,6 +86,7 @@ class _Output:
     self._sidecar = epath.Path(f'{config.output_file}.partial.json')
     self._settings = json.loads(json.dumps(settings))
     self._file: Any = None
+    self._open = contextlib.ExitStack()
     self._active = jax.process_index() == 0
 
   def open(self) -> int:
@@ -112,7 +114,7 @@ class _Output:
       try:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         # A torn last line goes. The lines come before the settings that vouch for them.
-        self._file = self._partial.open('wb')
+        self._file = self._open.enter_context(self._partial.open('wb'))
         self._file.write(whole)
         self._file.flush()
         replace_file(self._sidecar, json.dumps(self._settings, indent=2) + '\n')
@@ -129,7 +131,7 @@ class _Output:
   def close(self, finished: bool) -> None:
     """Closes the file, and gives it its name if it is finished."""
     if self._active and self._file is not None:
-      self._file.close()
+      self._open.close()
       if finished:
         self._partial.replace(self._final)
         self._sidecar.unlink()

@@ -13,8 +13,9 @@ from jax.experimental import multihost_utils
 
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
-from switch_jax.config import ConfigError, RunConfig, suggest
+from switch_jax.config import ConfigError, RunConfig, first_line, suggest
 from switch_jax.folders.model_dir import METRICS_FILE, ModelDir
+from switch_jax.folders.remote import is_storage_error
 from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.monitoring.picture import save_picture
@@ -71,24 +72,31 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
     KeyboardInterrupt: a second Ctrl-C, which does not wait for the step.
   """
   began = time.perf_counter()
-  with contextlib.ExitStack() as stack:
-    store = open_store(run, stack)
-    if (step := _step_at_the_end(run, store)) is not None:
-      return _result(run, restore_state(run, store, step), step, 'nothing to do')
-    try:
-      training = _Training(open_run(run, store, profile, stack))
-      if config_gin and jax.process_index() == 0:
-        ModelDir(run.model_dir).config_gin.write_text(config_gin)
-      reason = training.run_to_end()
-      facts = training.sum_up(began) if reason == 'finished' else None
-    except DivergenceError as error:
-      raise _explained(error, store) from None
-    except OSError as error:
-      raise ConfigError(
-        f'{run.model_dir} can no longer be written to: {error}. See to the cause (free space and rights on the disk, '
-        'say) and run the same command again to continue from the newest checkpoint.'
-      ) from error
+  try:
+    with contextlib.ExitStack() as stack:
+      store = open_store(run, stack)
+      if (step := _step_at_the_end(run, store)) is not None:
+        return _result(run, restore_state(run, store, step), step, 'nothing to do')
+      try:
+        training = _Training(open_run(run, store, profile, stack))
+        if config_gin and jax.process_index() == 0:
+          ModelDir(run.model_dir).config_gin.write_text(config_gin)
+        reason = training.run_to_end()
+        facts = training.sum_up(began) if reason == 'finished' else None
+      except DivergenceError as error:
+        raise _explained(error, store) from None
+  except Exception as error:  # also what is found on closing, when the last lines are sent
+    if not is_storage_error(error):
+      raise
+    raise ConfigError(
+      f'{run.model_dir} can no longer be written to: {_cause(error)}. See to the cause (free space and rights on the '
+      'disk, say) and run the same command again to continue from the newest checkpoint.'
+    ) from error
   return _result(run, training.state, training.step, reason, facts)
+
+
+def _cause(error: Exception) -> str:
+  return str(error) if isinstance(error, OSError) else first_line(error)
 
 
 def finished_step(run: RunConfig) -> int | None:
@@ -181,6 +189,7 @@ class _Training:
           reporter.flush()
           break
     opened.store.wait()
+    opened.flush()
     progress.close()
     return stop if stop and self.step < run.train_steps else 'finished'
 
