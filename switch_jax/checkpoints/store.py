@@ -25,7 +25,7 @@ from switch_jax.checkpoints.compatibility import check_settings, check_shapes
 from switch_jax.checkpoints.file_sizes import check_sizes, write_sizes
 from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
-from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
+from switch_jax.folders.model_dir import COMMITTED, CONFIG, DATA, FILES, STATE, ModelDir
 from switch_jax.folders.remote import is_remote, is_storage_error
 
 _TEMPORARY = '.orbax-checkpoint-tmp'
@@ -377,7 +377,7 @@ class CheckpointStore:
 def _is_leftover(path: epath.Path) -> bool:
   """Whether a step's folder is one that Orbax had not committed, or that was being pruned; with nothing else in it."""
   names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-  ours = {STATE, DATA, CONFIG, FILES, '_CHECKPOINT_METADATA', 'commit_success.txt'}
+  ours = {STATE, DATA, CONFIG, FILES, '_CHECKPOINT_METADATA', COMMITTED}
   # The folder itself is an object on some stores, with no name of its own in it.
   is_ours = bool(names & ours) and names <= ours
   return is_ours and not (FILES in names and ocp.utils.is_checkpoint_finalized(path))

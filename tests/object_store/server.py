@@ -47,6 +47,7 @@ class Store:
     counts: requests by kind (`read`, `write`, `list`, `stat`, `delete`, `copy`, `compose`).
     bytes_in, bytes_out: of objects' contents.
     writes: names of objects in the order in which they were written.
+    uploads: names and bytes of what was sent, in their order.
   """
 
   def __init__(self, *buckets: str):
@@ -61,6 +62,7 @@ class Store:
     self.counts: collections.Counter[str] = collections.Counter()
     self.bytes_in = self.bytes_out = 0
     self.writes: list[str] = []
+    self.uploads: list[tuple[str, int]] = []
 
   def names(self, prefix: str = '', bucket: str = 'bucket') -> list[str]:
     """Returns the names of objects, sorted."""
@@ -127,6 +129,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.request = self.server.tls.wrap_socket(self.request, server_side=True)
     super().setup()
 
+  def finish(self) -> None:
+    super().finish()
+    if self.server.tls is not None:
+      self.request.close()
+
   def _body(self) -> bytes:
     if self.headers.get('Transfer-Encoding') != 'chunked':  # which TensorFlow sends beside a length, and means
       return self.rfile.read(int(self.headers.get('Content-Length') or 0))
@@ -159,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if self.command != 'HEAD':
       self.wfile.write(data)
 
-  do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
+  do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer
 
   def _route(self, path: str, query: dict[str, str], body: bytes) -> tuple[int, dict[str, str], Any]:
     """Returns status, headers and body of the answer."""
@@ -216,10 +223,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     for name in store.names(prefix, bucket):
       end = name.find(delimiter, len(prefix)) if delimiter else -1
       entries[name if end < 0 else name[: end + len(delimiter)]] = end >= 0
-    names = [
-      name for name in entries
-      if name > query.get('pageToken', '') and query.get('startOffset', '') <= name < query.get('endOffset', '\U0010ffff')
-    ]  # fmt: skip
+    first, after, end = (query.get(name, '') for name in ('startOffset', 'pageToken', 'endOffset'))
+    names = [name for name in entries if name > after and name >= first and (not end or name < end)]
     page = names[: min(int(query.get('maxResults', _LISTED_AT_ONCE)), _LISTED_AT_ONCE)]
     answer: dict[str, Any] = {'kind': 'storage#objects'}
     if objects := [name for name in page if not entries[name]]:
@@ -259,6 +264,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     store = self.server.store
     store.count('write')
     store.bytes_in += len(data)
+    store.uploads.append((name, len(data)))
     return 200, {}, _describe(bucket, name, store.put(bucket, name, data, query))
 
   def _continue_upload(self, session: str, body: bytes) -> tuple[int, dict[str, str], Any]:
