@@ -94,7 +94,7 @@ def test_every_mode(bucket, tmp_path):
     assert len(sent) == 20, sent
     assert max(sent[1:]) < 1.5 * min(sent[1:]), sent
 
-  assert store.names('sweep/') and store.get('bucket', 'sweep/summary.csv').data.startswith(b'name,status')
+  assert store.get('bucket', 'sweep/summary.csv').data.startswith(b'name,status')
   predictions = lines(store, 'out/predictions.jsonl')
   assert [record['inputs'] for record in predictions] == ['a b c', 'd e', 'f', 'g h', 'i']
   assert [line['step'] for line in lines(store, 'run/eval/repeat.metrics/metrics.jsonl')] == [steps]

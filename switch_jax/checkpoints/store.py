@@ -9,6 +9,7 @@ Orbax's `CheckpointManager` counts any folder with a number for a name as a step
 save up to that number without a word. So the steps are listed and pruned here, and only `AsyncCheckpointer` is used.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import logging
@@ -84,6 +85,7 @@ class CheckpointStore:
     self._config = config
     self._saver: ocp.AsyncCheckpointer | None = None
     self._saving: int | None = None
+    self._pruning: concurrent.futures.Future[None] | None = None
     self._saving_to: epath.Path  # the temporary folder of the step, once Orbax has made it
     self._warned: set[int] = set()
     if config is not None:
@@ -174,21 +176,36 @@ class CheckpointStore:
   def wait(self) -> None:
     """Blocks until the save under way is complete, and removes the steps that the policy does not keep.
 
+    On an object store, where that is a request for each file, they are removed in the background until the next call.
+
     Raises:
       CheckpointError: that save failed (a full disk, for example).
     """
-    if self._saver is None or self._saving is None or self._config is None:
+    if self._pruning is not None:
+      pruning, self._pruning = self._pruning, None
+      pruning.result()
+    if self._saver is None or self._saving is None:
       return
     try:
       self._saver.wait_until_finished()
     except Exception as error:
       raise self._failed_save(self._saving, error) from error
     self._saving = None
-    if jax.process_index() == 0:
-      for step in steps_to_remove(self.steps(), self._config, self.scores):
-        # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
-        (self.path(step) / FILES).unlink()
-        self.path(step).rmtree()
+    if jax.process_index() != 0:
+      return
+    if is_remote(self.directory):
+      thread = concurrent.futures.ThreadPoolExecutor(1)
+      self._pruning = thread.submit(self._prune)
+      thread.shutdown(wait=False)  # it ends when it has done this
+    else:
+      self._prune()
+
+  def _prune(self) -> None:
+    assert self._config is not None
+    for step in steps_to_remove(self.steps(), self._config, self.scores):
+      # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
+      (self.path(step) / FILES).unlink()
+      self.path(step).rmtree()
 
   def close(self) -> None:
     """Waits for the save under way and stops the background thread."""

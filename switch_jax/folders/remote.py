@@ -25,6 +25,7 @@ SECONDS_BETWEEN_UPLOADS = 10.0
 # A store that has not taken anything for so long is spoken of, once; and given up later. TensorFlow's client tries a
 # request again for about 80 s before it says that it failed.
 _SECONDS_TO_WARNING, _SECONDS_TO_ERROR = 30.0, 600.0
+_SECONDS_BETWEEN_TRIES = 1.0
 _PASSING = {'UnavailableError', 'AbortedError', 'DeadlineExceededError', 'ResourceExhaustedError'}
 
 _logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Appender:
       while True:
         try:
           if path not in self._files:
-            self._files[path] = self._open.enter_context(epath.Path(path).open('ab'))
+            self._files[path] = self._open.enter_context(_open(path, 'ab'))
           if not written:
             self._files[path].write(b''.join(pieces))
           written = True
@@ -158,5 +159,9 @@ class Appender:
           late = self._closed or time.monotonic() - (began or 0) > _SECONDS_TO_ERROR
           if late or not _kinds(error) & _PASSING:
             return OSError(f'{path}: {first_line(error)}')
-          time.sleep(1.0)
+          time.sleep(_SECONDS_BETWEEN_TRIES)
     return None
+
+
+def _open(path: str, mode: str) -> Any:
+  return epath.Path(path).open(mode)

@@ -51,9 +51,9 @@ def register(data):
   feature = seqio.Feature(make_vocabulary(data.vocabulary))
   seqio.TaskRegistry.add(
     'repeat',
-    seqio.FunctionDataSource(source, splits=('train', 'validation')),
-    [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
-    {'inputs': feature, 'targets': feature},
+    source=seqio.FunctionDataSource(source, splits=('train', 'validation')),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
+    output_features={'inputs': feature, 'targets': feature},
     metric_fns=[lambda targets, found: {'equal': np.mean([t == p for t, p in zip(targets, found, strict=True)])}],
   )
 
