@@ -39,6 +39,10 @@ RUN = f'{BUCKET}/run'
 LINES = ['a b c', 'd e', 'f', 'g h', 'i']
 
 
+def equal(targets, predictions):
+  return {'equal': np.mean([t == p for t, p in zip(targets, predictions, strict=True)])}
+
+
 def register(data):
   """Registers the task `repeat`, which wants its inputs back."""
   from switch_jax.data.quiet_tensorflow import seqio, tf
@@ -54,7 +58,7 @@ def register(data):
     source=seqio.FunctionDataSource(source, splits=('train', 'validation')),
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
     output_features={'inputs': feature, 'targets': feature},
-    metric_fns=[lambda targets, found: {'equal': np.mean([t == p for t, p in zip(targets, found, strict=True)])}],
+    metric_fns=[equal],
   )
 
 

@@ -119,6 +119,7 @@ def _describe(bucket: str, name: str, stored: Stored) -> dict[str, Any]:
 
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
+  disable_nagle_algorithm = True  # or each answer would wait 40 ms for the client's acknowledgement
   server: '_Server'
 
   def log_message(self, *args: Any) -> None:
