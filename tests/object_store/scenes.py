@@ -120,7 +120,7 @@ def teach(steps, local):
 
 def convert_both_ways(step, local):
   """From the bucket and to it, in all formats; the parameters stay the same."""
-  whole = interop.load('switch_jax', f'{RUN}/checkpoints/{step}')[0]
+  whole = interop.load('switch_jax', f'{RUN}/checkpoints/{step}')[1]
   source = f'switch_jax:{RUN}/checkpoints/{step}'
   for format in ('switch_jax', 't5x', 'huggingface'):
     target = f'{BUCKET}/made/{format}'
@@ -128,7 +128,7 @@ def convert_both_ways(step, local):
     succeed(convert.main, f'--from={source}', f'--to={format}:{local}/{format}', '--optimizer_state=drop')
     assert convert.main([f'--from={source}', f'--to={format}:{target}']) == 1  # it exists
     if format != 'huggingface':  # which reads local folders
-      made = interop.load(format, target)[0]
+      made = interop.load(format, target)[1]
       jax.tree.map(np.testing.assert_array_equal, made, whole)
 
 
