@@ -66,7 +66,7 @@ def child(arguments: argparse.Namespace) -> None:
     'LOG_PERIOD': 10,
     'TRAIN_STEPS': arguments.steps,
     'CHECKPOINT_PERIOD': arguments.checkpoint_period,
-    'EVAL_PERIOD': 0,
+    'EVAL_PERIOD': arguments.steps,
     'EVAL_STEPS': 1,
   }
   status = main.main([*files, *(f'--gin.{name}={value}' for name, value in periods.items())])
@@ -93,7 +93,7 @@ def main() -> None:
     bucket.store.latency = arguments.latency
     flags = [f'--{name}={getattr(arguments, name)}' for name in ('steps', 'checkpoint_period', 'step_seconds')]
     status, output = bucket.run([__file__, '--child', *flags], timeout=3600, cwd=ROOT)
-    if status or not output.strip().endswith('}'):
+    if status or '"status": 0' not in output:
       raise SystemExit(output)
     counts = dict(bucket.store.counts)
   found = json.loads(output.splitlines()[-1])
