@@ -403,8 +403,12 @@ def _is_leftover(path: epath.Path) -> bool:
 def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
   """Makes both folders, or raises a `ConfigError` that says why they cannot be made or written to."""
   remedy = 'MODEL_DIR must be a folder that can be written to. Set --gin.MODEL_DIR to another one.'
+  # TensorFlow's client would try for minutes to make a folder in a bucket that is not there.
+  bucket = epath.Path('/'.join(os.fspath(model_dir).split('/')[:3]))
   for path in (model_dir, directory):
     try:
+      if is_remote(path) and not bucket.exists():
+        raise ConfigError(f'there is no bucket {bucket}, or it may not be read; {remedy}')
       if path.exists() and not path.is_dir():
         raise ConfigError(f'{path} is a file; {remedy}')
       path.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     query = {k: v[-1] for k, v in urllib.parse.parse_qs(split.query, keep_blank_values=True).items()}
     time.sleep(store.latency)
     try:
-      if status := store.failing(self.command, urllib.parse.unquote(split.path)):
+      if status := store.failing(self.command, urllib.parse.unquote(self.path)):
         raise StorageError(status, 'made to fail')
       status, headers, result = self._route(split.path, query, body)
     except StorageError as error:
