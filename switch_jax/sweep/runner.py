@@ -48,7 +48,7 @@ class _Progress:
 
 def last_error(log: epath.Path) -> str:
   """Returns the line of a log that says what went wrong: the last `error: ...`, or else its last line."""
-  lines = [line for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
+  lines = [line for line in log.read_bytes().decode('utf-8', 'replace').splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith('error: ')]
   return (errors or lines or ['it wrote nothing'])[-1].removeprefix('error: ').strip()
 
