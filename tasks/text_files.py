@@ -1,4 +1,4 @@
-"""Span corruption on the user's own text: `TEXT_FILES` is a glob pattern of `.txt` and `.jsonl` files.
+"""Span corruption on the user's own text: `TEXT_FILES` is a glob pattern of `.txt` and `.jsonl` files, local or `gs://`.
 
     --gin.TEXT_FILES='/data/books/*.txt'
 
@@ -21,13 +21,16 @@ import glob
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Iterator
 
-from switch_jax.config import ConfigError, DataConfig
+from etils import epath
+
+from switch_jax.config import ConfigError, DataConfig, first_line
 from switch_jax.data import corpus, span_corruption, text_task
+from switch_jax.data.quiet_tensorflow import tf
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
 from switch_jax.folders.cache import cache_directory
+from switch_jax.folders.remote import is_remote
 
 NAME = 'text_files_span_corruption'
 BUILDER_VERSION = 1
@@ -39,7 +42,7 @@ MIN_HELD_OUT, MAX_HELD_OUT, HELD_OUT_BYTES = 0.015, 0.1, 65536
 _BYTES_PER_FILE = 262_144
 
 
-def find_files(pattern: str | None) -> list[pathlib.Path]:
+def find_files(pattern: str | None) -> list[epath.Path]:
   """Returns the files that a pattern matches, sorted by path.
 
   Raises:
@@ -50,7 +53,7 @@ def find_files(pattern: str | None) -> list[pathlib.Path]:
       f'DataConfig.text_files is {pattern!r}; the task {NAME} needs a pattern of .txt or .jsonl files; '
       "set --gin.TEXT_FILES='/some/dir/*.txt'."
     )
-  files = [pathlib.Path(name) for name in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
+  files = [epath.Path(name) for name in sorted(_matches(os.path.expanduser(pattern)))]
   if folders := [path for path in files if path.is_dir()]:
     if len(folders) == len(files):
       raise ConfigError(f'DataConfig.text_files is {pattern!r}, a folder; name the files in it: {folders[0]}/*.txt.')
@@ -61,21 +64,32 @@ def find_files(pattern: str | None) -> list[pathlib.Path]:
       "check the path, and quote the pattern so that the shell leaves it alone: --gin.TEXT_FILES='/some/dir/*.txt'."
     )
   for path in files:
-    if not os.access(path, os.R_OK):
+    if not is_remote(path) and not os.access(path, os.R_OK):
       raise ConfigError(f'{path} cannot be read; make it readable, or narrow DataConfig.text_files {pattern!r}.')
     if path.suffix not in SUFFIXES:
       raise ConfigError(
         f'DataConfig.text_files is {pattern!r}, which matches {path}; only {" and ".join(SUFFIXES)} files are read; '
         'make the pattern end in one of them.'
       )
-  if not sum(path.stat().st_size for path in files):
+  if not sum(path.stat().length for path in files):
     raise ConfigError(
       f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) are empty; name files with text.'
     )
   return files
 
 
-def _decoded_lines(path: pathlib.Path) -> Iterator[str]:
+def _matches(pattern: str) -> list[str]:
+  if not is_remote(pattern):
+    return glob.glob(pattern, recursive=True)
+  try:
+    return tf.io.gfile.glob(pattern)
+  except tf.errors.OpError as error:
+    raise ConfigError(
+      f'DataConfig.text_files is {pattern!r}, which cannot be listed ({first_line(error)}); check bucket and rights.'
+    ) from error
+
+
+def _decoded_lines(path: epath.Path) -> Iterator[str]:
   """Yields the lines of a UTF-8 file without their ends.
 
   Raises:
@@ -109,7 +123,7 @@ def _cut(text: str) -> Iterator[str]:
       yield piece
 
 
-def read_txt(path: pathlib.Path) -> Iterator[str]:
+def read_txt(path: epath.Path) -> Iterator[str]:
   """Yields the paragraphs of a text file: what stands between blank lines, newlines inside them kept."""
   lines, size = [], 0
   for line in _decoded_lines(path):
@@ -122,7 +136,7 @@ def read_txt(path: pathlib.Path) -> Iterator[str]:
   yield from _cut('\n'.join(lines).strip())
 
 
-def read_jsonl(path: pathlib.Path) -> Iterator[str]:
+def read_jsonl(path: epath.Path) -> Iterator[str]:
   """Yields the documents of a JSON-lines file: the `text` of the object on each line; empty texts are left out.
 
   Raises:
@@ -147,7 +161,7 @@ def read_jsonl(path: pathlib.Path) -> Iterator[str]:
       yield text
 
 
-def _write(writer: corpus.CorpusWriter, files: list[pathlib.Path]) -> None:
+def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
   """Adds the paragraphs of all files in their order."""
   for path in files:
     if path.suffix == '.txt':
@@ -160,19 +174,31 @@ def _write(writer: corpus.CorpusWriter, files: list[pathlib.Path]) -> None:
           writer.add(piece, split)
 
 
-def _contents(path: pathlib.Path) -> dict[str, str | int]:
+def _contents(path: epath.Path) -> dict[str, str | int]:
   """Returns the name, size, and sha256 of a file."""
+  digest, size = hashlib.sha256(), 0
   with path.open('rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return {'name': path.name, 'size': path.stat().st_size, 'sha256': digest}
+    while piece := file.read(2**22):
+      digest.update(piece)
+      size += len(piece)
+  return {'name': path.name, 'size': size, 'sha256': digest.hexdigest()}
 
 
-def identify(files: list[pathlib.Path]) -> list[dict[str, str | int]]:
+def _place_and_time(path: epath.Path) -> tuple[str, int, int]:
+  """Returns where a file is, its size, and when it was written, in nanoseconds."""
+  if is_remote(path):
+    status = tf.io.gfile.stat(os.fspath(path))
+    return os.fspath(path), status.length, status.mtime_nsec
+  status = os.stat(path)
+  return os.path.realpath(path), status.st_size, status.st_mtime_ns
+
+
+def identify(files: list[epath.Path]) -> list[dict[str, str | int]]:
   """Returns name, size, and sha256 of each file; those of large files from the last time they were read.
 
   Files of more than 64 MB in all count as unchanged while their paths, sizes, and modification times are.
   """
-  stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+  stats = [_place_and_time(path) for path in files]
   if sum(size for _, size, _ in stats) <= MAX_BYTES_TO_REREAD:
     return [_contents(path) for path in files]
   known = cache_directory() / 'text_files' / f'seen_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'

@@ -36,7 +36,6 @@ def source(tmp_path_factory):
     ('switch_jax:out', ('--gin.eval_capacity_factor=big',), "MoeConfig.eval_capacity_factor is 'big'"),
     ('switch_jax:out', ('--dtype=bfloat16',), 'parameters of switch_jax are float32'),
     ('switch_jax:out', ('--dtype=int8',), "invalid choice: 'int8'"),
-    ('t5x:gs://bucket/out', (), 'is not on this disk'),
   ],
 )
 def test_wrong_commands(tmp_path, source, capsys, target, more, message):

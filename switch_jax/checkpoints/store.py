@@ -9,6 +9,7 @@ Orbax's `CheckpointManager` counts any folder with a number for a name as a step
 save up to that number without a word. So the steps are listed and pruned here, and only `AsyncCheckpointer` is used.
 """
 
+import concurrent.futures
 import json
 import logging
 import os
@@ -28,9 +29,9 @@ from switch_jax.checkpoints.verification import find_damage, record_step, sum_ow
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
 from switch_jax.folders import checked_json
 from switch_jax.folders.checked_json import Fields
-from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
+from switch_jax.folders.model_dir import COMMITTED, CONFIG, DATA, FILES, STATE, ModelDir
+from switch_jax.folders.remote import is_remote, is_storage_error
 
-_COMMITTED = 'commit_success.txt'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
@@ -56,6 +57,8 @@ class CheckpointStore:
 
   Attributes:
     scores: `best_metric` of the steps that have been evaluated; the run fills it in.
+    before_commit: called on the first host, off the caller's thread, when a step is whole but for its commit; what it
+      raises makes the save fail.
 
   Raises:
     ConfigError: the folder cannot be made or written to, or is a file.
@@ -65,9 +68,11 @@ class CheckpointStore:
     self._place = ModelDir(model_dir)
     self.model_dir, self.directory = self._place.path, self._place.checkpoints
     self.scores: dict[int, float] = {}
+    self.before_commit: Callable[[], None] = lambda: None
     self._config = config
     self._saver: ocp.AsyncCheckpointer | None = None
     self._saving: int | None = None
+    self._pruning: concurrent.futures.Future[None] | None = None
     self._saving_to: epath.Path  # the temporary folder of the step, once Orbax has made it
     self._warned: set[int] = set()
     self._whole: set[int] = set()  # steps whose files have been found to be as they were written
@@ -161,9 +166,7 @@ class CheckpointStore:
     if self._is_complete(step):
       return
     if self._saver is None:
-      options = ocp.options.AsyncOptions(
-        timeout_secs=_COMMIT_SECONDS, post_finalization_callback=lambda: record_step(self._saving_to)
-      )
+      options = ocp.options.AsyncOptions(timeout_secs=_COMMIT_SECONDS, post_finalization_callback=self._record)
       self._saver = ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(), checkpoint_metadata_store=SettledMetadata(), async_options=options
       )
@@ -189,24 +192,38 @@ class CheckpointStore:
   def wait(self) -> None:
     """Blocks until the save under way is complete, and removes the steps that the policy does not keep.
 
+    On an object store, where that is a request for each file, they are removed in the background until the next call.
+
     Raises:
       CheckpointError: that save failed (a full disk, for example).
     """
-    if self._saver is None or self._saving is None or self._config is None:
+    if self._pruning is not None:
+      pruning, self._pruning = self._pruning, None
+      pruning.result()
+    if self._saver is None or self._saving is None:
       return
     try:
       self._saver.wait_until_finished()
     except Exception as error:
       raise self._failed_save(self._saving, error) from error
     saved, self._saving = self._saving, None
-    if jax.process_index() == 0:
-      if '://' not in os.fspath(self.directory):
-        # Written after the checksums; only where folders cannot be renamed does it mean something.
-        (self.path(saved) / _COMMITTED).unlink(missing_ok=True)
-      for step in steps_to_remove(self.steps(), self._config, self.scores):
-        # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
-        (self.path(step) / FILES).unlink()
-        self.path(step).rmtree()
+    if jax.process_index() != 0:
+      return
+    if is_remote(self.directory):
+      thread = concurrent.futures.ThreadPoolExecutor(1)
+      self._pruning = thread.submit(self._prune)
+      thread.shutdown(wait=False)  # it ends when it has done this
+    else:
+      # Written after the checksums; only where folders cannot be renamed does it mean something.
+      (self.path(saved) / COMMITTED).unlink(missing_ok=True)
+      self._prune()
+
+  def _prune(self) -> None:
+    assert self._config is not None
+    for step in steps_to_remove(self.steps(), self._config, self.scores):
+      # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
+      (self.path(step) / FILES).unlink()
+      self.path(step).rmtree()
 
   def close(self) -> None:
     """Waits for the save under way and stops the background thread."""
@@ -224,12 +241,17 @@ class CheckpointStore:
       'cause (free space and rights on the disk, say) and run the same command again to continue from the newest.'
     )
 
+  def _record(self) -> None:
+    """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
+    record_step(self._saving_to)
+    self.before_commit()
+
   def _remove_leftovers(self) -> None:
-    """Removes the temporary folders of runs that were killed while saving."""
+    """Removes what runs have left that were killed while they saved or pruned a step."""
     if jax.process_index() == 0:
       for path in self.directory.iterdir():
         number, mark, _ = path.name.partition(_TEMPORARY)
-        if mark and number.isdecimal():
+        if number.isdecimal() and (mark or _is_leftover(path)):
           path.rmtree()
 
   def _move_aside(self, step: int) -> None:
@@ -237,6 +259,10 @@ class CheckpointStore:
     path = self.path(step)
     if jax.process_index() != 0 or not path.exists():
       return
+    if is_remote(path):  # there a folder is renamed by copying all that is in it
+      raise CheckpointError(
+        f'{path} is no complete checkpoint and stands in the way of one; remove it or move it away.'
+      )
     taken = {p.name for p in self.directory.iterdir()}
     names = (f'{step}.incomplete' + (f'_{i}' if i else '') for i in range(len(taken) + 1))
     aside = path.parent / next(name for name in names if name not in taken)
@@ -401,15 +427,30 @@ class CheckpointStore:
     return f'Delete the folder {self.path(step)}; {after}.'
 
 
+def _is_leftover(path: epath.Path) -> bool:
+  """Whether a step's folder is one that Orbax had not committed, or that was being pruned; with nothing else in it."""
+  names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+  ours = {STATE, DATA, CONFIG, FILES, '_CHECKPOINT_METADATA', COMMITTED}
+  # The folder itself is an object on some stores, with no name of its own in it.
+  is_ours = bool(names & ours) and names <= ours
+  return is_ours and not (FILES in names and ocp.utils.is_checkpoint_finalized(path))
+
+
 def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
   """Makes both folders, or raises a `ConfigError` that says why they cannot be made or written to."""
   remedy = 'MODEL_DIR must be a folder that can be written to. Set --gin.MODEL_DIR to another one.'
+  # TensorFlow's client would try for minutes to make a folder in a bucket that is not there.
+  bucket = epath.Path('/'.join(os.fspath(model_dir).split('/')[:3]))
   for path in (model_dir, directory):
-    if path.exists() and not path.is_dir():
-      raise ConfigError(f'{path} is a file; {remedy}')
     try:
+      if is_remote(path) and not bucket.exists():
+        raise ConfigError(f'there is no bucket {bucket}, or it may not be read; {remedy}')
+      if path.exists() and not path.is_dir():
+        raise ConfigError(f'{path} is a file; {remedy}')
       path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except Exception as error:
+      if not is_storage_error(error):
+        raise
       raise ConfigError(f'{path} cannot be made ({first_line(error)}); {remedy}') from error
-    if '://' not in os.fspath(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if not is_remote(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
       raise ConfigError(f'{path} cannot be written to; {remedy}')

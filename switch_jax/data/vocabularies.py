@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from etils import epath
 from switch_jax.config import ConfigError, first_line
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.folders.model_dir import ModelDir
+from switch_jax.folders.remote import is_storage_error
 
 BYTES = 'bytes'
 # T5's own: 32,000 English, French, German and Romanian pieces. The model's name says "100extra"; they are not in it.
@@ -46,9 +46,15 @@ def make_vocabulary(name: str, extra_ids: int | None = None) -> seqio.Vocabulary
 
 @functools.cache
 def _has_sentinels(name: str) -> bool:
-  """Whether a SentencePiece model has the ids for masked spans among its pieces; only local files are looked into."""
-  path = pathlib.Path(os.path.expanduser(name))
-  return name == MT5_VOCABULARY or (path.is_file() and b'<extra_id_0>' in path.read_bytes())
+  """Whether a SentencePiece model has the ids for masked spans among its pieces; one that cannot be read has not."""
+  if name in (BYTES, T5_VOCABULARY, MT5_VOCABULARY):  # known without a network
+    return name == MT5_VOCABULARY
+  try:
+    return b'<extra_id_0>' in epath.Path(os.path.expanduser(name)).read_bytes()
+  except Exception as error:
+    if not is_storage_error(error):
+      raise
+    return False  # `check_vocabulary` says why
 
 
 def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:

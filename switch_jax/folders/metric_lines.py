@@ -15,6 +15,8 @@ from typing import Any
 
 from etils import epath
 
+from switch_jax.folders.remote import Appender, is_remote
+
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
@@ -52,13 +54,14 @@ class LineWriter:
 
   Args:
     path: of the file; its folder exists before the first line is written.
+    appender: takes the lines on an object store; None writes each of them to the disk at once.
 
   Attributes:
     last_step: of the last line, as far as this writer has seen the file; None if there is none.
   """
 
-  def __init__(self, path: epath.Path):
-    self._path = path
+  def __init__(self, path: epath.Path, appender: Appender | None = None):
+    self._path, self._appender = path, appender
     self.last_step: int | None = None
 
   def cut(self, after: int | None = None) -> None:
@@ -66,6 +69,7 @@ class LineWriter:
 
     The file is replaced in one move, so a kill leaves the old one or the new one.
     """
+    self._settle()
     lines, torn = _raw_lines(self._path)
     steps = {line: record['step'] for line in lines if (record := _parse(line)) is not None}
     kept = [line for line in lines if line in steps and (after is None or steps[line] <= after)]
@@ -83,24 +87,35 @@ class LineWriter:
       if step < self.last_step:
         raise ValueError(f'{self._path} ends with step {self.last_step} and step {step} was to be added after it.')
       self.cut(step - 1)
-    with self._path.open('a') as file:
-      file.write(_to_line(step, values))
+    if self._appender is not None:
+      self._appender.append(self._path, _to_line(step, values).encode())
+    else:
+      with self._path.open('a') as file:
+        file.write(_to_line(step, values))
     self.last_step = step
 
   def merge(self, step: int, values: Mapping[str, Any]) -> None:
     """Adds values to the line of a step, whichever it is, or a new line in its place; the file is replaced."""
+    self._settle()
     records = {record['step']: (line, record) for line in _raw_lines(self._path)[0] if (record := _parse(line))}
     whole = {**records[step][1], **values} if step in records else values
     lines = {known: line for known, (line, _) in records.items()} | {step: _to_line(step, whole).encode()}
     replace_file(self._path, b''.join(lines[known] for known in sorted(lines)))
     self.last_step = max(lines)
 
+  def _settle(self) -> None:
+    """Makes sure that the file can be read and replaced."""
+    if self._appender is not None:
+      self._appender.release()
+
 
 def replace_file(path: epath.Path, data: bytes | str) -> None:
   """Writes a file in one move: a kill leaves what was there before, or the whole of the new one."""
-  temporary = path.parent / f'{path.name}.tmp'
-  temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-  temporary.replace(path)
+  # An object appears whole; to rename it would be to copy it.
+  written = path if is_remote(path) else path.parent / f'{path.name}.tmp'
+  written.write_bytes(data.encode() if isinstance(data, str) else data)
+  if written != path:
+    written.replace(path)
 
 
 def _raw_lines(path: epath.Path) -> tuple[list[bytes], bool]:

@@ -30,6 +30,8 @@ CHECKPOINTS = 'checkpoints'
 MARKS = (CHECKPOINTS, 'train', 'eval')
 # In the folder of a step.
 STATE, DATA, CONFIG, FILES = 'state', 'data', 'config.json', 'files.json'
+# Orbax's mark of a step that is complete, on stores without a rename.
+COMMITTED = 'commit_success.txt'
 # In `train` and in the folders of evaluation.
 METRICS_FILE = 'metrics.jsonl'
 # Tokens by expert of some steps, lists by layer: what `metrics.jsonl` has no place for.

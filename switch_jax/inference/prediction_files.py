@@ -6,6 +6,7 @@ says where to go on. A run that is finished renames the file.
 """
 
 import codecs
+import contextlib
 import dataclasses
 import json
 import math
@@ -113,6 +114,7 @@ class _Output:
     self._sidecar = epath.Path(f'{config.output_file}.partial.json')
     self._settings = json.loads(json.dumps(settings))
     self._file: Any = None
+    self._open = contextlib.ExitStack()
     self._active = jax.process_index() == 0
 
   def open(self) -> int:
@@ -140,7 +142,7 @@ class _Output:
       try:
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         # A torn last line goes. The lines come before the settings that vouch for them.
-        self._file = self._partial.open('wb')
+        self._file = self._open.enter_context(self._partial.open('wb'))
         self._file.write(whole)
         self._file.flush()
         replace_file(self._sidecar, json.dumps(self._settings, indent=2) + '\n')
@@ -158,7 +160,7 @@ class _Output:
   def close(self, finished: bool) -> None:
     """Closes the file, and gives it its name if it is finished."""
     if self._active and self._file is not None:
-      self._file.close()
+      self._open.close()
       if finished:
         self._partial.replace(self._final)
         self._sidecar.unlink()

@@ -2,21 +2,26 @@
 
 Everything is written into `<target>.converting`, which is renamed at the very end. Beside the output it holds what is
 being converted and which tensors are done, so that the same command goes on where a killed one stopped.
+
+An object store has no rename, so there the output is written where it belongs, and last the file without which it is no
+checkpoint: `commit_success.txt` of a step, T5X's index, Hugging Face's config.json.
 """
 
 import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
-from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.config import ConfigError, ModelConfig, first_line
 from switch_jax.folders import checked_json
+from switch_jax.folders.metric_lines import replace_file
 from switch_jax.folders.regular_files import regular_file
+from switch_jax.folders.remote import is_remote, is_storage_error
 from switch_jax.interop import names
 from switch_jax.interop.huggingface_writer import HuggingFaceWriter
 from switch_jax.interop.own_writer import OwnWriter
@@ -28,9 +33,13 @@ _PLAN, _DONE, _OUTPUT = 'plan.json', 'done.txt', 'output'
 
 
 class Writer(Protocol):
-  """What knows a format. Outputs are arrays to be written, rows in rising order."""
+  """What knows a format. Outputs are arrays to be written, rows in rising order.
+
+  `outlives_kill` says whether what `write` has written is still there for the next process.
+  """
 
   outputs: Mapping[str, StoredArray]
+  outlives_kill: bool
 
   def row_multiple(self, name: str) -> int: ...
 
@@ -41,16 +50,24 @@ class Writer(Protocol):
   def finish(self) -> None: ...
 
 
-def check_target(path: str) -> pathlib.Path:
+def check_target(path: str) -> epath.Path:
   """Returns the folder to be made. Raises a `ConfigError` if it exists, or cannot be made."""
-  if '://' in path:
-    raise ConfigError(
-      f'the target {path} is not on this disk; a folder there cannot appear whole in one moment. Convert to a local '
-      'folder, and copy that (gcloud storage cp -r).'
-    )
-  target = pathlib.Path(path).absolute()
-  if target.exists() or target.is_symlink():
-    raise ConfigError(f'the target {path} exists; nothing is overwritten. Name another folder, or remove it.')
+  in_the_way = f'the target {path} exists; nothing is overwritten. Name another folder, or remove it.'
+  if is_remote(path):
+    remote = epath.Path(path)
+    try:
+      # What a killed conversion has left stands there already; whether it was this one is seen when it goes on.
+      if remote.exists() and not (_work_folder(remote) / _PLAN).exists():
+        raise ConfigError(in_the_way)
+      _work_folder(remote).mkdir(parents=True, exist_ok=True)
+    except Exception as error:
+      if not is_storage_error(error):
+        raise
+      raise ConfigError(f'the target {path} cannot be made: {first_line(error)}.') from error
+    return remote
+  target = epath.Path(os.path.abspath(path))
+  if target.exists() or os.path.islink(target):
+    raise ConfigError(in_the_way)
   if not target.parent.is_dir():
     nearest = next(p for p in target.parents if p.exists())
     if not nearest.is_dir():
@@ -61,9 +78,13 @@ def check_target(path: str) -> pathlib.Path:
   return target
 
 
+def _work_folder(target: epath.Path) -> epath.Path:
+  return target.parent / (target.name + WORK_SUFFIX)
+
+
 def make_writer(
   format: str,
-  folder: pathlib.Path,
+  folder: epath.Path,
   checkpoint: Checkpoint,
   config: ModelConfig,
   *,
@@ -86,8 +107,8 @@ def make_writer(
 
 
 def convert(
-  target: pathlib.Path,
-  make: Callable[[pathlib.Path], Writer],
+  target: epath.Path,
+  make: Callable[[epath.Path], Writer],
   description: Mapping[str, Any],
   progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> int:
@@ -106,16 +127,18 @@ def convert(
     ConfigError: a tensor cannot be read (what was written is removed), or another conversion to the same target
       was begun.
   """
-  work = target.with_name(target.name + WORK_SUFFIX)
-  writer = make(work / _OUTPUT)
+  work = _work_folder(target)
+  output = target if is_remote(target) else work / _OUTPUT
+  writer = make(output)
   outputs = writer.outputs
   shapes = json.dumps({name: array.shape for name, array in outputs.items()}, sort_keys=True)
   plan = {**description, 'tensors': hashlib.sha256(shapes.encode()).hexdigest()}
-  done = _continue(work, plan)
+  begun = _continue(work, plan)
+  done = begun if writer.outlives_kill else set()
   sizes = {name: 4 * int(np.prod(array.shape)) for name, array in outputs.items()}
   total, bytes_done = sum(sizes.values()), sum(sizes[name] for name in done if name in sizes)
   try:
-    with open(work / _DONE, 'a', encoding='utf-8') as log:
+    with (work / _DONE).open('a') as log:
       for name, array in outputs.items():
         if name in done:
           continue
@@ -128,14 +151,19 @@ def convert(
         log.flush()
     writer.finish()
   except ConfigError:
-    shutil.rmtree(work)
+    for folder in {work, output}:
+      if folder.exists():
+        folder.rmtree()
     raise
-  except OSError as error:
+  except Exception as error:
+    if not is_storage_error(error):
+      raise
     raise ConfigError(
       f'{work} could not be written: {error}. What is done is kept there; see to the cause and run the same command.'
     ) from error
-  os.rename(work / _OUTPUT, target)
-  shutil.rmtree(work)
+  if output != target:
+    output.rename(target)
+  work.rmtree()
   return len(done)
 
 
@@ -149,7 +177,7 @@ def _pieces(array: StoredArray, multiple: int):
     yield start, array.rows(start, min(start + rows, array.shape[0]))
 
 
-def _continue(work: pathlib.Path, plan: Mapping[str, Any]) -> set[str]:
+def _continue(work: epath.Path, plan: Mapping[str, Any]) -> set[str]:
   """Makes the folder to work in, or finds which tensors are done in it."""
   plan = json.loads(json.dumps(plan))
   if (work / _PLAN).exists():
@@ -165,11 +193,10 @@ def _continue(work: pathlib.Path, plan: Mapping[str, Any]) -> set[str]:
     done = regular_file(work, _DONE)
     text = done.read_bytes().decode('utf-8', 'replace') if done.exists() else ''
     return set(text.split('\n')[:-1])  # a line that was cut off is not done
-  if work.exists() and any(p.name not in (_PLAN + '.new', _OUTPUT) for p in work.iterdir()):
+  if work.exists() and any(p.name not in (_PLAN + '.tmp', _OUTPUT) for p in work.iterdir()):
     raise ConfigError(f'{work} is in the way: conversions write there first. Remove it.')
   (work / _OUTPUT).mkdir(parents=True, exist_ok=True)
-  (work / (_PLAN + '.new')).write_text(json.dumps(plan, indent=2))
-  os.rename(work / (_PLAN + '.new'), work / _PLAN)
+  replace_file(work / _PLAN, json.dumps(plan, indent=2))
   return set()
 
 

@@ -1,19 +1,22 @@
 """Writes a Hugging Face checkpoint: config.json, generation_config.json and safetensors, in shards when it is large.
 
 A safetensors file is a table of contents and the bytes in its order, so tensors are written straight to their places.
+An object store takes files whole, so they are made in a local temporary folder first.
 """
 
 import json
 import math
 import os
-import pathlib
 import struct
+import tempfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.folders.remote import is_remote
 from switch_jax.interop import huggingface, names
 from switch_jax.interop.stored import Checkpoint, StoredArray
 
@@ -37,10 +40,11 @@ class HuggingFaceWriter:
     ConfigError: Hugging Face's classes cannot represent the model.
   """
 
-  def __init__(
-    self, folder: pathlib.Path, checkpoint: Checkpoint, config: ModelConfig, dtype: str, max_shard_bytes: int
-  ):
+  def __init__(self, folder: epath.Path, checkpoint: Checkpoint, config: ModelConfig, dtype: str, max_shard_bytes: int):
     self._folder, self._dtype, self._config = folder, dtype, to_config(config, dtype)
+    self.outlives_kill = not is_remote(folder)
+    self._staged = None if self.outlives_kill else tempfile.TemporaryDirectory(prefix='switch_jax_shards_')
+    self._shards = epath.Path(self._staged.name) if self._staged else folder
     self.outputs: dict[str, StoredArray] = dict(checkpoint.arrays)
     self._numpy = np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
     # Every tensor in the order of the outputs: its shape and the number of its shard.
@@ -110,7 +114,7 @@ class HuggingFaceWriter:
     data = np.ascontiguousarray(values, self._numpy)
     for copy in (key, *self._copies(key)):
       file, place = self._places[copy]
-      with open(self._folder / file, 'r+b' if (self._folder / file).exists() else 'w+b') as stream:
+      with open(self._shards / file, 'r+b' if (self._shards / file).exists() else 'w+b') as stream:
         stream.seek(place + first * self._numpy.itemsize)
         stream.write(data.view(np.uint8).data)
 
@@ -120,22 +124,25 @@ class HuggingFaceWriter:
   def finish(self) -> None:
     """Writes the tables of contents, the index and the configuration."""
     for file, header in zip(self._files, self._headers, strict=True):
-      with open(self._folder / file, 'r+b') as stream:
+      with open(self._shards / file, 'r+b') as stream:
         stream.write(header)
         stream.flush()
         os.fsync(stream.fileno())
+      if self._staged:
+        (self._shards / file).copy(self._folder / file, overwrite=True)
+        (self._shards / file).unlink()
     if len(self._files) > 1:
       total = sum(math.prod(shape) for shape, _ in self._tensors.values()) * self._numpy.itemsize
       weight_map = {key: self._files[shard] for key, (_, shard) in self._tensors.items()}
       _write_json(self._folder / huggingface.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
-    _write_json(self._folder / 'config.json', self._config)
     _write_json(
       self._folder / 'generation_config.json',
       {'_from_model_config': True, 'decoder_start_token_id': 0, 'eos_token_id': 1, 'pad_token_id': 0},
     )
+    _write_json(self._folder / 'config.json', self._config)  # last: without it this is no checkpoint
 
 
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+def _write_json(path: epath.Path, content: dict[str, Any]) -> None:
   path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + '\n')
 
 

@@ -5,7 +5,6 @@ lists the paths. A test reads the result with Orbax itself.
 """
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,8 @@ from etils import epath
 import switch_jax
 from switch_jax.checkpoints import checksums
 from switch_jax.config import ModelConfig
-from switch_jax.folders.model_dir import CONFIG, DATA, FILES, STATE, ModelDir
+from switch_jax.folders.model_dir import COMMITTED, CONFIG, DATA, FILES, STATE, ModelDir
+from switch_jax.folders.remote import is_remote
 from switch_jax.interop import moments, own, stored
 from switch_jax.interop.stored import Checkpoint, StoredArray
 from switch_jax.interop.zarr_files import ZarrArray, ZarrOutputs
@@ -33,9 +33,9 @@ class OwnWriter(ZarrOutputs):
     record: what config.json is to hold beside the model.
   """
 
-  def __init__(self, folder: pathlib.Path, checkpoint: Checkpoint, config: ModelConfig, record: Mapping[str, Any]):
+  def __init__(self, folder: epath.Path, checkpoint: Checkpoint, config: ModelConfig, record: Mapping[str, Any]):
     step = checkpoint.step or 0
-    self._folder = pathlib.Path(ModelDir(folder).step(step))
+    self._folder = ModelDir(folder).step(step)
     self._record = {'version': switch_jax.__version__, 'target_tokens': 0, **record, 'model': config.to_json()}
     params = dict(checkpoint.arrays)
     slots: dict[str, StoredArray] = {}
@@ -70,6 +70,8 @@ class OwnWriter(ZarrOutputs):
     (self._folder / CONFIG).write_text(json.dumps(self._record, indent=2, allow_nan=False) + '\n')
     folder = epath.Path(self._folder)
     checksums.write_record(folder / FILES, checksums.measure(folder, checksums.list_files(folder)))
+    if is_remote(self._folder):
+      (self._folder / COMMITTED).write_text('committed\n')  # Orbax's mark where a folder cannot appear in one move
 
 
 def _tree_entry(name: str, file: ZarrArray) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Writes a native T5X checkpoint: zarr folders and, last, the msgpack index that names them."""
 
-import pathlib
 from typing import Any
 
 import msgpack
 import numpy as np
+from etils import epath
 
 from switch_jax.interop import stored
 from switch_jax.interop.stored import Checkpoint, StoredArray
@@ -22,7 +22,7 @@ class T5xWriter(ZarrOutputs):
     dtype: of the parameters, `float32` or `bfloat16`; moments are float32.
   """
 
-  def __init__(self, folder: pathlib.Path, checkpoint: Checkpoint, dtype: str):
+  def __init__(self, folder: epath.Path, checkpoint: Checkpoint, dtype: str):
     self._folder, self._step = folder, checkpoint.step or 0
     self.outputs: dict[str, StoredArray] = {f'target/{name}': array for name, array in checkpoint.arrays.items()}
     for name, slots in (checkpoint.moments or {}).items():

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import tensorstore
 
+from switch_jax.folders.remote import is_remote
+
 # What is read, held and written at a time. T5X's own chunks are of at most 64 MiB.
 PIECE_BYTES = 32 * 2**20
 
@@ -17,6 +19,14 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int = 4) -> tuple[int, ...]:
     inner = math.prod(shape[axis + 1 :])
     chunk.append(max(1, min(size, budget // max(inner, 1))))
   return tuple(chunk)
+
+
+def _kvstore(folder: str) -> dict[str, str]:
+  """Returns how TensorStore is told of a folder, local or `gs://`."""
+  if not is_remote(folder):
+    return {'driver': 'file', 'path': f'{folder}/'}
+  bucket, _, path = folder.partition('://')[2].partition('/')
+  return {'driver': 'gcs', 'bucket': bucket, 'path': f'{path}/'}
 
 
 class ZarrArray:
@@ -41,7 +51,7 @@ class ZarrArray:
   def write(self, start: int, block: np.ndarray) -> None:
     """Writes rows from `start` on; a scalar whole. Returns once they are in the file."""
     if self._store is None:
-      spec = self.spec() | {'kvstore': {'driver': 'file', 'path': f'{self._folder}/'}}
+      spec = self.spec() | {'kvstore': _kvstore(self._folder)}
       # A chunk of zeros would be left out, and a missing chunk is what readers take for damage.
       spec['store_data_equal_to_fill_value'] = True
       self._store = tensorstore.open(spec, create=True, open=True).result()
@@ -54,6 +64,7 @@ class ZarrOutputs:
   """What writers have in common whose every output is an array in files of its own, `_files`."""
 
   _files: dict[str, ZarrArray]
+  outlives_kill = True
 
   def row_multiple(self, name: str) -> int:
     """Returns how many rows of an output lie together."""

@@ -3,11 +3,16 @@
 Each step stands once in a file, also after a resume: the lines of steps that will be run again are cut, and TensorBoard
 is told to forget them by a restart record. `expert_tokens.jsonl` is kept in the same way; it has the load of every
 expert at the steps at which pictures are drawn.
+
+On a disk a line is there once it has been written. On an object store lines and events are gathered, and a thread sends
+what is new at intervals; `flush` and `close` wait for it. Events are written to a local file first.
 """
 
 import contextlib
 import os
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, SupportsFloat
@@ -18,6 +23,7 @@ from etils import epath
 from switch_jax.config import first_line
 from switch_jax.folders.metric_lines import LineWriter
 from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, METRICS_FILE
+from switch_jax.folders.remote import Appender, is_remote
 
 
 class MetricFiles:
@@ -33,12 +39,15 @@ class MetricFiles:
 
   def __init__(self, directory: str | os.PathLike[str], *, active: bool = True, tensorboard: bool = True):
     self._directory = epath.Path(directory)
-    self._lines = LineWriter(self._directory / METRICS_FILE)
-    self._expert_lines = LineWriter(self._directory / EXPERT_TOKENS_FILE)
+    self._appender = Appender() if is_remote(self._directory) else None
+    self._lines = LineWriter(self._directory / METRICS_FILE, self._appender)
+    self._expert_lines = LineWriter(self._directory / EXPERT_TOKENS_FILE, self._appender)
     self._active = active
     self._tensorboard = tensorboard
     self._events: Any = None
     self._opened = False
+    self._local: Any = None  # the folder of the events that are to be sent
+    self._sent: dict[str, int] = {}  # bytes of its files
 
   def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Writes one line, and the same numbers as TensorBoard scalars.
@@ -96,7 +105,7 @@ class MetricFiles:
       with self._errors_of_files():
         events.write_histograms(step, dict(histograms))
         events.write_images(step, {name: image[None] for name, image in images.items()})
-        events.flush()
+        self._send_events()
 
   def truncate_after(self, step: int) -> None:
     """Forgets everything after `step`, the step that a run resumes from; -1 forgets all, for a run that starts anew.
@@ -109,12 +118,48 @@ class MetricFiles:
     if self._tensorboard and (event_files := sorted(p.name for p in self._directory.glob('events.out.tfevents.*'))):
       self._write_restart_event(step + 1, after=event_files[-1])
 
+  def flush(self) -> None:
+    """Waits until everything that was written is where others can read it.
+
+    Raises:
+      OSError: the object store refuses it.
+    """
+    if self._appender is not None:
+      self._appender.flush()
+
   def close(self) -> None:
-    """Closes the event file."""
-    if self._events is not None:
-      with self._errors_of_files():
-        self._events.close()
-      self._events = None
+    """Closes the event file, and ends the thread that sends.
+
+    Raises:
+      OSError: as `flush`, unless it was raised before.
+    """
+    with contextlib.ExitStack() as stack:
+      if self._appender is not None:
+        stack.callback(self._appender.close)
+      self._close_events()
+
+  def _close_events(self) -> None:
+    if self._events is None:
+      return
+    with self._errors_of_files():
+      self._send_events()
+      self._events.close()
+    self._events = None
+    if self._local is not None:
+      self._local.cleanup()
+
+  def _send_events(self) -> None:
+    """Writes the events out, and hands what is new of them to the thread that sends."""
+    self._events.flush()
+    if self._appender is None:
+      return
+    for path in pathlib.Path(self._local.name).iterdir():
+      with path.open('rb') as file:
+        file.seek(self._sent.get(path.name, 0))
+        new = file.read()
+        self._sent[path.name] = file.tell()
+      if new:
+        self._appender.append(self._directory / path.name, new)
 
   def _open(self, metrics: Mapping[str, SupportsFloat]) -> dict[str, int | float]:
     """Returns metrics as Python's numbers; before the first line it makes the folder and finds the last steps."""
@@ -133,7 +178,7 @@ class MetricFiles:
     if events := self._event_writer():
       with self._errors_of_files():
         events.write_scalars(step, dict(plain))
-        events.flush()
+        self._send_events()
 
   def _event_writer(self) -> Any:
     if self._active and self._tensorboard and self._events is None:
@@ -141,8 +186,9 @@ class MetricFiles:
       from clu import metric_writers
 
       self._directory.mkdir(parents=True, exist_ok=True)
+      self._local = tempfile.TemporaryDirectory(prefix='switch_jax_events_') if self._appender else None
       with self._errors_of_files():
-        self._events = metric_writers.SummaryWriter(os.fspath(self._directory))
+        self._events = metric_writers.SummaryWriter(self._local.name if self._local else os.fspath(self._directory))
     return self._events
 
   @contextlib.contextmanager
@@ -166,7 +212,7 @@ class MetricFiles:
     """
     from switch_jax.data.quiet_tensorflow import tf
 
-    self.close()
+    self._close_events()
     log = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     event = tf.compat.v1.Event(wall_time=time.time(), step=first_step, session_log=log)
     path = self._directory / f'{after}.restart_{first_step}'

@@ -2,15 +2,19 @@
 
 import argparse
 import contextlib
-import pathlib
+import hashlib
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 
+from etils import epath
+
 from switch_jax import gin_files, launch
 from switch_jax import main as command_line
-from switch_jax.config import ConfigError, SweepConfig
+from switch_jax.config import ConfigError, SweepConfig, first_line
+from switch_jax.folders.cache import cache_directory
+from switch_jax.folders.remote import is_remote, is_storage_error
 from switch_jax.sweep import results, runner
 from switch_jax.sweep.points import Point, main_arguments, make_points, point_arguments
 
@@ -60,8 +64,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   for name, value in (('out', flags.out), ('sweep', flags.sweep)):
     if not value:
       raise ConfigError(f'--{name} is empty; give it a path.')
-  if '://' in flags.out and not flags.print_commands:
-    raise ConfigError(f'--out is {flags.out!r}, which is not on this disk; with --print_commands it may be.')
   if flags.print_commands and flags.table:
     raise ConfigError('--print_commands and --table both ask for output and no run; give one of them.')
   return flags, bindings
@@ -88,14 +90,22 @@ def make_commands(points: Sequence[Point], flags: argparse.Namespace, bindings: 
   return commands
 
 
-def _make_folder(out: str) -> pathlib.Path:
-  path = pathlib.Path(out)
+def _make_folder(out: str) -> tuple[epath.Path, epath.Path]:
+  """Returns the folder of the points' MODEL_DIRs and, for their logs, a local one: the same, or one in the cache."""
+  path = logs = epath.Path(out)
+  if is_remote(out):
+    logs = epath.Path(cache_directory() / 'sweeps' / hashlib.sha256(out.encode()).hexdigest()[:16])
   try:
     path.mkdir(parents=True, exist_ok=True)
-    (path / results.SUMMARY).touch()
-  except OSError as error:
-    raise ConfigError(f'--out is {out!r}, which cannot be written ({error.strerror}); write elsewhere.') from None
-  return path
+    logs.mkdir(parents=True, exist_ok=True)
+    if path == logs:
+      (path / results.SUMMARY).touch()
+  except Exception as error:
+    if not is_storage_error(error):
+      raise
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    raise ConfigError(f'--out is {out!r}, which cannot be written ({reason}); write elsewhere.') from None
+  return path, logs
 
 
 @contextlib.contextmanager
@@ -126,23 +136,23 @@ def _run(argv: Sequence[str]) -> int:
     for arguments in commands.values():
       print(shlex.join(['python', '-m', 'switch_jax.main', *arguments]))
     return 0
-  out = _make_folder(flags.out)
+  out, logs = _make_folder(flags.out)
   if flags.table:
     done = [name for name, arguments in commands.items() if runner.is_finished(out / name, arguments)]
     statuses = dict.fromkeys(done, results.FINISHED_STATUS)
   else:
-    _note(f'{len(points)} points, {flags.jobs} at once, in {out}')
+    _note(f'{len(points)} points, {flags.jobs} at once, in {out}' + (f', logs in {logs}' if logs != out else ''))
     with _sigterm_raises():
-      statuses = runner.run_points(commands, out, flags.jobs, _note)
+      statuses = runner.run_points(commands, out, logs, flags.jobs, _note)
   found = results.rows(points, out, statuses)
   results.write_csv(found, out / results.SUMMARY)
   _note(results.table(found))
   failed = [name for name, status in statuses.items() if status in (results.FAILED, results.STOPPED)]
   _note(f'wrote {out / results.SUMMARY}')
   if failed:
-    logs = ', '.join(str(out / name / runner.LOG) for name in failed)
+    texts = ', '.join(str(logs / name / runner.LOG) for name in failed)
     print(
-      f'error: {len(failed)} of {len(points)} points failed, see {logs}; the same command tries them again',
+      f'error: {len(failed)} of {len(points)} points failed, see {texts}; the same command tries them again',
       file=sys.stderr,
     )
   return 1 if failed else 0

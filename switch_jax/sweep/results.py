@@ -1,10 +1,12 @@
 """What the runs of a sweep came to: a CSV of all numbers and a short table."""
 
 import csv
+import io
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from etils import epath
 
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.sweep.points import Point
@@ -15,7 +17,7 @@ FINISHED_STATUS, FAILED, STOPPED = 'finished', 'failed', 'stopped'
 ELSEWHERE, NOT_RUN = 'running elsewhere', 'not run'
 
 
-def read_finished(folder: pathlib.Path) -> dict[str, Any] | None:
+def read_finished(folder: epath.Path) -> dict[str, Any] | None:
   """Returns what a finished point recorded (`arguments` and `seconds`), or None."""
   try:
     return json.loads(ModelDir(folder).finished.read_bytes())
@@ -23,7 +25,7 @@ def read_finished(folder: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
-def collect(folder: pathlib.Path) -> dict[str, Any]:
+def collect(folder: epath.Path) -> dict[str, Any]:
   """Returns the newest numbers of a run: its step, its parameters, and each metric of each evaluated task.
 
   Names are those of the folders below `eval`: `<task>/<name>` is what training measured on held-out data,
@@ -44,7 +46,7 @@ def collect(folder: pathlib.Path) -> dict[str, Any]:
   return {name: None if value != value else value for name, value in found.items()}
 
 
-def rows(points: Sequence[Point], out: pathlib.Path, statuses: Mapping[str, str]) -> list[dict[str, Any]]:
+def rows(points: Sequence[Point], out: epath.Path, statuses: Mapping[str, str]) -> list[dict[str, Any]]:
   """Returns a row for each point: name, status, seconds, what it binds and what its run came to."""
   found = []
   for point in points:
@@ -58,13 +60,14 @@ def rows(points: Sequence[Point], out: pathlib.Path, statuses: Mapping[str, str]
   return found
 
 
-def write_csv(found: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+def write_csv(found: Sequence[Mapping[str, Any]], path: epath.Path) -> None:
   """Writes rows as CSV; what a row does not have stays empty."""
   names = list(dict.fromkeys(name for row in found for name in row))
-  with path.open('w', encoding='utf-8', newline='') as file:
-    writer = csv.DictWriter(file, names)
-    writer.writeheader()
-    writer.writerows(found)
+  text = io.StringIO(newline='')
+  writer = csv.DictWriter(text, names)
+  writer.writeheader()
+  writer.writerows(found)
+  path.write_bytes(text.getvalue().encode())
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

@@ -3,13 +3,14 @@
 import concurrent.futures
 import fcntl
 import json
-import pathlib
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+
+from etils import epath
 
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED_STATUS, STOPPED, read_finished
@@ -45,21 +46,21 @@ class _Progress:
       self._note(text)
 
 
-def last_error(log: pathlib.Path) -> str:
+def last_error(log: epath.Path) -> str:
   """Returns the line of a log that says what went wrong: the last `error: ...`, or else its last line."""
-  lines = [line for line in log.read_text(encoding='utf-8', errors='replace').splitlines() if line.strip()]
+  lines = [line for line in log.read_bytes().decode('utf-8', 'replace').splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith('error: ')]
   return (errors or lines or ['it wrote nothing'])[-1].removeprefix('error: ').strip()
 
 
-def is_finished(folder: pathlib.Path, arguments: Sequence[str]) -> bool:
+def is_finished(folder: epath.Path, arguments: Sequence[str]) -> bool:
   """Whether a point has been run to its end by this command; a longer one goes on from its checkpoint."""
   record = read_finished(folder)
   return record is not None and record.get('arguments') == list(arguments)
 
 
 def run_points(
-  commands: Mapping[str, Sequence[str]], out: pathlib.Path, jobs: int, note: Callable[[str], None]
+  commands: Mapping[str, Sequence[str]], out: epath.Path, logs: epath.Path, jobs: int, note: Callable[[str], None]
 ) -> dict[str, str]:
   """Runs every point that has not finished.
 
@@ -68,7 +69,8 @@ def run_points(
 
   Args:
     commands: for each point the arguments of `switch_jax.main`.
-    out: the folder of the points' folders.
+    out: the folder of the points' MODEL_DIRs; may be remote.
+    logs: the local folder of the folders of their logs; may be the same.
     jobs: how many run at once.
     note: takes lines of progress.
 
@@ -83,9 +85,9 @@ def run_points(
   stopping = threading.Event()
 
   def run(name: str) -> str:
-    arguments, folder = list(commands[name]), out / name
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG).open('ab') as log:
+    arguments, folder, place = list(commands[name]), out / name, logs / name / LOG
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open('ab') as log:
       try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError:
@@ -107,7 +109,7 @@ def run_points(
         progress.ended(name, 'was stopped; the same command goes on from its checkpoint')
         return STOPPED
       if status:
-        progress.ended(name, f'FAILED with status {status}: {last_error(folder / LOG)} ({folder / LOG})', seconds)
+        progress.ended(name, f'FAILED with status {status}: {last_error(place)} ({place})', seconds)
         return FAILED
       before = (read_finished(folder) or {}).get('seconds', 0)
       record = {'arguments': arguments, 'seconds': seconds + before}

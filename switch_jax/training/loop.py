@@ -13,9 +13,10 @@ from jax.experimental import multihost_utils
 
 from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
-from switch_jax.config import ConfigError, RunConfig, suggest
+from switch_jax.config import ConfigError, RunConfig, first_line, suggest
 from switch_jax.folders.claim import Claim
 from switch_jax.folders.model_dir import METRICS_FILE, ModelDir
+from switch_jax.folders.remote import is_storage_error
 from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.monitoring.picture import save_picture
@@ -76,7 +77,8 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
     store, claim = open_store(run, stack)
     if (step := _step_at_the_end(run, store)) is not None:
       return _result(run, restore_state(run, store, step), step, 'nothing to do')
-    training = _Training(open_run(run, store, profile, stack), claim)
+    opened = open_run(run, store, profile, stack)
+    training = _Training(opened, claim)
     try:
       if jax.process_index() == 0:
         record_beginning(run)
@@ -84,14 +86,21 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
           ModelDir(run.model_dir).config_gin.write_text(config_gin)
       reason = training.run_to_end()
       facts = training.sum_up(began) if reason == 'finished' else None
+      opened.flush()
     except DivergenceError as error:
       raise _explained(error, store) from None
-    except OSError as error:
+    except Exception as error:
+      if not is_storage_error(error):
+        raise
       raise ConfigError(
-        f'{run.model_dir} can no longer be written to: {error}. See to the cause (free space and rights on the disk, '
-        'say) and run the same command again to continue from the newest checkpoint.'
+        f'{run.model_dir} can no longer be written to: {_cause(error)}. See to the cause (free space and rights on the '
+        'disk, say) and run the same command again to continue from the newest checkpoint.'
       ) from error
   return _result(run, training.state, training.step, reason, facts)
+
+
+def _cause(error: Exception) -> str:
+  return str(error) if isinstance(error, OSError) else first_line(error)
 
 
 def finished_step(run: RunConfig) -> int | None:
@@ -191,6 +200,7 @@ class _Training:
           break
       reporter.flush()
       opened.store.wait()  # a second signal does not reach what is being written
+      opened.flush()
     progress.close()
     return stop if stop and self.step < run.train_steps else 'finished'
 

@@ -48,6 +48,7 @@ class Opened:
     are_finite: whether all parameters are.
     record: what every checkpoint records of the run beside its counters, plain JSON.
     eval_files: where held-out metrics go.
+    flush: waits until all metrics written so far can be read by others.
     evaluated: steps that earlier processes have evaluated, as far as this host knows.
     progress, reporter, profiler: what is shown and written of every step.
   """
@@ -66,6 +67,7 @@ class Opened:
   are_finite: Callable[[Any], jax.Array]
   record: dict[str, Any]
   eval_files: MetricFiles
+  flush: Callable[[], None]
   evaluated: set[int]
   progress: Progress
   reporter: Reporter
@@ -164,6 +166,12 @@ def open_run(
   for files in (train_files, eval_files):
     stack.callback(files.close)
     files.truncate_after(-1 if begins else first_step)
+
+  def flush() -> None:
+    train_files.flush()
+    eval_files.flush()
+
+  store.before_commit = flush  # a run that continues from a step has the lines up to it
   device = layout.mesh.local_devices[0]
   reporter = Reporter(run, train_files, progress, lambda: source.wait_seconds, device, recorded.get('target_tokens', 0))
   profiler = Profiler(profile, folder.profile, first_step)
@@ -193,6 +201,7 @@ def open_run(
       'run': run.to_json(),
     },
     eval_files=eval_files,
+    flush=flush,
     evaluated={line['step'] for line in evaluations},
     progress=progress,
     reporter=reporter,

@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
   def start(jobs=1, **points):
     notes = []
     commands = {name: [deed, str(tmp_path / 'ran.txt')] for name, deed in points.items()}
-    return runner.run_points(commands, tmp_path, jobs, notes.append), notes
+    return runner.run_points(commands, tmp_path, tmp_path, jobs, notes.append), notes
 
   return start
 

@@ -103,7 +103,6 @@ def test_refused_before_the_first_run(tmp_path, capsys, text, message):
     (['--jobs=0'], '--jobs is 0'),
     (['--jobs=two'], '--jobs'),
     (['--bogus'], '--bogus'),
-    (['--out=gs://bucket/x'], 'with --print_commands it may be'),
     (['--print_commands', '--table'], 'give one of them'),
   ],
 )
