@@ -21,18 +21,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from switch_jax.checkpoints import checksums
+from switch_jax.checkpoints import checksums, step_folders
 from switch_jax.checkpoints.compatibility import check_settings, check_shapes, check_version
 from switch_jax.checkpoints.orbax_handlers import ArraysSave, FilesSave, SettledMetadata
 from switch_jax.checkpoints.retention import steps_to_remove
+from switch_jax.checkpoints.step_folders import CheckpointError
 from switch_jax.checkpoints.verification import find_damage, record_step, sum_own_arrays
 from switch_jax.config import CheckpointConfig, ConfigError, first_line
 from switch_jax.folders import checked_json
 from switch_jax.folders.checked_json import Fields
 from switch_jax.folders.model_dir import COMMITTED, CONFIG, DATA, FILES, STATE, ModelDir
-from switch_jax.folders.remote import is_remote, is_storage_error
+from switch_jax.folders.remote import is_remote
 
-_TEMPORARY = '.orbax-checkpoint-tmp'
 # Orbax waits this long for all hosts to finish writing; its own 10 minutes are short for a slow network disk.
 _COMMIT_SECONDS = 3600
 
@@ -40,10 +40,6 @@ _COMMIT_SECONDS = 3600
 _SECTIONS = ('model', 'run', 'identity')
 
 _logger = logging.getLogger(__name__)
-
-
-class CheckpointError(ConfigError):
-  """A checkpoint that cannot be written or read back. The message names the step, the cause and the remedy."""
 
 
 class CheckpointStore:
@@ -78,7 +74,7 @@ class CheckpointStore:
     self._whole: set[int] = set()  # steps whose files have been found to be as they were written
     self._damaged: dict[int, CheckpointError] = {}  # steps that were passed over for an older one
     if config is not None:
-      _require_writable(self.model_dir, self.directory)
+      step_folders.require_writable(self.model_dir, self.directory)
 
   # Which steps there are.
 
@@ -170,8 +166,10 @@ class CheckpointStore:
       self._saver = ocp.AsyncCheckpointer(
         ocp.CompositeCheckpointHandler(), checkpoint_metadata_store=SettledMetadata(), async_options=options
       )
-      self._remove_leftovers()
-    self._move_aside(step)
+      if jax.process_index() == 0:
+        step_folders.remove_leftovers(self.directory)
+    if jax.process_index() == 0:
+      step_folders.move_aside(self.path(step))
 
     def write_files(directory: epath.Path) -> None:
       self._saving_to = directory.parent
@@ -245,29 +243,6 @@ class CheckpointStore:
     """Lists the files of the step being written; Orbax calls it on one host when only the commit is left to do."""
     record_step(self._saving_to)
     self.before_commit()
-
-  def _remove_leftovers(self) -> None:
-    """Removes what runs have left that were killed while they saved or pruned a step."""
-    if jax.process_index() == 0:
-      for path in self.directory.iterdir():
-        number, mark, _ = path.name.partition(_TEMPORARY)
-        if number.isdecimal() and (mark or _is_leftover(path)):
-          path.rmtree()
-
-  def _move_aside(self, step: int) -> None:
-    """Makes room for a step whose folder exists without being complete; nothing in it is deleted."""
-    path = self.path(step)
-    if jax.process_index() != 0 or not path.exists():
-      return
-    if is_remote(path):  # there a folder is renamed by copying all that is in it
-      raise CheckpointError(
-        f'{path} is no complete checkpoint and stands in the way of one; remove it or move it away.'
-      )
-    taken = {p.name for p in self.directory.iterdir()}
-    names = (f'{step}.incomplete' + (f'_{i}' if i else '') for i in range(len(taken) + 1))
-    aside = path.parent / next(name for name in names if name not in taken)
-    path.rename(aside)
-    _logger.warning('%s was no complete checkpoint and stood in the way; it is now %s.', path, aside)
 
   # Reading.
 
@@ -425,32 +400,3 @@ class CheckpointStore:
       f'the run then continues from step {older[-1]}' if older else 'it is the only one, so the run then starts anew'
     )
     return f'Delete the folder {self.path(step)}; {after}.'
-
-
-def _is_leftover(path: epath.Path) -> bool:
-  """Whether a step's folder is one that Orbax had not committed, or that was being pruned; with nothing else in it."""
-  names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-  ours = {STATE, DATA, CONFIG, FILES, '_CHECKPOINT_METADATA', COMMITTED}
-  # The folder itself is an object on some stores, with no name of its own in it.
-  is_ours = bool(names & ours) and names <= ours
-  return is_ours and not (FILES in names and ocp.utils.is_checkpoint_finalized(path))
-
-
-def _require_writable(model_dir: epath.Path, directory: epath.Path) -> None:
-  """Makes both folders, or raises a `ConfigError` that says why they cannot be made or written to."""
-  remedy = 'MODEL_DIR must be a folder that can be written to. Set --gin.MODEL_DIR to another one.'
-  # TensorFlow's client would try for minutes to make a folder in a bucket that is not there.
-  bucket = epath.Path('/'.join(os.fspath(model_dir).split('/')[:3]))
-  for path in (model_dir, directory):
-    try:
-      if is_remote(path) and not bucket.exists():
-        raise ConfigError(f'there is no bucket {bucket}, or it may not be read; {remedy}')
-      if path.exists() and not path.is_dir():
-        raise ConfigError(f'{path} is a file; {remedy}')
-      path.mkdir(parents=True, exist_ok=True)
-    except Exception as error:
-      if not is_storage_error(error):
-        raise
-      raise ConfigError(f'{path} cannot be made ({first_line(error)}); {remedy}') from error
-    if not is_remote(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-      raise ConfigError(f'{path} cannot be written to; {remedy}')
