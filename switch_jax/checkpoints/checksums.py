@@ -16,6 +16,7 @@ import xxhash
 from etils import epath
 
 from switch_jax.config import first_line
+from switch_jax.folders.regular_files import regular_file
 
 BLOCK_BYTES = 64 * 2**20
 _ALGORITHM = 'xxh3_128 of 64 MiB blocks'
@@ -51,11 +52,12 @@ def measure(
   Raises:
     OSError: one cannot be read.
   """
-  sizes = {name: (folder / name).stat().length for name in names}
+  places = {name: _place(folder, name) for name in names}
+  sizes = {name: path.stat().length for name, path in places.items()}
   blocks = [(name, start) for name, size in sizes.items() for start in range(0, size, BLOCK_BYTES)]
 
   def read(block: tuple[str, int]) -> bytes:
-    digest, size = _digest(folder / block[0], block[1])
+    digest, size = _digest(places[block[0]], block[1])
     progress(size)
     return digest
 
@@ -81,7 +83,7 @@ def check(folder: epath.Path, recorded: Mapping[str, File], progress: Callable[[
     OSError: one cannot be read.
   """
   for name, file in recorded.items():
-    path = folder / name
+    path = _place(folder, name)
     found = path.stat().length if path.exists() else None
     if found != file.size:
       raise ValueError(f'{name} ' + ('is missing' if found is None else f'has {found} bytes, not {file.size}'))
@@ -103,7 +105,7 @@ def read_record(path: epath.Path) -> dict[str, File]:
     ValueError: it is damaged.
     OSError: it cannot be read.
   """
-  data = path.read_bytes()
+  data = _place(path.parent, path.name).read_bytes()
   try:
     record = json.loads(data)
     if all(type(size) is int for size in record.values()):
@@ -123,6 +125,11 @@ def _to_text(files: Mapping[str, File]) -> str:
   lines = ',\n'.join(f'    {json.dumps(name)}: {json.dumps(entry)}' for name, entry in listed.items())
   body = f'  "algorithm": "{_ALGORITHM}",\n  "files": {{\n{lines}\n  }}'
   return f'{{\n{body},\n  "checksum": "{xxhash.xxh3_128(body.encode()).hexdigest()}"\n}}\n'
+
+
+def _place(folder: epath.Path, name: str) -> epath.Path:
+  """Returns where a file lies. Raises a `ConfigError` (a ValueError) unless it is a regular one in the folder."""
+  return folder / name if '://' in os.fspath(folder) else epath.Path(regular_file(folder, name))
 
 
 def _digest(path: epath.Path, start: int) -> tuple[bytes, int]:

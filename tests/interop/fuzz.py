@@ -51,7 +51,7 @@ def write_sources(folder):
   tree = state_of(own[-1])
   shutil.rmtree(own[-1] / 'checkpoints/9/state')
   ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)).save(own[-1] / 'checkpoints/9/state', tree)
-  _seal(own[-1])
+  seal(own[-1])
   return {
     't5x': [FIXTURES / 't5x_switch_base_tiny'],
     't5x_orbax': orbax,
@@ -78,7 +78,7 @@ def mutated(source, folder, seed):
     change = rng.choice(_FIELDS * 4 + _FILES if _is_described(path) else _FILES)
     done.append(f'{change.__name__.strip("_")} {path.relative_to(copy)}: {change(path, rng, folder / "outside") or ""}')
   if rng.random() < 0.7:
-    _seal(copy)
+    seal(copy)
   return '; '.join(done)
 
 
@@ -110,7 +110,7 @@ def _is_described(path):
   return path.name in ('.zarray', 'checkpoint', '_METADATA') or path.suffix in ('.json', '.safetensors')
 
 
-def _seal(folder):
+def seal(folder):
   """Writes the true sizes of files where our own format records them, so that more than these is looked at."""
   for record in filter(pathlib.Path.is_file, folder.glob('checkpoints/*/files.json')):
     try:
