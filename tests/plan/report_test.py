@@ -15,6 +15,7 @@ PLAN = Plan(
   topology='v3:2x2', device_kind='TPU v3', cores=8, mesh={'data': 1, 'expert': 8, 'model': 1},
   parameters=12345, active_parameters=2345, parameter_bytes_per_core=GIB, optimizer_bytes_per_core=GIB // 2,
   temporary_bytes_per_core=4 * GIB, hbm_bytes_per_core=6 * GIB, hbm_bytes_available=15 * GIB, fits=True,
+  checkpoint_bytes=12 * GIB, checkpoint_bytes_per_host=7 * GIB, hosts=2,
   flops_per_core=3e12, model_flops_per_core=2e12, score_flops_per_core=5e11,
   collectives={'all-to-all': {'count': 32, 'bytes': 2 * GIB}}, slots_per_token={'encoder': 1.25, 'decoder': None},
   capacity={'encoder': 10, 'decoder': None}, compile_seconds=12.3, predicted_step_seconds=0.25, loops={},
@@ -40,6 +41,7 @@ def test_what_fits():
     'parameters  12,345 (2,345 active per token)',
     'a core      parameters 1.00 GiB, optimizer 0.50 GiB, temporaries 4.00 GiB',
     'memory      6.00 GiB of the 15.00 GiB that the compiler grants a program on TPU v3: fits, 9.00 GiB to spare',
+    'checkpoint  12.00 GiB, of which a host writes 7.00 GiB (2 hosts)',
     "FLOPs       3e+12 a core and step, 1.50 times the 2e+12 counted in the model's products with parameters "
     "(attention's scores would add 0.25)",
     'compiled    in 12 s; predicted step 0.25 s (the compiler estimates it; do not choose by it)',

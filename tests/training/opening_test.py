@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from switch_jax import config
-from switch_jax.monitoring.progress import Progress
 from switch_jax.parallel import Layout
 from switch_jax.training import opening
 from switch_jax.training.state import init_state, plan_state
@@ -40,10 +39,15 @@ class Source:
 
 
 class Store:
-  """A checkpoint of step 5 that another process has left."""
+  """No checkpoint; or, with a state, one of step 5 that another process has left."""
 
   def __init__(self, done, state=None):
-    self._done, self._state = done, state
+    self._done, self._state, self.scores = done, state, {}
+
+  def latest_step(self):
+    return 5 if self._state else None
+
+  latest_whole_step = latest_step
 
   def read_config(self, step):
     assert step == 5
@@ -64,6 +68,12 @@ class Files:
 
   def truncate_after(self, step):
     self._done.append(f'{self._name} after {step}')
+
+  def last_expert_step(self):
+    return None
+
+  def flush(self):
+    self._done.append(f'flush {self._name}')
 
   def close(self):
     self._done.append(f'close {self._name}')
@@ -90,10 +100,10 @@ def run_of(batch=8, **fields):
   return config.RunConfig(**dict(model_dir='/x', model=MODEL, data=data, train_steps=9, random_seed=0) | fields)
 
 
-def opened(run, done, first_step=0, store=None):
+def opened(run, done, store=None):
   """Opens a run; returns it as it is inside, once it is closed."""
   with contextlib.ExitStack() as stack:
-    found = opening.open_run(run, store or Store(done), first_step, Progress(active=False), stack)
+    found = opening.open_run(run, store or Store(done), False, stack)
     done.append('opened')
   return found
 
@@ -105,7 +115,7 @@ def test_a_new_run(done):
     'data', 'keep vocabulary', 'start', 'held out', 'train after -1', 'eval after -1', 'opened',
     'close eval', 'close train', 'close source',
   ]  # fmt: skip
-  assert (found.first_step, found.target_tokens, int(found.state.step)) == (0, 0, 0)
+  assert (found.first_step, found.reporter.target_tokens, int(found.state.step)) == (0, 0, 0)
   assert found.sentinels == (9, 10, 11)
   assert list(found.batches) == [('batch 1',), ('batch 2',)]
   assert found.record['identity'] == run.identity()
@@ -117,9 +127,9 @@ def test_a_new_run(done):
 def test_a_continued_run_begins_with_its_checkpoint(done):
   run, layout = run_of(), Layout.single_device()
   state = init_state(run, layout, plan_state(run, layout))
-  found = opened(run, done, 5, Store(done, state))
+  found = opened(run, done, Store(done, state))
   assert done[:7] == ['data', 'position', 'keep vocabulary', 'start', 'held out', 'restore 5', 'train after 5']
-  assert (found.state, found.first_step, found.target_tokens) == (state, 5, 70)
+  assert (found.state, found.first_step, found.reporter.target_tokens) == (state, 5, 70)
 
 
 @pytest.mark.parametrize('failing', ['open_evaluation', 'make_train_step'])
