@@ -31,7 +31,7 @@ def apply_to_all(
   kernels: dict[str, jax.Array],
   *,
   out_dim: int,
-  block: int | None = None,
+  block: int,
 ) -> jax.Array:
   """Sends every token through those of its experts that are here.
 
@@ -43,7 +43,7 @@ def apply_to_all(
     network: what an expert computes.
     kernels: matrices of the local experts by name, `[e, fan_in, fan_out]`.
     out_dim: width of the experts' output.
-    block: rows to which a run is padded, where the form has blocks; None is a power of two near the mean run.
+    block: rows to which a run is padded, where the form has blocks.
 
   Returns:
     `[n, out_dim]`: gated sums over the local experts, zero for tokens that have none of them.
