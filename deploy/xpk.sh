@@ -9,9 +9,9 @@ CLUSTER=(--project=PROJECT --zone=ZONE --cluster=CLUSTER --tpu-type=v6e-32)
 NUM_SLICES=1
 
 # xpk starts a workload again after the statuses 127 to 255 and those named, and ends it after any other one. It counts
-# every restart, evictions too, hence many. exec: its shell would keep SIGTERM to itself.
+# every restart, evictions too, hence many. 75: another host was lost. exec: its shell would keep SIGTERM to itself.
 xpk workload create "${CLUSTER[@]}" --num-slices="$NUM_SLICES" --workload=switch-base --docker-image="$IMAGE" \
-  --max-restarts=1000 --restart-on-exit-codes=130,143 --termination-grace-period-seconds=600 \
+  --max-restarts=1000 --restart-on-exit-codes=75,130,143 --termination-grace-period-seconds=600 \
   --env="TFDS_DATA_DIR=$BUCKET/tensorflow_datasets" --env="JAX_COMPILATION_CACHE_DIR=$BUCKET/xla" \
   --command="exec python -m switch_jax.main \
     --gin_file=gin/models/switch_base.gin --gin_file=gin/runs/pretrain.gin \

@@ -21,10 +21,11 @@ import yaml
 from switch_jax import gin_files, main
 from switch_jax.monitoring.interruption import EXIT_CODES
 from switch_jax.parallel.mesh import mesh_shape
+from switch_jax.parallel.process_group import HOST_LOST
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / 'deploy'
-AGAIN = sorted(EXIT_CODES.values())
+AGAIN = sorted(EXIT_CODES.values())  # whenever it comes; where a host is lost, a number of times
 JOBSETS = ('jobset', 'jobset_multislice')
 
 
@@ -201,7 +202,7 @@ def test_xpk(tmp_path):
   arguments = (tmp_path / 'log').read_text().split('\0')[:-1]
   assert arguments[:2] == ['workload', 'create']
   options = dict(argument.split('=', 1) for argument in arguments[2:])
-  assert sorted(map(int, options['--restart-on-exit-codes'].split(','))) == AGAIN
+  assert sorted(map(int, options['--restart-on-exit-codes'].split(','))) == [HOST_LOST, *AGAIN]
   assert int(options['--max-restarts']) >= 100
   command = shlex.split(options['--command'])
   assert command[:4] == ['exec', 'python', '-m', 'switch_jax.main']
@@ -239,7 +240,7 @@ class TestSlurm:
 
     def start(status, *arguments):
       slurm = {'SLURM_JOB_ID': '61234', 'SLURM_JOB_NODELIST': 'node-[3-4]', 'SLURM_NTASKS': '2'}
-      env = environment(tmp_path) | slurm | {'STATUS': str(status)}
+      env = {**os.environ, **environment(tmp_path), **slurm, 'STATUS': str(status)}
       return subprocess.Popen(['bash', DEPLOY / 'slurm' / 'train.sbatch', *arguments], env=env)
 
     return start
@@ -256,10 +257,13 @@ class TestSlurm:
     assert '--kill-on-bad-exit=0' in (tmp_path / 'log.srun').read_text()
     assert not (tmp_path / 'requeued').exists()
 
-  @pytest.mark.parametrize('status', [*AGAIN, 1, 137])
-  def test_statuses(self, start, tmp_path, status):
+  @pytest.mark.parametrize('restarts', [0, 10])
+  @pytest.mark.parametrize('status', [*AGAIN, HOST_LOST, 137, 1, 139])
+  def test_statuses(self, start, tmp_path, monkeypatch, status, restarts):
+    """A host is not lost for ever: it may be memory."""
+    monkeypatch.setenv('SLURM_RESTART_COUNT', str(restarts))
     assert start(status).wait(30) == status
-    assert (tmp_path / 'requeued').exists() == (status in AGAIN)
+    assert (tmp_path / 'requeued').exists() == (status in AGAIN or (status in (HOST_LOST, 137) and not restarts))
 
   def test_sigterm_lets_all_save_and_queues_again(self, start, tmp_path):
     script = start('wait')

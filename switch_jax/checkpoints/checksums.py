@@ -21,7 +21,7 @@ from switch_jax.folders.regular_files import regular_file
 BLOCK_BYTES = 64 * 2**20
 _ALGORITHM = 'xxh3_128 of 64 MiB blocks'
 # Stays in a core's cache between being read and being summed.
-_PIECE_BYTES = 256 * 2**10
+_PIECE_BYTES = 512 * 2**10
 # An object store answers many requests at once; a local disk needs no more than there are cores.
 _REMOTE_THREADS = 32
 
@@ -53,7 +53,12 @@ def measure(
     OSError: one cannot be read.
   """
   places = {name: _place(folder, name) for name in names}
-  sizes = {name: path.stat().length for name, path in places.items()}
+  return _measure(places, {name: path.stat().length for name, path in places.items()}, progress)
+
+
+def _measure(
+  places: Mapping[str, epath.Path], sizes: Mapping[str, int], progress: Callable[[int], Any]
+) -> dict[str, File]:
   blocks = [(name, start) for name, size in sizes.items() for start in range(0, size, BLOCK_BYTES)]
 
   def read(block: tuple[str, int]) -> bytes:
@@ -61,7 +66,7 @@ def measure(
     progress(size)
     return digest
 
-  remote = '://' in os.fspath(folder)
+  remote = any('://' in os.fspath(place) for place in places.values())
   with concurrent.futures.ThreadPoolExecutor(_REMOTE_THREADS if remote else os.cpu_count()) as pool:
     digests = list(pool.map(read, blocks))
   sums = {name: xxhash.xxh3_128() for name in sizes}
@@ -82,13 +87,13 @@ def check(folder: epath.Path, recorded: Mapping[str, File], progress: Callable[[
     ValueError: one is missing or has another size or checksum.
     OSError: one cannot be read.
   """
+  places = {name: _place(folder, name) for name in recorded}
   for name, file in recorded.items():
-    path = _place(folder, name)
-    found = path.stat().length if path.exists() else None
+    found = _length(places[name])
     if found != file.size:
       raise ValueError(f'{name} ' + ('is missing' if found is None else f'has {found} bytes, not {file.size}'))
-  summed = [name for name, file in recorded.items() if file.checksum]
-  for name, measured in measure(folder, summed, progress).items():
+  summed = {name: file.size for name, file in recorded.items() if file.checksum}
+  for name, measured in _measure({name: places[name] for name in summed}, summed, progress).items():
     if measured.checksum != recorded[name].checksum:
       raise ValueError(f'{name} has other bytes than were written (its checksum differs)')
 
@@ -130,6 +135,13 @@ def _to_text(files: Mapping[str, File]) -> str:
 def _place(folder: epath.Path, name: str) -> epath.Path:
   """Returns where a file lies. Raises a `ConfigError` (a ValueError) unless it is a regular one in the folder."""
   return folder / name if '://' in os.fspath(folder) else epath.Path(regular_file(folder, name))
+
+
+def _length(path: epath.Path) -> int | None:
+  try:
+    return path.stat().length
+  except FileNotFoundError:
+    return None
 
 
 def _digest(path: epath.Path, start: int) -> tuple[bytes, int]:

@@ -24,9 +24,12 @@ from switch_jax.parallel.hosts import PATIENCE, name_processes
 _GRACE = 3.0
 # Seconds process 0, in which JAX's coordination service lives, stays for the others to say their line and go.
 _FAREWELL = 15.0
-# A host without power or network sends no end of its connections; it is given up after 15 + 6 * 5 seconds.
-_KEEPALIVE = (('TCP_KEEPIDLE', 15), ('TCP_KEEPINTVL', 5), ('TCP_KEEPCNT', 6))
+# A host without power or network, or a process that stands still, sends no end of its connections: every process sends
+# a sign of life, and who is silent for long is given up.
+_SIGN_OF_LIFE, _SILENCE = 5.0, 45.0
 _LONGEST_MESSAGE = 1 << 20
+# The exit status where another host is lost (EX_TEMPFAIL of sysexits.h): nothing is wrong with this run, start it again.
+HOST_LOST = 75
 
 _REMEDY = 'Is the same command, with its own --process_id, running on every host?'
 
@@ -36,18 +39,15 @@ class _Connection:
 
   def __init__(self, connected: socket.socket):
     self._socket, self._buffer = connected, b''
+    self._sending = threading.Lock()
     connected.settimeout(_FAREWELL)
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-      if hasattr(socket, option):
-        connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
   def fileno(self) -> int:
     return self._socket.fileno()
 
   def send(self, **message: Any) -> None:
     """Sends a message; that nobody is there any more is noticed by `receive`."""
-    with contextlib.suppress(OSError):
+    with self._sending, contextlib.suppress(OSError):
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
   def receive(self) -> list[dict[str, Any]] | None:
@@ -227,12 +227,12 @@ class ProcessGroup:
     if may_be_an_echo and self._heard.wait(_GRACE):
       self._thread.join()
     self._failing.set()
-    self._tell(failed=f'process {self._process} has failed: {message}')
+    self._tell(failed=f'process {self._process} has failed: {message}', status=1)
 
   def leave(self) -> None:
     """Leaves in good order: waits until all have come to their end, so that the failure of one is still heard."""
+    self._tell(left=True)  # before the thread knows, which closes the connection to whoever has left too
     self._left.set()
-    self._tell(left=True)
     self._thread.join()
     for connection in self._connections.values():
       connection.close()
@@ -255,40 +255,67 @@ class ProcessGroup:
       for number, connection in self._connections.items():
         selector.register(connection, selectors.EVENT_READ, number)
       said_farewell: set[int] = set()
+      told = time.monotonic()
+      heard = dict.fromkeys(self._connections, told)
       while self._connections:
         for key, _ in selector.select(0.2):
           number, connection = key.data, self._connections[key.data]
+          heard[number] = time.monotonic()
           messages = connection.receive()
           for message in messages or ():
             if 'left' in message:
               said_farewell.add(number)
             elif 'failed' in message:
               said_farewell.add(number)
-              self._end(str(message['failed']), _GRACE, number)
+              self._end(str(message['failed']), number, int(message['status']), _GRACE)
           if messages is None and number not in said_farewell and not self._failing.is_set():
-            self._end(f'process {number} ({self._names[number]}) has died or cannot be reached any more', 0, number)
+            name = self._names[number]
+            self._end(f'process {number} ({name}) has died or cannot be reached any more', number, HOST_LOST)
           if messages is None or (number in said_farewell and self._left.is_set()):
             selector.unregister(connection)
             self._connections.pop(number).close()
         if self._left.is_set() and said_farewell.issuperset(self._connections):
           return
+        told = self._tell_of_life(told, heard)
 
-  def _end(self, line: str, grace: float, cause: int) -> None:
+  def _tell_of_life(self, told: float, heard: dict[int, float]) -> float:
+    """Tells the others that this process lives, and ends it if one of them has been silent for long.
+
+    Args:
+      told: when they were told last.
+      heard: when each was heard last; set anew where this process itself stood still, and heard nobody.
+
+    Returns:
+      When they were told last.
+    """
+    now = time.monotonic()
+    if now - told < _SIGN_OF_LIFE:
+      return told
+    if now - told > 3 * _SIGN_OF_LIFE:
+      heard.update(dict.fromkeys(heard, now))
+    self._tell(alive=True)
+    for number in self._connections:
+      if now - heard[number] > _SILENCE and not self._failing.is_set():
+        line = f'process {number} ({self._names[number]}) has given no sign of life for {_SILENCE:g} s'
+        self._end(line, number, HOST_LOST)
+    return now
+
+  def _end(self, line: str, cause: int, status: int, grace: float = 0) -> None:
     """Says a line and ends the process, unless it is ending with an error of its own."""
     if self._process != 0 and not grace:
       # Process 0 is gone and with it JAX's coordination service: the first thing to do, or C++ aborts before it.
       os.write(2, f'error: {line}\n'.encode())
-      os._exit(1)
+      os._exit(status)
     self._heard.set()
     for number, connection in self._connections.items():
       if number != cause:
-        connection.send(failed=line)
+        connection.send(failed=line, status=status)
     if self._failing.wait(grace):
       return
     os.write(2, f'error: {line}\n'.encode())
     if self._process == 0:
       self._outlast_the_others(cause)
-    os._exit(1)
+    os._exit(status)
 
   def _outlast_the_others(self, cause: int) -> None:
     """Keeps JAX's coordination service alive until the others have said their line: without it they abort."""

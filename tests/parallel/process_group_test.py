@@ -3,9 +3,11 @@
 import concurrent.futures
 import json
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,6 +23,7 @@ import os, signal, sys, threading, time
 from switch_jax.parallel import process_group
 
 address, count, process, what = sys.argv[1:]
+process_group._SIGN_OF_LIFE, process_group._SILENCE = 0.3, 5
 group = process_group.join(address, int(count), int(process), 60)
 group.start()
 if what == 'fails':
@@ -32,7 +35,10 @@ if what == 'dies':
 if what == 'echoes':  # a collective operation with the process that died
   group._heard.wait()
   group.fail('connection closed by peer', may_be_an_echo=True)
-if what == 'leaves':
+if what == 'says':
+  print('there', flush=True)
+  sys.stdin.readline()
+if what in ('leaves', 'says'):
   group.leave()
   assert threading.active_count() == 1
   print('left')
@@ -41,13 +47,13 @@ time.sleep(60)
 """
 
 
+PIPES = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+
+
 def run_all(*what):
   """Returns status, output and errors of each of the processes."""
   command = [sys.executable, '-c', SCRIPT, free_address(), str(len(what))]
-  running = [
-    subprocess.Popen([*command, str(i), each], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for i, each in enumerate(what)
-  ]
+  running = [subprocess.Popen([*command, str(i), each], cwd=ROOT, **PIPES) for i, each in enumerate(what)]
   texts = [each.communicate(timeout=50) for each in running]
   return [(each.returncode, *text) for each, text in zip(running, texts, strict=True)]
 
@@ -72,9 +78,42 @@ def test_the_others_notice_a_death(dying):
     if process == dying:
       assert status == -9
     else:
-      assert (status, errors.count('\n')) == (1, 1)
+      assert (status, errors.count('\n')) == (process_group.HOST_LOST, 1)
       assert errors.startswith(f'error: process {dying} (')
       assert 'has died or cannot be reached any more' in errors
+
+
+@pytest.mark.parametrize('stopped', [0, 1])
+def test_a_process_that_stands_still_is_given_up(stopped):
+  command = [sys.executable, '-c', SCRIPT, free_address(), '3']
+  running = [
+    subprocess.Popen([*command, str(i), 'says' if i == stopped else 'waits'], cwd=ROOT, **PIPES) for i in range(3)
+  ]
+  try:
+    assert running[stopped].stdout.readline() == 'there\n'
+    running[stopped].send_signal(signal.SIGSTOP)
+    for process, each in enumerate(running):
+      if process != stopped:
+        errors = each.communicate(timeout=30)[1]
+        assert each.returncode == process_group.HOST_LOST
+        assert errors.startswith(f'error: process {stopped} (')
+        assert errors.endswith(') has given no sign of life for 5 s\n')
+  finally:
+    running[stopped].kill()
+    running[stopped].communicate()
+
+
+def test_a_process_that_stood_still_for_a_while_stays():
+  command = [sys.executable, '-c', SCRIPT, free_address(), '2']
+  still, other = (subprocess.Popen([*command, str(i), ('leaves', 'says')[i]], cwd=ROOT, **PIPES) for i in range(2))
+  assert other.stdout.readline() == 'there\n'
+  still.send_signal(signal.SIGSTOP)
+  time.sleep(2.5)
+  still.send_signal(signal.SIGCONT)
+  other.stdin.write('go on\n')
+  other.stdin.close()
+  other.stdin = None
+  assert [each.communicate(timeout=30)[0] for each in (still, other)] == ['left\n', 'left\n']
 
 
 def test_a_missing_process_is_named_on_all_sides(monkeypatch, capsys):
