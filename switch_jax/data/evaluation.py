@@ -5,11 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from switch_jax.config import ConfigError, DataConfig
+from switch_jax.config import DataConfig
 from switch_jax.data import providers
 from switch_jax.data.groups import group_names
 from switch_jax.data.layout import Batch, HostBatch, rows_to_global
-from switch_jax.data.streams import add_missing_features, bounded_options, reading, to_rows
+from switch_jax.data.quiet_tensorflow import tf
+from switch_jax.data.streams import (
+  add_missing_features,
+  bounded_options,
+  explain_reading,
+  no_example,
+  reading,
+  to_rows,
+  with_named_errors,
+)
 
 # The masks of the held-out rows are the same in every run, so that losses of different seeds compare.
 EVALUATION_SEED = 0
@@ -36,7 +45,7 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
   provider = providers.find_provider(config, config.eval_split)
   groups = group_names(provider)
   with reading(config):
-    dataset = provider.get_dataset(
+    dataset = with_named_errors(provider, config).get_dataset(
       config.feature_lengths,
       split=config.eval_split,
       use_cached=config.use_cached_tasks,
@@ -47,12 +56,12 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
     )
     dataset = to_rows(dataset, config, with_groups=bool(groups))
   dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
-  batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
+  try:
+    batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
+  except tf.errors.OpError as error:
+    raise explain_reading(provider, config, config.eval_split, error) from error
   if not batches:
-    raise ConfigError(
-      f'{config.mixture_or_task_name} has no example in its split {config.eval_split!r}: the split is empty, or its '
-      'preprocessors leave nothing over; check its source and preprocessors, or name another eval_split.'
-    )
+    raise no_example(config.mixture_or_task_name, config.eval_split)
   missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
   batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
   return batches, tuple(groups)

@@ -197,6 +197,7 @@ def open_run(
       **distillation.record(lessons),
       'model': run.model.to_json(),
       'vocabulary': vocabulary,
+      'features': source.features,
       'identity': run.identity(),
       'run': run.to_json(),
     },
