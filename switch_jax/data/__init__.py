@@ -15,7 +15,7 @@ if TYPE_CHECKING:
   from switch_jax.data.layout import Batch, HostBatch
   from switch_jax.data.pipeline import TrainingSource, open_training
   from switch_jax.data.providers import vocabulary_of
-  from switch_jax.data.sentinels import decode_tokens, encode_text
+  from switch_jax.data.sentinels import decode_tokens, encode_text, sentinel_ids
   from switch_jax.data.vocabularies import (
     check_vocabulary,
     describe_vocabulary,
@@ -40,6 +40,7 @@ _HOMES = {
   'open_training': 'pipeline',
   'read_held_out': 'evaluation',
   'recorded_add_eos': 'features',
+  'sentinel_ids': 'sentinels',
   'vocabulary_of': 'providers',
 }
 
@@ -60,6 +61,7 @@ __all__ = [
   'open_training',
   'read_held_out',
   'recorded_add_eos',
+  'sentinel_ids',
   'target_entropies',
   'vocabulary_of',
 ]

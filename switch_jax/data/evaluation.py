@@ -13,6 +13,7 @@ from switch_jax.data.quiet_tensorflow import tf
 from switch_jax.data.streams import (
   add_missing_features,
   bounded_options,
+  check_ids,
   explain_reading,
   no_example,
   reading,
@@ -24,7 +25,9 @@ from switch_jax.data.streams import (
 EVALUATION_SEED = 0
 
 
-def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch], tuple[str, ...]]:
+def read_held_out(
+  config: DataConfig, num_batches: int, num_ids: int | None = None
+) -> tuple[list[HostBatch], tuple[str, ...]]:
   """Returns the first batches of the held-out split, in its own order, as NumPy arrays, and the names of its groups.
 
   They depend on the task, its lengths, and the batch size only: not on a seed, the streams, or the hosts.
@@ -32,6 +35,7 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
   Args:
     config: which task, and how its examples become batches.
     num_batches: how many, at least 1; fewer come if the split has no more.
+    num_ids: ids that the model has rows for; None is the size of the vocabulary.
 
   Returns:
     Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`; of a task with groups
@@ -62,6 +66,7 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
     raise explain_reading(provider, config, config.eval_split, error) from error
   if not batches:
     raise no_example(config.mixture_or_task_name, config.eval_split)
+  check_ids(batches, num_ids or provider.output_features['targets'].vocabulary.vocab_size)
   missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
   batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
   return batches, tuple(groups)
@@ -101,7 +106,9 @@ class EvaluationBatches(Iterable[Batch]):
       yield {name: rows_to_global(rows, self._sharding) for name, rows in batch.items()}
 
 
-def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int) -> EvaluationBatches:
+def open_evaluation(
+  config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int, num_ids: int | None = None
+) -> EvaluationBatches:
   """Reads the first `num_batches` batches of the held-out split; see `read_held_out`.
 
   Every host reads them all and puts the rows of its own devices on them: the split is short, and no host can then have
@@ -111,9 +118,10 @@ def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, nu
     config: which task, and how its examples become batches.
     rows_sharding: of arrays [batch, length].
     num_batches: how many, at least 1.
+    num_ids: ids that the model has rows for; None is the size of the vocabulary.
 
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
   """
-  batches, groups = read_held_out(config, num_batches)
+  batches, groups = read_held_out(config, num_batches, num_ids)
   return EvaluationBatches(batches, rows_sharding, groups)

@@ -78,6 +78,7 @@ class TrainingSource(Iterator[Batch]):
     config: DataConfig,
     seed: int,
     rows_sharding: jax.sharding.Sharding,
+    num_ids: int | None = None,
     snapshot_period: int = SNAPSHOT_PERIOD,
   ):
     """Builds the pipelines of this host's streams; the thread starts with `start`, or the first `next`.
@@ -86,6 +87,7 @@ class TrainingSource(Iterator[Batch]):
       config: which task, and how its examples become batches.
       seed: of the order and of the preprocessors.
       rows_sharding: of arrays [batch, length].
+      num_ids: ids that the model has rows for; None is the size of the vocabulary.
       snapshot_period: batches between snapshots; how many may have to be dropped when restoring.
 
     Raises:
@@ -103,6 +105,7 @@ class TrainingSource(Iterator[Batch]):
     streams = Streams(
       {s: make_stream(provider, config, s, seeds[s], len(held)) for s in held},
       functools.partial(explain_reading, provider, config, config.train_split),
+      num_ids or self.vocabulary_size,
     )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='switch_jax_data_'))
     # Both run also when the source is dropped without `close`, and before the interpreter takes TensorFlow apart.
@@ -169,6 +172,8 @@ class TrainingSource(Iterator[Batch]):
     self._remove_folder()
 
 
-def open_training(config: DataConfig, seed: int, rows_sharding: jax.sharding.Sharding) -> TrainingSource:
+def open_training(
+  config: DataConfig, seed: int, rows_sharding: jax.sharding.Sharding, num_ids: int | None = None
+) -> TrainingSource:
   """Opens the training data of a configuration; see `TrainingSource`."""
-  return TrainingSource(config, seed, rows_sharding)
+  return TrainingSource(config, seed, rows_sharding, num_ids)

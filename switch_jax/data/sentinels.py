@@ -23,6 +23,13 @@ _NO_UTF8 = 0x100 - 0xF5  # bytes from 0xF5 on
 BYT5_EXTRA_IDS = 125
 
 
+class ByT5Vocabulary(seqio.ByteVocabulary):
+  """The ids of ByT5 as released: SeqIO's bytes without extra ids, whose highest ones are sentinels."""
+
+  def __init__(self) -> None:
+    super().__init__(extra_ids=0)
+
+
 class HuggingFaceByteVocabulary(seqio.ByteVocabulary):
   """The ids of Hugging Face's ByT5Tokenizer: those of SeqIO's bytes, but for the order of the extra ids."""
 
@@ -36,7 +43,7 @@ def sentinel_ids(vocabulary: seqio.Vocabulary) -> list[int]:
   if not isinstance(vocabulary, seqio.ByteVocabulary):
     return []
   last = vocabulary.vocab_size - 1
-  count = vocabulary.extra_ids or _NO_UTF8
+  count = _NO_UTF8 if isinstance(vocabulary, ByT5Vocabulary) else vocabulary.extra_ids
   if isinstance(vocabulary, HuggingFaceByteVocabulary):
     return list(range(last - count + 1, last + 1))
   return list(range(last, last - count, -1))

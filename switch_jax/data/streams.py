@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,18 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
     result.setdefault(f'{side}_segment_ids', real)
     result.setdefault(f'{side}_positions', np.arange(real.shape[1], dtype=np.int32) * real)
   return result
+
+
+def check_ids(batches: Iterable[HostBatch], num_ids: int) -> None:
+  """Raises a `ConfigError` where a token is none of the ids that the model has rows for: its loss would be NaN."""
+  for batch in batches:
+    for name in ('encoder_input_tokens', 'decoder_target_tokens'):
+      for token in (batch[name].min(initial=0), batch[name].max(initial=0)):
+        if not 0 <= token < num_ids:
+          raise ConfigError(
+            f'the task gives the token {token} among the {"inputs" if name[0] == "e" else "targets"}; the ids are 0 to '
+            f'{num_ids - 1}. See to its preprocessors after the tokenizer, or use a larger ModelConfig.vocab_size.'
+          )
 
 
 def bounded_options(num_pipelines: int = 1) -> tf.data.Options:
@@ -99,7 +111,7 @@ def _check_tasks(provider: seqio.Task | seqio.Mixture, config: DataConfig, read:
     if is_empty:
       raise no_example(task.name, split, shard)
     with tempfile.TemporaryDirectory() as folder:
-      _save_iterator(examples, pathlib.Path(folder) / 'position')
+      _save_iterator(examples, pathlib.Path(folder) / 'position', f' ({task.name})')
 
 
 def no_example(name: str, split: str, shard: seqio.ShardInfo | None = None) -> ConfigError:
@@ -215,8 +227,8 @@ def explain_reading(
   return reading_error(provider, split, read, error)
 
 
-def _save_iterator(iterator: Iterator, path: pathlib.Path) -> None:
-  """Writes the position of a dataset's iterator.
+def _save_iterator(iterator: Iterator, path: pathlib.Path, name: str = '') -> None:
+  """Writes the position of a dataset's iterator; `name` is of the task, in brackets, if it is known.
 
   Raises:
     ConfigError: the pipeline has an operation whose state cannot be saved.
@@ -225,7 +237,7 @@ def _save_iterator(iterator: Iterator, path: pathlib.Path) -> None:
     tf.train.Checkpoint(iterator=iterator).write(str(path))
   except tf.errors.FailedPreconditionError as error:
     raise ConfigError(
-      f'The position of this task cannot be saved: {error.message} Use sources without from_generator, '
+      f'The position of this task cannot be saved{name}: {explain(error)}. Use sources without from_generator, '
       'py_function, or numpy_function, and in preprocessors tf.random.stateless_* with seeds from '
       'seqio.map_over_dataset.'
     ) from error
@@ -235,15 +247,19 @@ class Streams:
   """The streams of this host as iterators that advance together, and whose position can be saved."""
 
   def __init__(
-    self, datasets: Mapping[int, tf.data.Dataset], explain: Callable[[Exception], ConfigError] | None = None
+    self,
+    datasets: Mapping[int, tf.data.Dataset],
+    explain: Callable[[Exception], ConfigError] | None = None,
+    num_ids: int | None = None,
   ):
     """Starts at the first batch of each stream.
 
     Args:
       datasets: for each stream, its endless dataset.
       explain: says which task raised an error; None lets errors pass.
+      num_ids: that a token may have; None checks none.
     """
-    self._datasets, self._explain = dict(datasets), explain
+    self._datasets, self._explain, self._num_ids = dict(datasets), explain, num_ids
     self._iterators: dict[int, Iterator] = {stream: iter(dataset) for stream, dataset in datasets.items()}
 
   def next_batch(self) -> dict[int, HostBatch]:
@@ -260,10 +276,13 @@ class Streams:
       if self._explain is None:
         raise
       raise self._explain(error) from error
-    return {
+    batches = {
       stream: add_missing_features({name: value.numpy() for name, value in batch.items()})
       for stream, batch in rows.items()
     }
+    if self._num_ids is not None:
+      check_ids(batches.values(), self._num_ids)
+    return batches
 
   def save(self, directory: pathlib.Path, streams: Sequence[int]) -> None:
     """Writes the positions of some of the streams into a folder on this machine.

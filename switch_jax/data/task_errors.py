@@ -45,7 +45,8 @@ def said_and_where(error: BaseException) -> tuple[str, str]:
     if raised := _RAISED.findall(text):
       name, said = raised[-1][0].rpartition('.')[2], raised[-1][1]
   own = [frame for frame in frames if not frame[0].startswith(_OF_OTHERS) and '__autograph' not in frame[0]]
-  where = f' ({Path(own[-1][0]).name}, line {own[-1][1]}, in {own[-1][2]})' if own else ''
+  of = f', in {own[-1][2]}' if own and own[-1][2] not in (None, 'None') else ''
+  where = f' ({Path(own[-1][0]).name}, line {own[-1][1]}{of})' if own else ''
   said = ' '.join(said.split())
   said = said if len(said) <= _LONGEST else said[:_LONGEST] + '...'
   shown = said if said and name in ('ValueError', 'AssertionError') else ': '.join(filter(None, (name, said)))

@@ -18,7 +18,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, first_line
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from switch_jax.data.sentinels import BYT5_EXTRA_IDS, HuggingFaceByteVocabulary
+from switch_jax.data.sentinels import BYT5_EXTRA_IDS, ByT5Vocabulary, HuggingFaceByteVocabulary
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.folders.remote import is_storage_error
 
@@ -41,11 +41,13 @@ def make_vocabulary(name: str, extra_ids: int | None = None) -> seqio.Vocabulary
     extra_ids: ids on top, which stand for masked spans. None is 100, or 0 for a model that has them among its pieces,
       as mT5's and copies of it, and 0 and 125 for the two of ByT5.
   """
+  if name == BYT5:
+    return ByT5Vocabulary()
   if name == BYT5_HUGGINGFACE:
     return HuggingFaceByteVocabulary(BYT5_EXTRA_IDS if extra_ids is None else extra_ids)
   if extra_ids is None:
-    extra_ids = 0 if name == BYT5 or _has_sentinels(name) else EXTRA_IDS
-  if name in _OF_BYTES:
+    extra_ids = 0 if _has_sentinels(name) else EXTRA_IDS
+  if name == BYTES:
     return seqio.ByteVocabulary(extra_ids=extra_ids)
   return seqio.SentencePieceVocabulary(os.path.expanduser(name), extra_ids)
 
@@ -92,7 +94,9 @@ def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
 
 def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
   """Returns what identifies a vocabulary: its class, its special ids, and the SentencePiece model if it has one."""
-  facts = [type(vocabulary).__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
+  # ByT5's ids are those of a task with SeqIO's own class.
+  kind = seqio.ByteVocabulary if isinstance(vocabulary, ByT5Vocabulary) else type(vocabulary)
+  facts = [kind.__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
   model = getattr(vocabulary, 'sp_model', None)
   model = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else None
   return hashlib.sha256(json.dumps([*facts, model]).encode()).hexdigest()
@@ -101,15 +105,14 @@ def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
 def describe_vocabulary(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
   """Returns what a checkpoint's `config.json` records of a vocabulary, plain values that `load_vocabulary` reads.
 
-  `name` is 'bytes' or 'byt5_huggingface', the path of a SentencePiece model, or None for a vocabulary of the user's
+  `name` is 'bytes', 'byt5' or 'byt5_huggingface', the path of a SentencePiece model, or None for a vocabulary of the user's
   own class.
   """
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     name = vocabulary.sentencepiece_model_file
-  elif isinstance(vocabulary, HuggingFaceByteVocabulary):
-    name = BYT5_HUGGINGFACE
   else:
-    name = BYTES if isinstance(vocabulary, seqio.ByteVocabulary) else None
+    kinds = ((ByT5Vocabulary, BYT5), (HuggingFaceByteVocabulary, BYT5_HUGGINGFACE), (seqio.ByteVocabulary, BYTES))
+    name = next((known for kind, known in kinds if isinstance(vocabulary, kind)), None)
   return {
     'name': name,
     'extra_ids': vocabulary.extra_ids,

@@ -20,7 +20,7 @@ from switch_jax.data import providers
 from switch_jax.data.features import differing_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.sentinels import decode_tokens
-from switch_jax.data.streams import explain_reading
+from switch_jax.data.streams import check_ids, explain_reading
 from switch_jax.data.task_errors import failing, said_and_where
 from switch_jax.data.vocabularies import vocabulary_digest
 from switch_jax.inference.decoding import Ids
@@ -153,11 +153,6 @@ class TaskEvaluator:
       ) from error
     finally:
       logger.setLevel(level)
-    for name, values in metrics.items():
-      if not isinstance(values, Mapping):
-        raise ConfigError(
-          f'a metric of {name} gives a {type(values).__name__}; a metric_fn must return a dict of numbers by name.'
-        )
     return metrics, {task.name: self._describe(task, outputs[task.name]) for task in self.tasks}
 
   def _describe(self, task: seqio.Task, outputs: Mapping[Any, Any]) -> list[dict[str, Any]]:
@@ -183,10 +178,11 @@ class TaskEvaluator:
             records[i]['score'] = float(auxiliary['scores'][i])
     return records
 
-  def batches(self, dataset: tf.data.Dataset) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Yields the numbers and features of at most `batch_size` examples."""
+  def batches(self, dataset: tf.data.Dataset, num_ids: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Yields the numbers and features of at most `batch_size` examples, of tokens below `num_ids`."""
     size = self.config.data.batch_size
     for numbers, features in dataset.batch(size).as_numpy_iterator():
+      check_ids([features], num_ids)
       yield [int(n) for n in numbers], features
 
 
@@ -199,7 +195,7 @@ class _ModelFunctions:
   def _predict(self, dataset: tf.data.Dataset) -> tuple[list[tuple[int, list[int]]], list[float]]:
     if id(dataset) not in self._decoded:
       owner, tokens, scores = self._owner, [], []
-      for numbers, features in owner.batches(dataset):
+      for numbers, features in owner.batches(dataset, self._model.config.vocab_size):
         targets, found = decode_batch(
           self._model,
           owner.config.decoding,
@@ -223,7 +219,7 @@ class _ModelFunctions:
 
   def score(self, dataset: tf.data.Dataset) -> list[tuple[int, float]]:
     function, size, found = make_score(self._model.config, self._model.layout), self._owner.config.data.batch_size, []
-    for numbers, features in self._owner.batches(dataset):
+    for numbers, features in self._owner.batches(dataset, self._model.config.vocab_size):
       fill = ((0, size - len(numbers)), (0, 0))
       rows = (np.pad(features[f'{name}_tokens'], fill) for name in ('encoder_input', 'decoder_target'))
       scores = np.asarray(function(self._model.params, *rows))

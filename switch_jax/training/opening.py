@@ -136,7 +136,7 @@ def open_run(
     progress.note(line)
 
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
+  source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
   require_agreement('data', source.fingerprint)
   vocabulary = data.describe_vocabulary(source.vocabulary)
@@ -151,7 +151,7 @@ def open_run(
   if is_first_host:
     data.keep_vocabulary(source.vocabulary, run.model_dir)
   source.start()
-  held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
+  held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
 
   if params is None:
     params = distillation.initial_parameters(layout)
