@@ -66,7 +66,7 @@ def read_held_out(
     raise explain_reading(provider, config, config.eval_split, error) from error
   if not batches:
     raise no_example(config.mixture_or_task_name, config.eval_split)
-  check_ids(batches, num_ids or provider.output_features['targets'].vocabulary.vocab_size)
+  check_ids(batches, num_ids or provider.output_features['targets'].vocabulary.vocab_size, config.mixture_or_task_name)
   missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
   batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
   return batches, tuple(groups)

@@ -18,7 +18,7 @@ from switch_jax.data.layout import Batch, HostBatch, RowLayout
 from switch_jax.data.position import Position, Snapshots
 from switch_jax.data.prefetch import Prefetcher
 from switch_jax.data.quiet_tensorflow import seqio
-from switch_jax.data.streams import Streams, explain_reading, make_stream, stream_seeds
+from switch_jax.data.streams import Streams, check_ids, explain_reading, make_stream, stream_seeds
 
 # A snapshot takes 0.1 to 0.2 s of the thread and some MiB on disk; dropping a batch when restoring takes 5 to 10 ms.
 SNAPSHOT_PERIOD = 200
@@ -105,7 +105,7 @@ class TrainingSource(Iterator[Batch]):
     streams = Streams(
       {s: make_stream(provider, config, s, seeds[s], len(held)) for s in held},
       functools.partial(explain_reading, provider, config, config.train_split),
-      num_ids or self.vocabulary_size,
+      functools.partial(check_ids, num_ids=num_ids or self.vocabulary_size, task=config.mixture_or_task_name),
     )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='switch_jax_data_'))
     # Both run also when the source is dropped without `close`, and before the interpreter takes TensorFlow apart.

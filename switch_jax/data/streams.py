@@ -33,14 +33,14 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
   return result
 
 
-def check_ids(batches: Iterable[HostBatch], num_ids: int) -> None:
+def check_ids(batches: Iterable[HostBatch], num_ids: int, task: str) -> None:
   """Raises a `ConfigError` where a token is none of the ids that the model has rows for: its loss would be NaN."""
   for batch in batches:
     for name in ('encoder_input_tokens', 'decoder_target_tokens'):
       for token in (batch[name].min(initial=0), batch[name].max(initial=0)):
         if not 0 <= token < num_ids:
           raise ConfigError(
-            f'the task gives the token {token} among the {"inputs" if name[0] == "e" else "targets"}; the ids are 0 to '
+            f'{task} gives the token {token} among the {"inputs" if name[0] == "e" else "targets"}; the ids are 0 to '
             f'{num_ids - 1}. See to its preprocessors after the tokenizer, or use a larger ModelConfig.vocab_size.'
           )
 
@@ -250,16 +250,16 @@ class Streams:
     self,
     datasets: Mapping[int, tf.data.Dataset],
     explain: Callable[[Exception], ConfigError] | None = None,
-    num_ids: int | None = None,
+    check: Callable[[Iterable[HostBatch]], None] | None = None,
   ):
     """Starts at the first batch of each stream.
 
     Args:
       datasets: for each stream, its endless dataset.
       explain: says which task raised an error; None lets errors pass.
-      num_ids: that a token may have; None checks none.
+      check: raises a `ConfigError` if the rows of the streams cannot be trained on.
     """
-    self._datasets, self._explain, self._num_ids = dict(datasets), explain, num_ids
+    self._datasets, self._explain, self._check = dict(datasets), explain, check
     self._iterators: dict[int, Iterator] = {stream: iter(dataset) for stream, dataset in datasets.items()}
 
   def next_batch(self) -> dict[int, HostBatch]:
@@ -280,8 +280,8 @@ class Streams:
       stream: add_missing_features({name: value.numpy() for name, value in batch.items()})
       for stream, batch in rows.items()
     }
-    if self._num_ids is not None:
-      check_ids(batches.values(), self._num_ids)
+    if self._check is not None:
+      self._check(batches.values())
     return batches
 
   def save(self, directory: pathlib.Path, streams: Sequence[int]) -> None:

@@ -105,8 +105,8 @@ def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
 def describe_vocabulary(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
   """Returns what a checkpoint's `config.json` records of a vocabulary, plain values that `load_vocabulary` reads.
 
-  `name` is 'bytes', 'byt5' or 'byt5_huggingface', the path of a SentencePiece model, or None for a vocabulary of the user's
-  own class.
+  `name` is 'bytes', 'byt5' or 'byt5_huggingface', the path of a SentencePiece model, or None for a vocabulary of the
+  user's own class.
   """
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     name = vocabulary.sentencepiece_model_file

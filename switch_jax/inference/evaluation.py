@@ -182,7 +182,7 @@ class TaskEvaluator:
     """Yields the numbers and features of at most `batch_size` examples, of tokens below `num_ids`."""
     size = self.config.data.batch_size
     for numbers, features in dataset.batch(size).as_numpy_iterator():
-      check_ids([features], num_ids)
+      check_ids([features], num_ids, self.config.data.mixture_or_task_name)
       yield [int(n) for n in numbers], features
 
 

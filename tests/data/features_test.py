@@ -1,0 +1,59 @@
+"""What is recorded of a task's features, and what of it is compared."""
+
+import pytest
+
+from switch_jax.config import ConfigError
+from switch_jax.data import features, providers
+from switch_jax.data.quiet_tensorflow import seqio, tf
+
+LENGTHS = {'inputs': 16, 'targets': 8}
+
+
+def task(name, add_eos=True):
+  vocabulary = seqio.ByteVocabulary(extra_ids=100)
+  source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.range(1), splits=('train',))
+  return seqio.Task(
+    name,
+    source=source,
+    preprocessors=[],
+    output_features={
+      'inputs': seqio.Feature(vocabulary, add_eos=add_eos, required=False),
+      'targets': seqio.Feature(vocabulary),
+    },
+  )
+
+
+def test_what_is_recorded():
+  record = features.describe_features(task('plain', add_eos=False), LENGTHS)
+  assert record == {
+    'inputs': {'add_eos': False, 'dtype': 'int32', 'required': False, 'length': 16},
+    'targets': {'add_eos': True, 'dtype': 'int32', 'required': True, 'length': 8},
+  }
+  assert features.recorded_add_eos({'features': record}, 'inputs') is False
+  assert features.recorded_add_eos({}, 'inputs') is None
+  assert features.recorded_add_eos({'features': None}, 'inputs') is None
+
+
+def test_what_the_tasks_of_a_mixture_do_not_share_is_none():
+  mixture = seqio.Mixture('both', [task('a'), task('b', add_eos=False)], default_rate=1.0)
+  record = features.describe_features(mixture, LENGTHS)
+  assert record['inputs']['add_eos'] is None
+  assert record['targets']['add_eos'] is True
+  assert features.recorded_add_eos({'features': record}, 'inputs') is None
+
+
+def test_differences_in_words():
+  record = features.describe_features(task('plain'), LENGTHS)
+  other = task('plain', add_eos=False)
+  assert features.differing_features(record, other, {'inputs': 99, 'targets': 99}) == [
+    'add_eos of inputs was True and is False'
+  ]
+  assert features.differing_features(None, other, LENGTHS) == []
+
+
+def test_a_run_goes_on_with_the_same_features_only():
+  then, now = ({'seed': 0, **features.fingerprint_features(features.describe_features(t, LENGTHS))} for t in
+               (task('plain'), task('plain', add_eos=False)))  # fmt: skip
+  with pytest.raises(ConfigError, match="inputs_features was 'add_eos True, .*' and is 'add_eos False, .*restore the"):
+    providers.check_fingerprint(then, now)
+  providers.check_fingerprint({'seed': 0}, now)  # a checkpoint of an older version
