@@ -54,6 +54,6 @@ def test_differences_in_words():
 def test_a_run_goes_on_with_the_same_features_only():
   then, now = ({'seed': 0, **features.fingerprint_features(features.describe_features(t, LENGTHS))} for t in
                (task('plain'), task('plain', add_eos=False)))  # fmt: skip
-  with pytest.raises(ConfigError, match="inputs_features was 'add_eos True, .*' and is 'add_eos False, .*restore the"):
+  with pytest.raises(ConfigError, match=r"inputs_features was 'add_eos True, .*' and is 'add_eos False, .*restore the"):
     providers.check_fingerprint(then, now)
   providers.check_fingerprint({'seed': 0}, now)  # a checkpoint of an older version

@@ -49,7 +49,7 @@ def test_ids_are_those_that_span_corruption_counts_down_from():
   check_sentinels(make_vocabulary('byt5'), 11)
   with pytest.raises(ConfigError, match='need 12 sentinels in a sequence; the vocabulary has 11'):
     check_sentinels(make_vocabulary('byt5'), 12)
-  with pytest.raises(ConfigError, match="counts its sentinels upwards.*use 'byt5'"):
+  with pytest.raises(ConfigError, match=r"counts its sentinels upwards.*use 'byt5'"):
     check_sentinels(make_vocabulary('byt5_huggingface'), 1)
 
 
