@@ -11,7 +11,7 @@ from switch_jax.data.yardsticks import TargetEntropies, target_entropies
 
 if TYPE_CHECKING:
   from switch_jax.data.evaluation import EvaluationBatches, open_evaluation, read_held_out
-  from switch_jax.data.features import recorded_add_eos
+  from switch_jax.data.features import recorded_add_eos, with_observed_eos
   from switch_jax.data.layout import Batch, HostBatch
   from switch_jax.data.pipeline import TrainingSource, open_training
   from switch_jax.data.providers import vocabulary_of
@@ -42,6 +42,7 @@ _HOMES = {
   'recorded_add_eos': 'features',
   'sentinel_ids': 'sentinels',
   'vocabulary_of': 'providers',
+  'with_observed_eos': 'features',
 }
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
   'sentinel_ids',
   'target_entropies',
   'vocabulary_of',
+  'with_observed_eos',
 ]
 
 

@@ -1,7 +1,9 @@
 """What the features of a task are, as a checkpoint records them beside its vocabulary, and what that means later."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
   from switch_jax.data.quiet_tensorflow import seqio
@@ -43,10 +45,37 @@ def fingerprint_features(features: Mapping[str, Mapping[str, Any]]) -> dict[str,
   }
 
 
+def with_observed_eos(
+  features: Mapping[str, Mapping[str, Any]], batches: Iterable[Mapping[str, np.ndarray]], eos_id: int
+) -> dict[str, dict[str, Any]]:
+  """Returns the features with `ends_with_eos`, what the examples do: it is the preprocessors that append EOS, or do not.
+
+  Args:
+    features: of `describe_features`.
+    batches: rows, packed or not, as those of `TrainingSource`.
+    eos_id: of the vocabulary.
+
+  Returns:
+    `ends_with_eos` is True or False where all examples agree that were not cut at the length, and else None.
+  """
+  batches, found = list(batches), {}
+  for name, tokens, side in (('inputs', 'encoder_input', 'encoder'), ('targets', 'decoder_target', 'decoder')):
+    ends: set[bool] = set()
+    for batch in batches:
+      rows, segments = batch[f'{tokens}_tokens'], batch[f'{side}_segment_ids']
+      following = np.pad(segments, ((0, 0), (0, 1)))[:, 1:]
+      is_last = (segments > 0) & (segments != following)
+      is_last[batch[f'{side}_positions'] == rows.shape[1] - 1] = False  # as long as a row: perhaps cut
+      ends |= set((rows[is_last] == eos_id).tolist())
+    found[name] = {**features[name], 'ends_with_eos': ends.pop() if len(ends) == 1 else None}
+  return found
+
+
 def recorded_add_eos(record: Mapping[str, Any], name: str) -> bool | None:
   """Returns whether a checkpoint's task ended a feature with EOS; None where its `config.json` does not say."""
-  value = ((record.get('features') or {}).get(name) or {}).get('add_eos')
-  return value if isinstance(value, bool) else None
+  recorded = (record.get('features') or {}).get(name) or {}
+  values = (recorded.get('ends_with_eos'), recorded.get('add_eos'))
+  return next((value for value in values if isinstance(value, bool)), None)
 
 
 def differing_features(

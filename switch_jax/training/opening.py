@@ -197,7 +197,7 @@ def open_run(
       **distillation.record(lessons),
       'model': run.model.to_json(),
       'vocabulary': vocabulary,
-      'features': source.features,
+      'features': data.with_observed_eos(source.features, held_out.on_host, source.vocabulary.eos_id),
       'identity': run.identity(),
       'run': run.to_json(),
     },

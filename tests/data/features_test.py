@@ -1,5 +1,6 @@
 """What is recorded of a task's features, and what of it is compared."""
 
+import numpy as np
 import pytest
 
 from switch_jax.config import ConfigError
@@ -40,6 +41,35 @@ def test_what_the_tasks_of_a_mixture_do_not_share_is_none():
   assert record['inputs']['add_eos'] is None
   assert record['targets']['add_eos'] is True
   assert features.recorded_add_eos({'features': record}, 'inputs') is None
+
+
+def rows(inputs, segments, targets):
+  positions = [[0, 1, 0, 1]] * len(inputs)
+  return {
+    'encoder_input_tokens': np.array(inputs),
+    'encoder_segment_ids': np.array(segments),
+    'encoder_positions': np.array(positions),
+    'decoder_target_tokens': np.array(targets),
+    'decoder_segment_ids': np.ones((len(targets), 4), int),
+    'decoder_positions': np.array([[0, 1, 2, 3]] * len(targets)),
+  }
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'segments', 'ends'),
+  [
+    ([[5, 1, 6, 1], [7, 1, 0, 0]], [[1, 1, 2, 2], [1, 1, 0, 0]], True),
+    ([[5, 4, 6, 3], [1, 7, 0, 0]], [[1, 1, 2, 2], [1, 1, 0, 0]], False),
+    ([[5, 1, 6, 3]], [[1, 1, 2, 2]], None),
+    ([[0, 0, 0, 0]], [[0, 0, 0, 0]], None),
+  ],
+)
+def test_what_the_examples_do_goes_before_what_the_task_says(inputs, segments, ends):
+  declared = features.describe_features(task('plain', add_eos=not ends), LENGTHS)
+  found = features.with_observed_eos(declared, [rows(inputs, segments, [[5, 6, 7, 8]] * len(inputs))], 1)
+  assert (found['inputs']['ends_with_eos'], found['targets']['ends_with_eos']) == (ends, None)
+  expected = (not ends) if ends is None else ends
+  assert features.recorded_add_eos({'features': found}, 'inputs') is expected
 
 
 def test_differences_in_words():
