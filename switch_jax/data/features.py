@@ -48,7 +48,7 @@ def fingerprint_features(features: Mapping[str, Mapping[str, Any]]) -> dict[str,
 def with_observed_eos(
   features: Mapping[str, Mapping[str, Any]], batches: Iterable[Mapping[str, np.ndarray]], eos_id: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns the features with `ends_with_eos`, what the examples do: it is the preprocessors that append EOS, or do not.
+  """Returns the features with `ends_with_eos`, what the examples do: preprocessors append EOS, or do not.
 
   Args:
     features: of `describe_features`.

@@ -20,12 +20,8 @@ VOCABULARY = types.SimpleNamespace(extra_ids=3, eos_id=1)
 class Source:
   """Says what is done to it, and gives no batch."""
 
-  vocabulary, vocabulary_size, fingerprint, features = (
-    VOCABULARY,
-    12,
-    {'seed': 0},
-    dict.fromkeys(('inputs', 'targets'), {}),
-  )
+  vocabulary, vocabulary_size, fingerprint = VOCABULARY, 12, {'seed': 0}
+  features = types.MappingProxyType({'inputs': {}, 'targets': {}})
 
   def __init__(self, done):
     self._done = done
