@@ -93,17 +93,17 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
     raise ConfigError(f'{name} has different vocabularies for inputs and targets; the model has one; use another task.')
   check_features(provider, features)
   vocabulary = features['targets'].vocabulary
-  if vocabulary.eos_id is None or vocabulary.pad_id != 0:
-    raise ConfigError(
-      f'the vocabulary of {name}, a {type(vocabulary).__name__}, has EOS {vocabulary.eos_id} and padding '
-      f'{vocabulary.pad_id}; the model needs an EOS, and 0 for padding; use another vocabulary.'
-    )
   if config.vocabulary is not None and vocabulary != make_vocabulary(config.vocabulary):
     raise ConfigError(
       f'DataConfig.vocabulary is {config.vocabulary!r}, but {name} has a vocabulary of its own; leave VOCABULARY at '
       'None, or let the function register(data) of the task module use data.vocabulary.'
     )
   check_vocabulary(vocabulary)
+  if vocabulary.eos_id is None or vocabulary.pad_id != 0:
+    raise ConfigError(
+      f'the vocabulary of {name}, a {type(vocabulary).__name__}, has EOS {vocabulary.eos_id} and padding '
+      f'{vocabulary.pad_id}; the model needs an EOS, and 0 for padding; use another vocabulary.'
+    )
   if isinstance(provider, seqio.Mixture):
     check_rates(provider, split)
   _check_weights(provider, split)
