@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -24,6 +25,26 @@ def remove_leftovers(directory: epath.Path) -> None:
     number, mark, _ = path.name.partition(_TEMPORARY)
     if number.isdecimal() and (mark or _is_leftover(path)):
       path.rmtree()
+
+
+def remove_steps(paths: Iterable[epath.Path]) -> None:
+  """Removes complete steps.
+
+  Raises:
+    CheckpointError: one cannot be removed.
+  """
+  for path in paths:
+    try:
+      # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
+      (path / FILES).unlink()
+      path.rmtree()
+    except Exception as error:
+      if not is_storage_error(error):
+        raise
+      raise CheckpointError(
+        f'{path} is not to be kept and could not be removed: {first_line(error)}. All newer checkpoints are whole; see '
+        'to the cause (rights, a store out of reach) and run the same command again to continue from the newest.'
+      ) from error
 
 
 def move_aside(path: epath.Path) -> None:
