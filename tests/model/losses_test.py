@@ -60,7 +60,7 @@ def statistics_of(seed=1, empty=()):
   wanted = random.multinomial(8, [1 / EXPERTS] * EXPERTS, GROUPS).astype(np.float32)
   probability = random.dirichlet([1.0] * EXPERTS, GROUPS).astype(np.float32) * 8
   rest = random.random((3, GROUPS)).astype(np.float32) * 8
-  found = RoutingStatistics(np.full(GROUPS, 8, np.float32), wanted, probability, *rest)
+  found = RoutingStatistics(np.full(GROUPS, 8, np.float32), wanted, wanted, probability, *rest)
   full = ~np.isin(np.arange(GROUPS), empty)
   return jax.tree.map(lambda x: jnp.asarray((x.T * full).T), found)
 

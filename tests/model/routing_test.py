@@ -43,7 +43,6 @@ def decide(logits, capacity, real=None, deterministic=True, **fields):
     (6, 0.1, 'floor', 1, 1),
     (6, 0.1, 'floor', 4, 4),
     (2, 1.0, 'floor', 4, 2),  # never more than the group has
-    (6, 0.0, 'floor', 0, 0),
     (6, None, 'floor', 1, None),
   ],
 )
