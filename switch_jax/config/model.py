@@ -56,8 +56,8 @@ class MoeConfig(Checked):
     dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference.
     drop_free_block_size: rows to which the run of each expert is padded when no token is dropped; None picks a power
       of two from 8 to 128 near the mean number of tokens per expert.
-    attention_expert: what a Switch attention expert is: a feed-forward `mlp` with two output matrices, one for the query
-      and one for the shared key and value, as in the paper's code; or `linear`, these two matrices alone.
+    attention_expert: what a Switch attention expert is: a feed-forward `mlp` with two output matrices, one for the
+      query and one for the shared key and value, as in the paper's code; or `linear`, these two matrices alone.
   """
 
   num_experts: int
@@ -161,8 +161,8 @@ class ModelConfig(Checked):
       keeps the results of matrix products too.
     mask_padding_queries: a padding token attends to nothing, which averages all keys (T5X); False lets it attend to
       the real tokens (Hugging Face). It matters only where padding competes for slots.
-    relpos_num_buckets, relpos_max_distance: relative-position buckets, an even number, and the distance from which on all
-      keys share the last one.
+    relpos_num_buckets, relpos_max_distance: relative-position buckets, an even number, and the distance from which on
+      all keys share the last one.
     moe: the Switch layers; None is a dense T5.
   """
 

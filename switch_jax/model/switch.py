@@ -112,8 +112,8 @@ class SwitchLayer(nn.Module):
       never_drop: as many slots as needed and one group, whatever the configuration says (decoding).
 
     Returns:
-      `[batch, length, sum of the widths]` in the dtype of `x`, zero where a token was dropped; and the routing statistics,
-      arrays whose first axis is all groups of the batch.
+      `[batch, length, sum of the widths]` in the dtype of `x`, zero where a token was dropped; and the routing
+      statistics, arrays whose first axis is all groups of the batch.
     """
     config, moe = self.config, self.config.experts
     outputs = self.outputs or {'wo': (config.emb_dim, 'expert')}
