@@ -9,7 +9,8 @@ import pytest
 from switch_jax import config
 from switch_jax.model import Transformer, init_parameters
 from switch_jax.parallel import Layout
-from switch_jax.training.step import step_streams
+from switch_jax.training.state import init_state, plan_state
+from switch_jax.training.step import make_train_step, step_streams
 from tests.training.short_runs import EIGHT, FOUR, LOSS, MODEL, MOE, ONE, QUIET, batch, train
 
 
@@ -36,6 +37,49 @@ def test_bfloat16_trains_on_eight_devices():
 def test_rematerialisation_changes_no_number(policy):
   losses = train(dataclasses.replace(MODEL, remat_policy=policy), ONE)[0]
   np.testing.assert_allclose(losses, train(MODEL, ONE)[0], rtol=2e-6)
+
+
+def test_one_expert_learns_as_the_dense_model():
+  """From the same weights, with one rule of factoring; the router of one expert learns nothing."""
+  sparse = dataclasses.replace(QUIET.experts, num_experts=1, router_z_loss_factor=0.0, train_capacity_factor=1.0)
+  found = {}
+  layout = Layout.single_device()
+  rows = jax.device_put(batch(), layout.batch_sharding())
+  for name, moe in (('dense', None), ('expert', sparse)):
+    data = config.DataConfig(mixture_or_task_name='x', feature_lengths={'inputs': 12, 'targets': 6}, batch_size=8)
+    run = config.RunConfig(
+      model_dir='unused', model=dataclasses.replace(QUIET, moe=moe), data=data, train_steps=3, random_seed=0,
+      optimizer=config.OptimizerConfig(factor_experts='by_size', warmup_steps=25),
+    )  # fmt: skip
+    plan = plan_state(run, layout)
+    state, step = init_state(run, layout, plan), make_train_step(run, layout, plan)
+    if name == 'expert':
+      params = jax.tree.map(lambda x: x, state.params)
+      for stack, start in starts.items():
+        mlp = params[stack]['layers_0']['mlp']
+        before = np.asarray(mlp['router']['router_weights']['w']['kernel'])
+        params[stack] = start | {'layers_0': start['layers_0'] | {'mlp': mlp | {'expert': with_axis(start)}}}
+      params['token_embedder'] = embedder
+      state = dataclasses.replace(state, params=jax.device_put(params, plan.shardings.params))
+    else:
+      starts = {stack: jax.device_get(state.params[stack]) for stack in ('encoder', 'decoder')}
+      embedder = jax.device_get(state.params['token_embedder'])
+    for _ in range(3):
+      state, metrics = step(state, rows)
+    found[name] = float(metrics['cross_ent_loss']), jax.device_get(state.params)
+  np.testing.assert_allclose(found['expert'][0], found['dense'][0], rtol=1e-6)
+  expert, dense = (found[name][1] for name in ('expert', 'dense'))
+  mlp = expert['decoder']['layers_0'].pop('mlp')
+  np.testing.assert_array_equal(mlp['router']['router_weights']['w']['kernel'], before)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mlp['expert'], with_axis(dense['decoder']))
+  del dense['decoder']['layers_0']['mlp'], dense['encoder'], expert['encoder']
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expert, dense)
+  assert np.abs(dense['token_embedder']['embedding'] - embedder['embedding']).max() > 1e-2
+
+
+def with_axis(stack):
+  """Returns the first feed-forward network of a stack as a stack of one expert."""
+  return jax.tree.map(lambda x: x[None], stack['layers_0']['mlp'])
 
 
 @pytest.mark.parametrize(('shape', 'parts'), [(ONE, 1), (FOUR, 2)])
