@@ -44,7 +44,9 @@ def test_only_what_is_below_a_path_is_compared():
 
 def test_two_routers_in_attention_are_named():
   saved = {'params': {'self_attention': {'key_value': {'router': {'w': np.zeros(2)}}}}}
-  with pytest.raises(ConfigError, match='run has two routers in Switch attention, .* this one has one for all of them'):
+  with pytest.raises(
+    ConfigError, match=r'run has two routers in Switch attention, .* this one has one for all of them'
+  ):
     check_shapes(PATH, saved, shapes(w=(2,)))
 
 
