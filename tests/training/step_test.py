@@ -43,7 +43,7 @@ def three_steps(model, change=lambda params: params):
   """Trains by one rule of factoring; returns the parameters of the beginning, the last loss and the parameters."""
   data = config.DataConfig(mixture_or_task_name='x', feature_lengths={'inputs': 12, 'targets': 6}, batch_size=8)
   optimizer = config.OptimizerConfig(factor_experts='by_size', warmup_steps=25)
-  run = config.RunConfig(model_dir='', model=model, data=data, train_steps=3, random_seed=0, optimizer=optimizer)
+  run = config.RunConfig(model_dir='x', model=model, data=data, train_steps=3, random_seed=0, optimizer=optimizer)
   layout = Layout.single_device()
   plan = plan_state(run, layout)
   state, step = init_state(run, layout, plan), make_train_step(run, layout, plan)
