@@ -34,6 +34,7 @@ SETTINGS = [
   '--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=10000', '--gin.LOG_PERIOD=20', '--gin.Z_LOSS=0.0',
   '--gin.config.ModelConfig.emb_dim=32', '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.head_dim=16',
   '--gin.config.ModelConfig.mlp_dim=32', '--gin.config.ModelConfig.init_scale=1.0',
+  '--gin.config.OptimizerConfig.factor_experts=by_size',  # one rule for both models
 ]  # fmt: skip
 # Experts in every layer (the paper: every second one); at twice the mean load hardly a token is dropped.
 MODELS = {

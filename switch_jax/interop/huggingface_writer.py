@@ -198,7 +198,7 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
     _refuse(f'MoeConfig.expert_mlp_dim is {expert_dim} and ModelConfig.mlp_dim {config.mlp_dim}: there is one d_ff')
   for stack, layers in sparse.items():
     result[f'num_sparse_{stack}_layers'] = _num_sparse(stack, layers, config.num_layers(stack))
-  explores = moe.exploration == 'input_jitter'
+  explores = moe.explores == 'input_jitter'
   return result | {
     'd_ff': expert_dim,
     'dense_act_fn': activation,

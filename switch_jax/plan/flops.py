@@ -72,9 +72,12 @@ def forward_flops(run: RunConfig, num_token_shards: int) -> dict[str, ForwardFlo
     if stack in routings:
       slots, hidden = _expert_rows(routings[stack], choices), moe.expert_mlp_dim or model.mlp_dim
       experts = switch * (inner + 1) * 2 * model.emb_dim * hidden * slots
-      one = projection if moe.attention_expert == 'linear' else 2 * hidden * (inner * model.emb_dim + joined)
-      experts += 2 * switch_attention * one * slots  # the query's experts, and those of the shared key and value
-      router = (switch + 2 * switch_attention) * 2 * model.emb_dim * moe.num_experts * count
+      fan_in = model.emb_dim if moe.attention_expert == 'linear' else hidden
+      one = 2 * 2 * fan_in * joined  # the query, and the shared key and value
+      if moe.attention_expert == 'mlp':
+        one += inner * 2 * model.emb_dim * hidden
+      experts += switch_attention * one * slots
+      router = (switch + switch_attention) * 2 * model.emb_dim * moe.num_experts * count
     if stack == 'decoder':
       projections += layers * 2 * projection * (count + tokens['encoder'])
       scores += layers * 2 * 2 * joined * length['encoder'] * count

@@ -26,7 +26,8 @@ def test_overrides_of_our_own(tmp_path):
   assert (config.scan_layers, config.moe.eval_capacity_factor) == (True, None)
   separate = interop.load('switch_jax', tmp_path)[1]
   assert_same(interop.separate_layers(params, config), separate)
-  assert np.shape(params['encoder']['blocks']['layers_1']['attention']['query']['expert']['w']['kernel'])[0] == 1
+  attention = params['encoder']['blocks']['layers_1']['attention']
+  assert np.shape(attention['query_key_value']['expert']['query']['kernel'])[0] == 1
   with pytest.raises(ConfigError, match="attention_expert='mlp' contradicts the parameters of "):
     interop.load('switch_jax', tmp_path, attention_expert='mlp')
 

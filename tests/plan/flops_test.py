@@ -38,6 +38,18 @@ def test_experts_are_counted_at_their_effective_capacity():
   assert forward[1] == 2 * forward[0]
 
 
+def test_experts_in_attention_share_their_hidden_units():
+  settings = ('encoder_attention_layers=1', 'encoder_layers=()', 'expert_capacity=10')
+  run = paper_run('switch_base', 256, *(f'config.MoeConfig.{setting}' for setting in settings))
+  forward = flops.forward_flops(run, 32)['encoder']
+  rows = 32 * 128 * 10
+  assert forward.experts == 12 * 2 * 768 * 3072 * 3 * rows  # the input kernel, the query's, and key's and value's
+  assert forward.router == 12 * 2 * 768 * 128 * 256 * 512
+  assert forward.projections == 12 * 2 * 768 * 768 * 256 * 512
+  linear = paper_run('switch_base', 256, *(f'config.MoeConfig.{s}' for s in (*settings, 'attention_expert="linear"')))
+  assert flops.forward_flops(linear, 32)['encoder'].experts == 12 * 2 * 768 * 768 * 2 * rows
+
+
 def test_without_dropping_every_token_has_its_choices():
   free = paper_run('moe_base', 256, 'config.MoeConfig.train_capacity_factor=None')
   tokens = 256 * 512
