@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
           if flags.steps:
             found = train(run)
             losses = [metrics['loss'] for metrics in read_metrics(found.model_dir.train / 'metrics.jsonl')]
-            line += f'; losses {" ".join(f"{loss:.3f}" for loss in losses)}, held out {found.held_out["cross_ent_loss_text"]:.3f}'
+            held_out = found.held_out['cross_ent_loss_text']
+            line += f'; losses {" ".join(f"{loss:.3f}" for loss in losses)}, held out {held_out:.3f}'
         except config.ConfigError as error:
           refused, line = refused + 1, f'refused: {error}'
         print(f'{path.name}: {line}', flush=True)

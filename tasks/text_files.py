@@ -96,7 +96,7 @@ def find_files(pattern: str | None) -> list[epath.Path]:
   for path in files:
     if not is_remote(path) and not os.access(path, os.R_OK):
       raise ConfigError(f'{path} cannot be read; make it readable, or narrow DataConfig.text_files {pattern!r}.')
-    if not is_remote(path) and not path.is_file():
+    if not is_remote(path) and not os.path.isfile(path):
       raise ConfigError(f'{path} is no regular file; narrow DataConfig.text_files {pattern!r}.')
     if path.suffix not in SUFFIXES:
       raise ConfigError(
@@ -238,7 +238,7 @@ def identify(files: list[epath.Path]) -> list[dict[str, str | int]]:
   stats = [_place_and_time(path) for path in files]
   if sum(size for _, size, _ in stats) <= MAX_BYTES_TO_REREAD:
     return [_contents(path) for path in files]
-  known = cache_directory() / 'text_files' / f'seen_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
+  known = cache_directory() / 'text_files' / f'read_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
   try:
     return json.loads(known.read_text(encoding='utf-8'))
   except (OSError, ValueError):
@@ -273,11 +273,12 @@ def get_corpus(pattern: str | None) -> corpus.Corpus:
   made = make(functools.partial(_write, files=files), size)
   if not (total := _count_bytes(made)):
     raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) hold no text; name files with text.'
+      f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) have nothing but blank lines and empty texts; '
+      'name files with text.'
     )
   share = _held_out_fraction(total) * total
   # What checkpoints of older runs record is the digest of these pieces.
-  if min(share / 4, _HELD_OUT_BYTES_ENOUGH) <= made.num_bytes(corpus.VALIDATION) <= total / 2:
+  if _is_parted(made, min(share / 4, _HELD_OUT_BYTES_ENOUGH)):
     return made
   limit = min(max(total // _PIECES_OF_SHORT_TEXT, _MIN_PIECE_BYTES), corpus.MAX_PARAGRAPH_BYTES)
   for by_line in (False, True):
@@ -285,7 +286,7 @@ def get_corpus(pattern: str | None) -> corpus.Corpus:
       _write_pieces, files=files, fraction=_held_out_fraction(total), cut=_Cut(limit=limit, by_line=by_line)
     )
     made = make(write, total, piece_bytes=limit, by_line=by_line)
-    if share / 2 <= made.num_bytes(corpus.VALIDATION) <= _count_bytes(made) / 2:
+    if _is_parted(made, share / 2):
       return made
   raise ConfigError(f'DataConfig.text_files is {pattern!r}; {_why_nothing_is_held_out(made)}')
 
@@ -297,6 +298,25 @@ def _held_out_fraction(size: int) -> float:
 
 def _count_bytes(made: corpus.Corpus) -> int:
   return made.num_bytes(corpus.TRAIN) + made.num_bytes(corpus.VALIDATION)
+
+
+def _is_parted(made: corpus.Corpus, at_least: float) -> bool:
+  """Whether so many bytes, but not most of the text, are held out, and a quarter of them is in lines of their own."""
+  held_out = made.num_bytes(corpus.VALIDATION)
+  if not at_least <= held_out <= _count_bytes(made) / 2:
+    return False
+  if held_out > 2 * HELD_OUT_BYTES:  # more pieces than equal lines can make different ones
+    return True
+  sizes = collections.Counter[str]()
+  for piece in made.paragraphs(corpus.VALIDATION):
+    for line in piece.split('\n'):
+      sizes[line] += len(line.encode('utf-8')) + 1
+  of_their_own = held_out
+  for piece in made.paragraphs(corpus.TRAIN):
+    of_their_own -= sum(sizes.pop(line, 0) for line in piece.split('\n'))
+    if of_their_own < held_out / 4:
+      return False
+  return True
 
 
 def _why_nothing_is_held_out(made: corpus.Corpus) -> str:

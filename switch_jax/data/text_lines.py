@@ -30,9 +30,9 @@ _NO_TEXT = {
   b'%PDF-1.': ('a PDF file', 'pdftotext'),
   b'%PDF-2.': ('a PDF file', 'pdftotext'),
 }
-# UTF-8 text has next to no zero bytes; UTF-16 has one in each space, line end and Latin letter, all on one side.
+# UTF-8 text has next to no zero bytes; UTF-16 has one in each space and line end, always on the same side.
 SNIFFED_BYTES = 4096
-_MIN_ZEROS, _MIN_ZERO_SHARE = 2, 0.01
+_SPACES = frozenset(b' \t\r\n')
 
 
 class TextLine(NamedTuple):
@@ -77,19 +77,30 @@ def check_encoding(name: str, head: bytes) -> None:
 
 def _wide_encoding(head: bytes) -> str | None:
   """Returns the encoding of text of two or four bytes a character without a mark, or None."""
-  zeros = head.count(0)
-  if zeros < _MIN_ZEROS or zeros < _MIN_ZERO_SHARE * len(head) / 2:
+  even, odd = head[::2], head[1::2]
+  if len(head) < 4 or 0 not in head:
     return None
-  # Of four bytes of UTF-32 at least one, and of Latin letters three, are zero, on both sides of each pair.
-  quarters = [head[i::4].count(0) / max(len(head[i::4]), 1) for i in range(4)]
-  if quarters[3] == 1 and quarters[2] > 0.5 and quarters[0] < 0.5:
+  # Of the four bytes of a character in UTF-32 the highest is zero, and nearly always the next one.
+  quarters = [head[i::4].count(0) / len(head[i::4]) for i in range(4)]
+  if quarters[3] == 1 and quarters[2] > 0.5 > quarters[0]:
     return 'UTF-32LE'
-  if quarters[0] == 1 and quarters[1] > 0.5 and quarters[3] < 0.5:
+  if quarters[0] == 1 and quarters[1] > 0.5 > quarters[3]:
     return 'UTF-32BE'
-  high, low = head[1::2].count(0), head[::2].count(0)
-  if min(high, low) > 0.02 * max(high, low):
-    return None
-  return 'UTF-16LE' if high > low else 'UTF-16BE'
+  little, big = _count_spaces(even, odd), _count_spaces(odd, even)
+  at_least = max(2, len(even) / 200)
+  # Where zero bytes only follow lines of UTF-8, as many of the pairs lie across the characters of UTF-16.
+  if little >= at_least and little >= 20 * max(big, _count_spaces(odd, even[1:])):
+    return 'UTF-16LE'
+  if big >= at_least and big >= 20 * max(little, _count_spaces(even[1:], odd)):
+    return 'UTF-16BE'
+  if len(head) % 2 == 0 and sorted((even.count(0), odd.count(0))) == [0, len(even)]:  # Latin letters, and no space yet
+    return 'UTF-16LE' if odd.count(0) else 'UTF-16BE'
+  return None
+
+
+def _count_spaces(low: bytes, high: bytes) -> int:
+  """Counts spaces and line ends among the characters that have these low and high bytes."""
+  return sum(not b and a in _SPACES for a, b in zip(low, high, strict=False))
 
 
 def _blocks(path: epath.Path) -> Iterator[tuple[int, bytes]]:
