@@ -76,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   refused = 0
   with tempfile.TemporaryDirectory(prefix='short_texts_') as folder:
     root = pathlib.Path(folder)
-    jax.config.update('jax_compilation_cache_dir', str(root / 'compiled'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    if flags.steps:  # one compilation for all
+      jax.config.update('jax_compilation_cache_dir', str(root / 'compiled'))
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     for size in flags.sizes:
       for seed in range(flags.files):
         path = root / f'{size}_{seed}.txt'

@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -321,7 +322,7 @@ def _is_parted(made: corpus.Corpus, at_least: float) -> bool:
 
 def _why_nothing_is_held_out(made: corpus.Corpus) -> str:
   """Returns cause and remedy for a text that cannot be parted although each of its lines is a piece."""
-  lines = collections.Counter(made.paragraphs(corpus.TRAIN))
+  lines = collections.Counter(itertools.chain(made.paragraphs(corpus.TRAIN), made.paragraphs(corpus.VALIDATION)))
   total = _count_bytes(made)
   if len(lines) == lines.total():
     return f'its {total} bytes of text are too few for a part that is held out; about {4 * _MIN_PIECE_BYTES} bytes do.'
