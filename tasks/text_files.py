@@ -302,7 +302,7 @@ def _count_bytes(made: corpus.Corpus) -> int:
 
 
 def _is_parted(made: corpus.Corpus, at_least: float) -> bool:
-  """Whether so many bytes, but not most of the text, are held out, and a quarter of them is in lines of their own."""
+  """Whether so many bytes, but not most of the text, are held out, and half of them is in lines of their own."""
   held_out = made.num_bytes(corpus.VALIDATION)
   if not at_least <= held_out <= _count_bytes(made) / 2:
     return False
@@ -315,7 +315,7 @@ def _is_parted(made: corpus.Corpus, at_least: float) -> bool:
   of_their_own = held_out
   for piece in made.paragraphs(corpus.TRAIN):
     of_their_own -= sum(sizes.pop(line, 0) for line in piece.split('\n'))
-    if of_their_own < held_out / 4:
+    if of_their_own < held_out / 2:
       return False
   return True
 

@@ -184,7 +184,7 @@ def test_equal_lines_are_blamed_and_not_the_split(tmp_path):
   text_files.register(config('a.txt'))
   held_out = '\n'.join(text_files.get_corpus('a.txt').paragraphs(corpus.VALIDATION)).split('\n')
   assert set(held_out) <= {line, *others}
-  assert held_out.count(line) < len(held_out) / 10  # some pieces are where both meet
+  assert held_out.count(line) < len(held_out) / 2  # some pieces are where both meet
   # Two lines in turn: each is a piece, so that what is held out is not trained on.
   (tmp_path / 'a.txt').write_text(f'{line}\nThe other line is this.\n' * 1000)
   assert set(text_files.get_corpus('a.txt').paragraphs(corpus.VALIDATION)) == {'The other line is this.'}
