@@ -113,7 +113,8 @@ def find_files(pattern: str | None) -> list[epath.Path]:
 
 def _matches(pattern: str) -> list[str]:
   if not is_remote(pattern):
-    return glob.glob(pattern, recursive=True)
+    # The name of a file may look like a pattern: report[1].txt.
+    return glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)
   try:
     return tf.io.gfile.glob(pattern)
   except tf.errors.OpError as error:
@@ -168,7 +169,8 @@ def read_jsonl(path: epath.Path) -> Iterator[str]:
       raise ConfigError(f'{path}:{number} is no JSON that can be read: it is nested too deeply.') from None
     except ValueError as error:
       raise ConfigError(
-        f'{path}:{number} is not JSON ({error}); a .jsonl file has one JSON object on each line.'
+        f'{path}:{number} is not JSON ({error}); a .jsonl file has one JSON object on each line '
+        '(jq -c ".[]" makes it of an array).'
       ) from error
     if wrong := _what_is_wrong(record):
       raise ConfigError(
@@ -328,7 +330,8 @@ def _why_nothing_is_held_out(made: corpus.Corpus) -> str:
     return f'its {total} bytes of text are too few for a part that is held out; about {4 * _MIN_PIECE_BYTES} bytes do.'
   most, times = lines.most_common(1)[0]
   repeated, half = times * (len(most.encode('utf-8')) + 1), _held_out_fraction(total) / 2
-  what = f'its {lines.total():,} lines are all equal' if len(lines) == 1 else f'{times:,} of its lines are equal'
+  pieces = f'lines, of at most {made.summary["made_of"]["piece_bytes"]} bytes each, are'
+  what = f'its {lines.total():,} {pieces} all equal' if len(lines) == 1 else f'{times:,} of its {pieces} equal'
   return (
     f'{what} ({most[:40]!r}), and what is held out must not be trained on; all other text is '
     f'{total - repeated} bytes; at least {math.ceil(repeated * half / (1 - half))} bytes of other lines do.'

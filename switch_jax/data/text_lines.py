@@ -158,8 +158,14 @@ def decode_line(path: epath.Path, number: int, line: TextLine) -> str:
     line: what was read.
 
   Raises:
-    ConfigError: a byte that is not UTF-8; with the byte, its line and its offset in the file.
+    ConfigError: a byte that is not UTF-8, with its line and its offset in the file; or zero bytes, of which UTF-16 that
+      was added to UTF-8, and binary files, are full.
   """
+  if 4 * (zeros := line.raw.count(0)) > len(line.raw):
+    raise ConfigError(
+      f'{path} is no text from offset {line.offset} on (line {number}): {zeros} of the {len(line.raw)} bytes there are '
+      'zero, as in UTF-16 or a binary file; only UTF-8 is read; remove or convert that part.'
+    )
   try:
     return line.raw.decode('utf-8')
   except UnicodeDecodeError as error:

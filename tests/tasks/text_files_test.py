@@ -142,6 +142,11 @@ def test_other_encodings_are_named(tmp_path):
     refused(path.name, rf'a\.{suffix} is UTF-16LE, as the places')
 
 
+def test_a_name_that_looks_like_a_pattern(tmp_path):
+  (tmp_path / 'report[1].txt').write_text('text')
+  assert [path.name for path in text_files.find_files('report[1].txt')] == ['report[1].txt']
+
+
 def test_only_regular_files_are_opened(tmp_path):
   os.mkfifo(tmp_path / 'a.txt')  # would wait for a writer for ever
   refused('a.txt', r'a\.txt is no regular file')
@@ -169,12 +174,14 @@ def test_equal_lines_are_blamed_and_not_the_split(tmp_path):
   line = 'The same line again and again.'
   for text in ('\n'.join([line] * 20_000), '\n\n'.join([line] * 20_000)):
     (tmp_path / 'a.txt').write_text(text)
-    refused('a.txt', r"its 20,000 lines are all equal \('The same .*other text is 0 bytes; at least \d+ bytes of other")
+    refused(
+      'a.txt', r"its 20,000 lines, .* are all equal \('The same .*other text is 0 bytes; at least \d+ bytes of other"
+    )
   (tmp_path / 'a.jsonl').write_text(f'{json.dumps({"text": line})}\n' * 20_000)
-  refused('a.jsonl', r'its 20,000 lines are all equal')
+  refused('a.jsonl', r'its 20,000 lines, of at most \d+ bytes each, are all equal')
   (tmp_path / 'a.txt').write_text('\n'.join(['A title', *[line] * 20_000]))
   with pytest.raises(
-    ConfigError, match=r'20,000 of its lines are equal .* all other text is 8 bytes; at least'
+    ConfigError, match=r'20,000 of its lines, .* are equal .* all other text is 8 bytes; at least'
   ) as error:
     text_files.register(config('a.txt'))
   # The number that is said to do does.
