@@ -1,6 +1,6 @@
 """Whether short texts train as they are: random files of 20, 60 and 100 kB, a sentence a line, no blank lines.
 
-  python -m benchmarks.short_texts             20 files of each size, 3 steps each; three minutes on two cores
+  python -m benchmarks.short_texts             20 files of each size, 3 steps each; eight minutes of one core
   python -m benchmarks.short_texts --steps=0   only opens training and evaluation
 
 Each is trained with the lengths and the batch size of `gin/examples/my_text.gin`. Printed is what each says of its text
