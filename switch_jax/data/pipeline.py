@@ -67,6 +67,7 @@ class TrainingSource(Iterator[Batch]):
     vocabulary: SeqIO's vocabulary of inputs and targets.
     vocabulary_size: its number of ids.
     fingerprint: everything that decides which rows come out.
+    description: what the task says of its text, one line, or None.
     wait_seconds: seconds that `next` has waited so far.
   """
 
@@ -93,6 +94,7 @@ class TrainingSource(Iterator[Batch]):
     self.vocabulary: seqio.Vocabulary = provider.output_features['targets'].vocabulary
     self.vocabulary_size: int = self.vocabulary.vocab_size
     self.fingerprint = providers.fingerprint(config, seed, module, provider)
+    self.description = providers.describe_text(config, module)
     self.wait_seconds = 0.0
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)
