@@ -93,8 +93,8 @@ class MoeConfig(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'num_experts', 'num_choices', 'sequences_per_group', 'expert_mlp_dim')
-    self.require_at_least(1, 'drop_free_block_size')
-    self.require_at_least(0, 'min_expert_capacity', 'expert_capacity')
+    self.require_at_least(1, 'drop_free_block_size', 'expert_capacity')
+    self.require_at_least(0, 'min_expert_capacity')
     self.require_at_least(0, 'train_capacity_factor', 'eval_capacity_factor')
     self.require_at_least(0, 'aux_loss_factor', 'router_z_loss_factor')
     self.require_positive('sample_temperature', 'second_threshold')

@@ -132,7 +132,7 @@ def test_bfloat16_steps_equal_a_bfloat16_pass(mesh):
 def test_a_step_never_drops():
   """With a capacity of nothing the step computes what it does without dropping."""
   config = model_config(dict(encoder_layers=()))
-  assert difference(config, moe=dataclasses.replace(config.moe, expert_capacity=0)) < 2e-5
+  assert difference(config, moe=dataclasses.replace(config.moe, eval_capacity_factor=0.0, min_expert_capacity=0)) < 2e-5
 
 
 def test_hypotheses_share_the_memory_of_their_example():

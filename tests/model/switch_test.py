@@ -84,7 +84,7 @@ def test_the_gate_is_the_softmax_probability_and_dropped_tokens_are_zero():
 
 
 def test_capacity_zero_leaves_the_residual_only():
-  config = model_config(expert_capacity=0)
+  config = model_config(eval_capacity_factor=0.0, min_expert_capacity=0)
   y, statistics = apply(config, parameters(config))
   np.testing.assert_array_equal(y, 0)
   np.testing.assert_array_equal(statistics.dropped, statistics.tokens)
