@@ -58,8 +58,13 @@ def open_checkpoint(format: str, path: str) -> Checkpoint:
   if format not in FORMATS:
     raise ConfigError(f'the format {format!r} is unknown; known are {", ".join(FORMATS)}.{suggest(format, FORMATS)}')
   checkpoint = FORMATS[format](os.fspath(path))
-  arrays = {name: _finite(checkpoint.path, name, array) for name, array in checkpoint.arrays.items()}
-  return dataclasses.replace(checkpoint, arrays=arrays)
+  finite = lambda name, array: _finite(checkpoint.path, name, array)  # noqa: E731
+  moments = checkpoint.moments and {
+    name: {slot: finite(f'{name} ({slot})', array) for slot, array in slots.items()}
+    for name, slots in checkpoint.moments.items()
+  }
+  arrays = {name: finite(name, array) for name, array in checkpoint.arrays.items()}
+  return dataclasses.replace(checkpoint, arrays=arrays, moments=moments)
 
 
 def _finite(path: str, name: str, array: StoredArray) -> StoredArray:

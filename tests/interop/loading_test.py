@@ -7,6 +7,7 @@ import pytest
 
 from switch_jax import convert, interop
 from switch_jax.config import ConfigError
+from switch_jax.interop import loading
 from switch_jax.interop.initial import initial_parameters
 from switch_jax.model import abstract_parameters
 from switch_jax.parallel import Layout
@@ -59,6 +60,18 @@ def test_values_that_are_no_numbers(tmp_path, sparse_model, random_params, write
       initial_parameters(f'{format}:{path}', interop.load_config(format, path), abstract(sparse_model))
     assert convert.main([f'--from={format}:{path}', f'--to=switch_jax:{tmp_path}/out']) == 1
     assert not (tmp_path / 'out').exists()
+
+
+def test_moments_that_are_no_numbers(tmp_path, sparse_model, random_params, write_t5x):
+  params = random_params(sparse_model)
+  state = {f'{name}/v': array**2 for name, array in params.items()}
+  state['encoder/encoder_norm/scale/v'][7] = np.inf
+  moments = loading.open_checkpoint('t5x', str(write_t5x(tmp_path / 'c', params, state=state))).moments
+  np.testing.assert_array_equal(
+    moments['decoder/decoder_norm/scale']['v'].read(), state['decoder/decoder_norm/scale/v']
+  )
+  with pytest.raises(ConfigError, match=r'^encoder/encoder_norm/scale \(v\) of .* is inf at \[7\]'):
+    moments['encoder/encoder_norm/scale']['v'].read()
 
 
 def abstract(config):
