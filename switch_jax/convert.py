@@ -162,7 +162,8 @@ def _run(argv: Sequence[str]) -> int:
 
   record = own.record(source) if source_format == 'switch_jax' and not flags.upcycle else {}
   if target_format == 'switch_jax' and not record:
-    record = {'vocabulary': None, 'identity': {}, 'source': f'{source_format}:{source}'}
+    vocabulary = _vocabulary(source) if source_format == 'huggingface' else None
+    record = {'vocabulary': vocabulary, 'identity': {}, 'source': f'{source_format}:{source}'}
   if target_format == 'switch_jax' and flags.dtype != 'float32':
     raise ConfigError('--dtype is for t5x and huggingface; parameters of switch_jax are float32.')
   make = functools.partial(
@@ -190,6 +191,26 @@ def _run(argv: Sequence[str]) -> int:
     print(f'continued an earlier conversion, which had finished {continued} tensors')
   print(f'wrote {target}')
   return 0
+
+
+def _vocabulary(folder: str) -> dict[str, Any] | None:
+  """Returns what to record of the vocabulary of a Hugging Face checkpoint, which says it of ByT5 only; says it too."""
+  from switch_jax.folders import checked_json
+
+  for name in ('config.json', 'tokenizer_config.json'):
+    try:
+      is_byt5 = checked_json.read(folder, name).get('tokenizer_class') == 'ByT5Tokenizer'
+    except FileNotFoundError:
+      continue
+    if is_byt5:
+      from switch_jax import data
+
+      print(
+        '  vocabulary: byt5, whose <extra_id_0> is 258; if the model was trained on the extra ids of Hugging '
+        "Face's tokenizer (259 and up), use it with VOCABULARY=byt5_huggingface"
+      )
+      return data.describe_vocabulary(data.make_vocabulary('byt5'))
+  return None
 
 
 def _optimizer_state(checkpoint: Any, wish: str, target_format: str) -> tuple[Any, str]:

@@ -93,3 +93,12 @@ def test_macros_that_go_in_a_circle():
     with pytest.raises(ConfigError, match=message):
       convert.read_overrides([], ['num_experts=%X', *bindings])
   assert convert.read_overrides([], ['num_experts=%X', 'X=%Y', 'Y=4']) == ({'num_experts': 4}, None)
+
+
+def test_a_checkpoint_of_byt5_has_its_vocabulary(source, tmp_path, capsys):
+  assert run(f't5x:{source}', f'huggingface:{tmp_path}/hf') == 0
+  assert json.loads((tmp_path / 'hf' / 'config.json').read_text()).get('tokenizer_class') is None
+  (tmp_path / 'hf' / 'tokenizer_config.json').write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+  assert run(f'huggingface:{tmp_path}/hf', f'switch_jax:{tmp_path}/ours') == 0
+  assert 'vocabulary: byt5, whose <extra_id_0> is 258' in capsys.readouterr().out
+  assert interop.own.record(str(tmp_path / 'ours'))['vocabulary']['name'] == 'byt5'

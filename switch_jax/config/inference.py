@@ -100,7 +100,9 @@ class PredictionConfig(Checked):
     batch_size: examples decoded at once.
     inputs_length: tokens; longer texts are cut. None is what the run was trained with.
     targets_length: tokens that are decoded at most; None is what the run was trained with.
-    vocabulary: 'bytes' or the path of a SentencePiece model; None is what the checkpoint records.
+    vocabulary: 'bytes', 'byt5', 'byt5_huggingface' or the path of a SentencePiece model; None is what the checkpoint
+      records.
+    add_eos: whether EOS is appended to a text; None is what the task of the checkpoint did.
   """
 
   model_dir: str
@@ -114,6 +116,7 @@ class PredictionConfig(Checked):
   inputs_length: int | None = None
   targets_length: int | None = None
   vocabulary: str | None = None
+  add_eos: bool | None = None
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   decoding: DecodingConfig = DecodingConfig()
 

@@ -22,8 +22,8 @@ class DataConfig(Checked):
     batch_size: rows of the global batch.
     num_data_shards: logical streams that are shuffled and packed alone; a multiple of the number of hosts. It is
       part of the data's identity, the number of hosts is not.
-    vocabulary: 'bytes', or the path of a SentencePiece model in T5's layout (`gs://` too), for the task modules that
-      can use any; None is the task's own choice.
+    vocabulary: 'bytes' ('byt5' and 'byt5_huggingface': with the sentinels of ByT5), or the path of a SentencePiece
+      model in T5's layout (`gs://` too), for the task modules that can use any; None is the task's own choice.
     text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task

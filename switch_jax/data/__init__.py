@@ -11,9 +11,11 @@ from switch_jax.data.yardsticks import TargetEntropies, target_entropies
 
 if TYPE_CHECKING:
   from switch_jax.data.evaluation import EvaluationBatches, open_evaluation, read_held_out
+  from switch_jax.data.features import recorded_add_eos, with_observed_eos
   from switch_jax.data.layout import Batch, HostBatch
   from switch_jax.data.pipeline import TrainingSource, open_training
   from switch_jax.data.providers import vocabulary_of
+  from switch_jax.data.sentinels import decode_tokens, encode_text, sentinel_ids
   from switch_jax.data.vocabularies import (
     check_vocabulary,
     describe_vocabulary,
@@ -28,14 +30,19 @@ _HOMES = {
   'HostBatch': 'layout',
   'TrainingSource': 'pipeline',
   'check_vocabulary': 'vocabularies',
+  'decode_tokens': 'sentinels',
   'describe_vocabulary': 'vocabularies',
+  'encode_text': 'sentinels',
   'keep_vocabulary': 'vocabularies',
   'load_vocabulary': 'vocabularies',
   'make_vocabulary': 'vocabularies',
   'open_evaluation': 'evaluation',
   'open_training': 'pipeline',
   'read_held_out': 'evaluation',
+  'recorded_add_eos': 'features',
+  'sentinel_ids': 'sentinels',
   'vocabulary_of': 'providers',
+  'with_observed_eos': 'features',
 }
 
 __all__ = [
@@ -45,15 +52,20 @@ __all__ = [
   'TargetEntropies',
   'TrainingSource',
   'check_vocabulary',
+  'decode_tokens',
   'describe_vocabulary',
+  'encode_text',
   'keep_vocabulary',
   'load_vocabulary',
   'make_vocabulary',
   'open_evaluation',
   'open_training',
   'read_held_out',
+  'recorded_add_eos',
+  'sentinel_ids',
   'target_entropies',
   'vocabulary_of',
+  'with_observed_eos',
 ]
 
 

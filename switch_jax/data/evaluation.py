@@ -5,17 +5,29 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from switch_jax.config import ConfigError, DataConfig
+from switch_jax.config import DataConfig
 from switch_jax.data import providers
 from switch_jax.data.groups import group_names
 from switch_jax.data.layout import Batch, HostBatch, rows_to_global
-from switch_jax.data.streams import add_missing_features, bounded_options, reading, to_rows
+from switch_jax.data.quiet_tensorflow import tf
+from switch_jax.data.streams import (
+  add_missing_features,
+  bounded_options,
+  check_ids,
+  explain_reading,
+  no_example,
+  reading,
+  to_rows,
+  with_named_errors,
+)
 
 # The masks of the held-out rows are the same in every run, so that losses of different seeds compare.
 EVALUATION_SEED = 0
 
 
-def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch], tuple[str, ...]]:
+def read_held_out(
+  config: DataConfig, num_batches: int, num_ids: int | None = None
+) -> tuple[list[HostBatch], tuple[str, ...]]:
   """Returns the first batches of the held-out split, in its own order, as NumPy arrays, and the names of its groups.
 
   They depend on the task, its lengths, and the batch size only: not on a seed, the streams, or the hosts.
@@ -23,6 +35,7 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
   Args:
     config: which task, and how its examples become batches.
     num_batches: how many, at least 1; fewer come if the split has no more.
+    num_ids: ids that the model has rows for; None is the size of the vocabulary.
 
   Returns:
     Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`; of a task with groups
@@ -36,7 +49,7 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
   provider = providers.find_provider(config, config.eval_split)
   groups = group_names(provider)
   with reading(config):
-    dataset = provider.get_dataset(
+    dataset = with_named_errors(provider, config).get_dataset(
       config.feature_lengths,
       split=config.eval_split,
       use_cached=config.use_cached_tasks,
@@ -47,12 +60,13 @@ def read_held_out(config: DataConfig, num_batches: int) -> tuple[list[HostBatch]
     )
     dataset = to_rows(dataset, config, with_groups=bool(groups))
   dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
-  batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
+  try:
+    batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
+  except tf.errors.OpError as error:
+    raise explain_reading(provider, config, config.eval_split, error) from error
   if not batches:
-    raise ConfigError(
-      f'{config.mixture_or_task_name} has no example in its split {config.eval_split!r}: the split is empty, or its '
-      'preprocessors leave nothing over; check its source and preprocessors, or name another eval_split.'
-    )
+    raise no_example(config.mixture_or_task_name, config.eval_split)
+  check_ids(batches, num_ids or provider.output_features['targets'].vocabulary.vocab_size, config.mixture_or_task_name)
   missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
   batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
   return batches, tuple(groups)
@@ -92,7 +106,9 @@ class EvaluationBatches(Iterable[Batch]):
       yield {name: rows_to_global(rows, self._sharding) for name, rows in batch.items()}
 
 
-def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int) -> EvaluationBatches:
+def open_evaluation(
+  config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int, num_ids: int | None = None
+) -> EvaluationBatches:
   """Reads the first `num_batches` batches of the held-out split; see `read_held_out`.
 
   Every host reads them all and puts the rows of its own devices on them: the split is short, and no host can then have
@@ -102,9 +118,10 @@ def open_evaluation(config: DataConfig, rows_sharding: jax.sharding.Sharding, nu
     config: which task, and how its examples become batches.
     rows_sharding: of arrays [batch, length].
     num_batches: how many, at least 1.
+    num_ids: ids that the model has rows for; None is the size of the vocabulary.
 
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
   """
-  batches, groups = read_held_out(config, num_batches)
+  batches, groups = read_held_out(config, num_batches, num_ids)
   return EvaluationBatches(batches, rows_sharding, groups)

@@ -1,5 +1,6 @@
 """The training data: endless global batches, made ahead on a thread, from a position that can be saved."""
 
+import functools
 import pathlib
 import shutil
 import tempfile
@@ -12,11 +13,12 @@ from etils import epath
 
 from switch_jax.config import DataConfig
 from switch_jax.data import providers
+from switch_jax.data.features import describe_features
 from switch_jax.data.layout import Batch, HostBatch, RowLayout
 from switch_jax.data.position import Position, Snapshots
 from switch_jax.data.prefetch import Prefetcher
 from switch_jax.data.quiet_tensorflow import seqio
-from switch_jax.data.streams import Streams, make_stream, stream_seeds
+from switch_jax.data.streams import Streams, check_ids, explain_reading, make_stream, stream_seeds
 
 # A snapshot takes 0.1 to 0.2 s of the thread and some MiB on disk; dropping a batch when restoring takes 5 to 10 ms.
 SNAPSHOT_PERIOD = 200
@@ -66,6 +68,7 @@ class TrainingSource(Iterator[Batch]):
   Attributes:
     vocabulary: SeqIO's vocabulary of inputs and targets.
     vocabulary_size: its number of ids.
+    features: what a checkpoint records of the task's features.
     fingerprint: everything that decides which rows come out.
     description: what the task says of its text, one line, or None.
     wait_seconds: seconds that `next` has waited so far.
@@ -76,6 +79,7 @@ class TrainingSource(Iterator[Batch]):
     config: DataConfig,
     seed: int,
     rows_sharding: jax.sharding.Sharding,
+    num_ids: int | None = None,
     snapshot_period: int = SNAPSHOT_PERIOD,
   ):
     """Builds the pipelines of this host's streams; the thread starts with `start`, or the first `next`.
@@ -84,6 +88,7 @@ class TrainingSource(Iterator[Batch]):
       config: which task, and how its examples become batches.
       seed: of the order and of the preprocessors.
       rows_sharding: of arrays [batch, length].
+      num_ids: ids that the model has rows for; None is the size of the vocabulary.
       snapshot_period: batches between snapshots; how many may have to be dropped when restoring.
 
     Raises:
@@ -93,12 +98,17 @@ class TrainingSource(Iterator[Batch]):
     provider = providers.find_provider(config, config.train_split)
     self.vocabulary: seqio.Vocabulary = provider.output_features['targets'].vocabulary
     self.vocabulary_size: int = self.vocabulary.vocab_size
+    self.features = describe_features(provider, config.feature_lengths)
     self.fingerprint = providers.fingerprint(config, seed, module, provider)
     self.description = providers.describe_text(config, module)
     self.wait_seconds = 0.0
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)
-    streams = Streams({s: make_stream(provider, config, s, seeds[s], len(held)) for s in held})
+    streams = Streams(
+      {s: make_stream(provider, config, s, seeds[s], len(held)) for s in held},
+      functools.partial(explain_reading, provider, config, config.train_split),
+      functools.partial(check_ids, num_ids=num_ids or self.vocabulary_size, task=config.mixture_or_task_name),
+    )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='switch_jax_data_'))
     # Both run also when the source is dropped without `close`, and before the interpreter takes TensorFlow apart.
     self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -164,6 +174,8 @@ class TrainingSource(Iterator[Batch]):
     self._remove_folder()
 
 
-def open_training(config: DataConfig, seed: int, rows_sharding: jax.sharding.Sharding) -> TrainingSource:
+def open_training(
+  config: DataConfig, seed: int, rows_sharding: jax.sharding.Sharding, num_ids: int | None = None
+) -> TrainingSource:
   """Opens the training data of a configuration; see `TrainingSource`."""
-  return TrainingSource(config, seed, rows_sharding)
+  return TrainingSource(config, seed, rows_sharding, num_ids)

@@ -6,7 +6,9 @@ import json
 import types
 
 from switch_jax.config import ConfigError, DataConfig, suggest
+from switch_jax.data.features import NEW_IN_FINGERPRINT, describe_features, fingerprint_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.data.task_errors import check_features, check_rates, explain, failing
 from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, vocabulary_digest
 
 # Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
@@ -24,18 +26,24 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
   if config.task_module is None:
     _check_languages(config, None)
     return None
+  name = config.task_module
   try:
-    module = importlib.import_module(config.task_module)
+    module = importlib.import_module(name)
   except ConfigError:
     raise
-  except Exception as error:  # whatever a user's module does wrong while it is imported
+  except (Exception, SystemExit) as error:  # whatever a user's module does wrong while it is imported
+    rule = 'mend the module (--debug has the traceback).'
+    if isinstance(error, ImportError | TypeError | ValueError) and f'{name}.'.startswith(
+      f'{getattr(error, "name", "")}.'
+    ):
+      rule = 'it must be the dotted name of a module on the Python path, such as tasks.docstrings.'
     raise ConfigError(
-      f'DataConfig.task_module is {config.task_module!r}, which cannot be imported ({type(error).__name__}: {error}); '
-      'it must be the dotted name of a module on the Python path, such as tasks.docstrings.'
+      f'DataConfig.task_module is {name!r}, which cannot be imported ({explain(error)}); {rule}'
     ) from error
   _check_languages(config, module)
   if hasattr(module, 'register'):
-    module.register(config)
+    with failing(f'register() of the task module {name} failed', 'mend it there'):
+      module.register(config)
   return module
 
 
@@ -69,27 +77,35 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
       f'DataConfig.mixture_or_task_name is {name!r}, which is no registered task or mixture, {where} '
       f'(registered: {listed}).{suggest(name, known)} Set MIXTURE_OR_TASK_NAME, or the task_module that registers it.'
     )
-  provider = seqio.get_mixture_or_task(name)
-  if split not in provider.splits:
-    splits = sorted(provider.splits)
+  with failing(f'{name} cannot be used', 'mend the task'):
+    provider = seqio.get_mixture_or_task(name)
+    splits, features = sorted(provider.splits), provider.output_features
+  if split not in splits:
     raise ConfigError(
       f'{name} has no split {split!r}; it has {", ".join(splits)}.{suggest(split, splits)} '
       'Set train_split and eval_split of DataConfig.'
     )
-  features = provider.output_features
   if not {'inputs', 'targets'} <= set(features):
     raise ConfigError(
       f'{name} has the features {sorted(features)}; an encoder-decoder needs inputs and targets; use another task.'
     )
   if features['inputs'].vocabulary != features['targets'].vocabulary:
     raise ConfigError(f'{name} has different vocabularies for inputs and targets; the model has one; use another task.')
+  check_features(provider, features)
   vocabulary = features['targets'].vocabulary
+  if vocabulary.eos_id is None or vocabulary.pad_id != 0:
+    raise ConfigError(
+      f'the vocabulary of {name}, a {type(vocabulary).__name__}, has EOS {vocabulary.eos_id} and padding '
+      f'{vocabulary.pad_id}; the model needs an EOS, and 0 for padding; use another vocabulary.'
+    )
   if config.vocabulary is not None and vocabulary != make_vocabulary(config.vocabulary):
     raise ConfigError(
       f'DataConfig.vocabulary is {config.vocabulary!r}, but {name} has a vocabulary of its own; leave VOCABULARY at '
       'None, or let the function register(data) of the task module use data.vocabulary.'
     )
   check_vocabulary(vocabulary)
+  if isinstance(provider, seqio.Mixture):
+    check_rates(provider, split)
   _check_weights(provider, split)
   return provider
 
@@ -124,8 +140,13 @@ def vocabulary_of(config: DataConfig) -> seqio.Vocabulary:
 def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture) -> str:
   """Returns what identifies the text, from the task's module or else from what SeqIO knows of the sources."""
   if module is not None and hasattr(module, 'corpus_digest'):
-    return module.corpus_digest(config)
-  tasks = [[task.name, task.num_input_examples(config.train_split)] for task in seqio.get_subtasks(provider)]
+    with failing(f'corpus_digest() of the task module {config.task_module} failed', 'mend it there'):
+      return module.corpus_digest(config)
+  tasks = []
+  for task in seqio.get_subtasks(provider):
+    with failing(f'the number of examples of {task.name} cannot be had', 'mend num_input_examples of its source'):
+      has_split = config.train_split in task.splits
+      tasks.append([task.name, task.num_input_examples(config.train_split) if has_split else None])
   return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
 
 
@@ -154,6 +175,7 @@ def fingerprint(
     'pack': int(config.pack),
     'use_cached_tasks': int(config.use_cached_tasks),
     'vocabulary': vocabulary_digest(provider.output_features['targets'].vocabulary),
+    **fingerprint_features(describe_features(provider, config.feature_lengths)),
     'corpus': _corpus_digest(config, module, provider),
     'pipeline_version': PIPELINE_VERSION,
     'seqio': seqio.__version__,
@@ -168,6 +190,8 @@ _REMEDIES = {
     'same, an older switch_jax read them in another way, see CHANGELOG.md: begin a new run)'
   ),
   'vocabulary': "restore the task's vocabulary",
+  'inputs_features': "restore the task's output_features",
+  'targets_features': "restore the task's output_features",
   'pipeline_version': 'install the version of switch_jax that wrote it',
   'seqio': 'install that version of seqio',
   'tensorflow': 'install that version of tensorflow',
@@ -183,7 +207,7 @@ def check_fingerprint(saved: dict[str, str | int], current: dict[str, str | int]
   differences = [
     f'{name} was {short(saved.get(name))} and is {short(current.get(name))}: {_REMEDIES.get(name, "set it back")}'
     for name in dict.fromkeys([*current, *saved])
-    if saved.get(name) != current.get(name)
+    if saved.get(name) != current.get(name) and not (name in NEW_IN_FINGERPRINT and name not in saved)
   ]
   if differences:
     raise ConfigError(

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 from switch_jax.config import ConfigError
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.data.sentinels import HuggingFaceByteVocabulary, sentinel_ids
 
 NOISE_DENSITY = 0.15
 MEAN_SPAN_LENGTH = 3.0
@@ -87,10 +88,17 @@ def find_raw_length(
 
 def check_sentinels(vocabulary: seqio.Vocabulary, spans: int) -> None:
   """Raises unless the vocabulary has a sentinel for every span; beyond them lie the ids of ordinary tokens."""
-  # A vocabulary without extra ids keeps its sentinels, if any, among its pieces (as mT5's): nothing to count.
-  if vocabulary.extra_ids and spans > vocabulary.extra_ids:
+  if isinstance(vocabulary, HuggingFaceByteVocabulary):
     raise ConfigError(
-      f'feature_lengths need {spans} sentinels in a sequence; the vocabulary has {vocabulary.extra_ids} extra ids; '
+      "VOCABULARY 'byt5_huggingface' counts its sentinels upwards, and span corruption counts them down from the "
+      "highest id; use 'byt5', or 'bytes'."
+    )
+  # A vocabulary without extra ids keeps its sentinels, if any, among its pieces (as mT5's): nothing to count. ByT5's
+  # are the bytes that occur in no text.
+  known = vocabulary.extra_ids or len(sentinel_ids(vocabulary))
+  if known and spans > known:
+    raise ConfigError(
+      f'feature_lengths need {spans} sentinels in a sequence; the vocabulary has {known} extra ids; '
       'use shorter sequences or a vocabulary with more extra ids.'
     )
 

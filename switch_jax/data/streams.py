@@ -7,7 +7,7 @@ import hashlib
 import pathlib
 import tempfile
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data.groups import GROUP, to_grouped_rows
 from switch_jax.data.layout import HostBatch
 from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
+from switch_jax.data.task_errors import explain, reading_error
 
 
 def add_missing_features(batch: HostBatch) -> HostBatch:
@@ -30,6 +31,18 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
     result.setdefault(f'{side}_segment_ids', real)
     result.setdefault(f'{side}_positions', np.arange(real.shape[1], dtype=np.int32) * real)
   return result
+
+
+def check_ids(batches: Iterable[HostBatch], num_ids: int, task: str) -> None:
+  """Raises a `ConfigError` where a token is none of the ids that the model has rows for: its loss would be NaN."""
+  for batch in batches:
+    for name in ('encoder_input_tokens', 'decoder_target_tokens'):
+      for token in (batch[name].min(initial=0), batch[name].max(initial=0)):
+        if not 0 <= token < num_ids:
+          raise ConfigError(
+            f'{task} gives the token {token} among the {"inputs" if name[0] == "e" else "targets"}; the ids are 0 to '
+            f'{num_ids - 1}. See to its preprocessors after the tokenizer, or use a larger ModelConfig.vocab_size.'
+          )
 
 
 def bounded_options(num_pipelines: int = 1) -> tf.data.Options:
@@ -82,8 +95,8 @@ def stream_seeds(provider: seqio.Task | seqio.Mixture, config: DataConfig, seed:
   return [mix(0)] * config.num_data_shards
 
 
-def _check_tasks(provider: seqio.Task | seqio.Mixture, read: Mapping[str, Any]) -> None:
-  """Reads the first example of every task with these arguments.
+def _check_tasks(provider: seqio.Task | seqio.Mixture, config: DataConfig, read: Mapping[str, Any]) -> None:
+  """Reads the first example of every task with these arguments of `get_dataset`.
 
   Raises:
     ConfigError: there is none (repeating none would never end), or the position after it cannot be saved.
@@ -92,30 +105,61 @@ def _check_tasks(provider: seqio.Task | seqio.Mixture, read: Mapping[str, Any]) 
   for task in seqio.get_subtasks(provider):
     if split not in task.splits:
       continue  # SeqIO leaves it out of the mixture
-    examples = iter(task.get_dataset(**read, shuffle=False, num_epochs=1).with_options(bounded_options()))
-    if next(examples, None) is None:
-      stream = f' for stream {shard.index} of {shard.num_shards}' if shard.num_shards > 1 else ''
-      remedy = ', or use fewer num_data_shards' if shard.num_shards > 1 else ''
-      raise ConfigError(
-        f'{task.name} has no example{stream} in its split {split!r}: the split is empty, or its preprocessors leave '
-        f'nothing over; check its source and preprocessors{remedy}.'
-      )
+    with reading(config, task.name):
+      examples = iter(task.get_dataset(**read, shuffle=False, num_epochs=1).with_options(bounded_options()))
+      is_empty = next(examples, None) is None
+    if is_empty:
+      raise no_example(task.name, split, shard)
     with tempfile.TemporaryDirectory() as folder:
-      _save_iterator(examples, pathlib.Path(folder) / 'position')
+      _save_iterator(examples, pathlib.Path(folder) / 'position', f' ({task.name})')
+
+
+def no_example(name: str, split: str, shard: seqio.ShardInfo | None = None) -> ConfigError:
+  """Returns what to raise of a task without examples."""
+  stream = f' for stream {shard.index} of {shard.num_shards}' if shard and shard.num_shards > 1 else ''
+  remedy = ', or use fewer num_data_shards' if stream else ''
+  return ConfigError(
+    f'{name} has no example{stream} in its split {split!r}: the split is empty, or its preprocessors leave nothing '
+    f'over; check its source and preprocessors{remedy}.'
+  )
 
 
 @contextlib.contextmanager
-def reading(config: DataConfig) -> Iterator[None]:
-  """Turns what SeqIO says about a task that cannot be read as configured into a `ConfigError`."""
+def reading(config: DataConfig, task: str | None = None) -> Iterator[None]:
+  """Turns what is raised where a task is opened, by SeqIO or by the task's own code, into a `ConfigError`.
+
+  Args:
+    config: names the task or mixture.
+    task: of a mixture, if it is known which one is read.
+  """
   try:
     yield
   except ConfigError:
     raise
-  except (ValueError, AssertionError) as error:
+  except Exception as error:
+    which = 'which' if task in (None, config.mixture_or_task_name) else f'whose task {task}'
     raise ConfigError(
-      f'DataConfig.mixture_or_task_name is {config.mixture_or_task_name!r}, which cannot be read as configured: '
-      f'{error} Check the task, feature_lengths, use_cached_tasks, shuffle, and pack.'
+      f'DataConfig.mixture_or_task_name is {config.mixture_or_task_name!r}, {which} cannot be read as configured: '
+      f'{explain(error)}. Check the task, feature_lengths, use_cached_tasks, shuffle, and pack.'
     ) from error
+
+
+def with_named_errors(provider: seqio.Task | seqio.Mixture, config: DataConfig) -> seqio.Task | seqio.Mixture:
+  """Returns a mixture whose `get_dataset` names the task that cannot be read or has no example; a task as it is."""
+  if isinstance(provider, seqio.Task):
+    return provider
+  mixture = copy.copy(provider)
+
+  def get_task_dataset(task: seqio.Task, keys: Any, lengths: Any, split: str, *args: Any) -> tf.data.Dataset:
+    with reading(config, task.name):
+      dataset = provider.get_task_dataset(task, keys, lengths, split, *args)
+      is_empty = next(iter(dataset.with_options(bounded_options())), None) is None
+    if is_empty:  # the mixture would end at once, or at random
+      raise no_example(task.name, split)
+    return dataset
+
+  mixture.get_task_dataset = get_task_dataset
+  return mixture
 
 
 def to_rows(dataset: tf.data.Dataset, config: DataConfig, with_groups: bool = False) -> tf.data.Dataset:
@@ -161,7 +205,7 @@ def make_stream(
     'try_in_mem_cache': False,  # the whole split would go into every saved position
   }
   with reading(config):
-    _check_tasks(provider, read)
+    _check_tasks(provider, config, read)
     provider = _with_shuffle_buffer(provider, config.shuffle_buffer_size)
     dataset = provider.get_dataset(**read, shuffle=config.shuffle, num_epochs=None)
     dataset = to_rows(dataset, config)
@@ -169,8 +213,22 @@ def make_stream(
   return dataset.batch(rows, drop_remainder=True).with_options(bounded_options(num_pipelines))
 
 
-def _save_iterator(iterator: Iterator, path: pathlib.Path) -> None:
-  """Writes the position of a dataset's iterator.
+def explain_reading(
+  provider: seqio.Task | seqio.Mixture, config: DataConfig, split: str, error: Exception
+) -> ConfigError:
+  """Returns the error to raise where iterating over the examples of a task or mixture failed; it names the task."""
+
+  def read(task: seqio.Task) -> tf.data.Dataset:
+    dataset = task.get_dataset(
+      config.feature_lengths, split=split, use_cached=config.use_cached_tasks, shuffle=False, seed=0, num_epochs=1
+    )
+    return dataset.with_options(bounded_options())
+
+  return reading_error(provider, split, read, error)
+
+
+def _save_iterator(iterator: Iterator, path: pathlib.Path, name: str = '') -> None:
+  """Writes the position of a dataset's iterator; `name` is of the task, in brackets, if it is known.
 
   Raises:
     ConfigError: the pipeline has an operation whose state cannot be saved.
@@ -179,7 +237,7 @@ def _save_iterator(iterator: Iterator, path: pathlib.Path) -> None:
     tf.train.Checkpoint(iterator=iterator).write(str(path))
   except tf.errors.FailedPreconditionError as error:
     raise ConfigError(
-      f'The position of this task cannot be saved: {error.message} Use sources without from_generator, '
+      f'The position of this task cannot be saved{name}: {explain(error)}. Use sources without from_generator, '
       'py_function, or numpy_function, and in preprocessors tf.random.stateless_* with seeds from '
       'seqio.map_over_dataset.'
     ) from error
@@ -188,29 +246,43 @@ def _save_iterator(iterator: Iterator, path: pathlib.Path) -> None:
 class Streams:
   """The streams of this host as iterators that advance together, and whose position can be saved."""
 
-  def __init__(self, datasets: Mapping[int, tf.data.Dataset]):
+  def __init__(
+    self,
+    datasets: Mapping[int, tf.data.Dataset],
+    explain: Callable[[Exception], ConfigError] | None = None,
+    check: Callable[[Iterable[HostBatch]], None] | None = None,
+  ):
     """Starts at the first batch of each stream.
 
     Args:
       datasets: for each stream, its endless dataset.
+      explain: says which task raised an error; None lets errors pass.
+      check: raises a `ConfigError` if the rows of the streams cannot be trained on.
     """
-    self._datasets = dict(datasets)
+    self._datasets, self._explain, self._check = dict(datasets), explain, check
     self._iterators: dict[int, Iterator] = {stream: iter(dataset) for stream, dataset in datasets.items()}
 
   def next_batch(self) -> dict[int, HostBatch]:
     """Returns the next rows of each stream as NumPy arrays.
 
     Raises:
-      ConfigError: a stream has ended, although it is repeated.
+      ConfigError: a stream has ended, although it is repeated, or a task failed.
     """
     try:
       rows = {stream: next(iterator) for stream, iterator in self._iterators.items()}
     except StopIteration as error:
       raise ConfigError('The training data ended; no preprocessor of a task may limit its examples (take).') from error
-    return {
+    except tf.errors.OpError as error:
+      if self._explain is None:
+        raise
+      raise self._explain(error) from error
+    batches = {
       stream: add_missing_features({name: value.numpy() for name, value in batch.items()})
       for stream, batch in rows.items()
     }
+    if self._check is not None:
+      self._check(batches.values())
+    return batches
 
   def save(self, directory: pathlib.Path, streams: Sequence[int]) -> None:
     """Writes the positions of some of the streams into a folder on this machine.

@@ -18,10 +18,13 @@ from etils import epath
 
 from switch_jax.config import ConfigError, first_line
 from switch_jax.data.quiet_tensorflow import seqio, tf
+from switch_jax.data.sentinels import BYT5_EXTRA_IDS, ByT5Vocabulary, HuggingFaceByteVocabulary
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.folders.remote import is_storage_error
 
-BYTES = 'bytes'
+# Bytes with the sentinels of SeqIO, of ByT5 as released, and of Hugging Face's ByT5Tokenizer; see `sentinels.py`.
+BYTES, BYT5, BYT5_HUGGINGFACE = 'bytes', 'byt5', 'byt5_huggingface'
+_OF_BYTES = (BYTES, BYT5, BYT5_HUGGINGFACE)
 # T5's own: 32,000 English, French, German and Romanian pieces. The model's name says "100extra"; they are not in it.
 T5_VOCABULARY = 'gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model'
 # mT5's own: 250,000 pieces of 101 languages. Its 100 extra ids are pieces of the model, the last ones.
@@ -33,10 +36,15 @@ def make_vocabulary(name: str, extra_ids: int | None = None) -> seqio.Vocabulary
   """Returns the vocabulary of a name. A file is not read before it is needed; see `check_vocabulary`.
 
   Args:
-    name: 'bytes' (256 bytes and 3 special ids), or the path of a SentencePiece model, which may be `gs://`.
+    name: 'bytes' (256 bytes and 3 special ids), 'byt5' or 'byt5_huggingface' (the same with the sentinels of ByT5's
+      release and of Hugging Face's tokenizer), or the path of a SentencePiece model, which may be `gs://`.
     extra_ids: ids on top, which stand for masked spans. None is 100, or 0 for a model that has them among its pieces,
-      as mT5's and copies of it.
+      as mT5's and copies of it, and 0 and 125 for the two of ByT5.
   """
+  if name == BYT5:
+    return ByT5Vocabulary()
+  if name == BYT5_HUGGINGFACE:
+    return HuggingFaceByteVocabulary(BYT5_EXTRA_IDS if extra_ids is None else extra_ids)
   if extra_ids is None:
     extra_ids = 0 if _has_sentinels(name) else EXTRA_IDS
   if name == BYTES:
@@ -71,7 +79,7 @@ def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
   except tf.errors.OpError as error:
     raise ConfigError(
       f'The SentencePiece model {path} cannot be read ({first_line(error)}). Give another one, '
-      "--gin.VOCABULARY=/some/dir/sentencepiece.model (or 'bytes'): copy T5's from "
+      f"--gin.VOCABULARY=/some/dir/sentencepiece.model (or one of {', '.join(_OF_BYTES)}): copy T5's from "
       f'{T5_VOCABULARY} where there is a network, or train one with python -m tasks.train_vocabulary.'
     ) from error
   except Exception as error:  # whatever protobuf and SentencePiece say of bytes that are not theirs
@@ -86,7 +94,9 @@ def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
 
 def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
   """Returns what identifies a vocabulary: its class, its special ids, and the SentencePiece model if it has one."""
-  facts = [type(vocabulary).__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
+  # ByT5's ids are those of a task with SeqIO's own class.
+  kind = seqio.ByteVocabulary if isinstance(vocabulary, ByT5Vocabulary) else type(vocabulary)
+  facts = [kind.__name__, vocabulary.vocab_size, vocabulary.extra_ids, vocabulary.eos_id, vocabulary.unk_id]
   model = getattr(vocabulary, 'sp_model', None)
   model = hashlib.sha256(model).hexdigest() if isinstance(model, bytes) else None
   return hashlib.sha256(json.dumps([*facts, model]).encode()).hexdigest()
@@ -95,12 +105,14 @@ def vocabulary_digest(vocabulary: seqio.Vocabulary) -> str:
 def describe_vocabulary(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
   """Returns what a checkpoint's `config.json` records of a vocabulary, plain values that `load_vocabulary` reads.
 
-  `name` is 'bytes', the path of a SentencePiece model, or None for a vocabulary of the user's own class.
+  `name` is 'bytes', 'byt5' or 'byt5_huggingface', the path of a SentencePiece model, or None for a vocabulary of the
+  user's own class.
   """
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     name = vocabulary.sentencepiece_model_file
   else:
-    name = BYTES if isinstance(vocabulary, seqio.ByteVocabulary) else None
+    kinds = ((ByT5Vocabulary, BYT5), (HuggingFaceByteVocabulary, BYT5_HUGGINGFACE), (seqio.ByteVocabulary, BYTES))
+    name = next((known for kind, known in kinds if isinstance(vocabulary, kind)), None)
   return {
     'name': name,
     'extra_ids': vocabulary.extra_ids,
@@ -134,7 +146,7 @@ def load_vocabulary(record: Mapping[str, Any], model_dir: str | os.PathLike[str]
       "The checkpoint's config.json does not name its vocabulary (a task's own class, or an older version); only "
       'bytes and SentencePiece models can be loaded without the task.'
     )
-  if name != BYTES and model_dir is not None and (copied := ModelDir(model_dir).vocabulary).exists():
+  if name not in _OF_BYTES and model_dir is not None and (copied := ModelDir(model_dir).vocabulary).exists():
     name = os.fspath(copied)
   vocabulary = make_vocabulary(name, record['extra_ids'])
   check_vocabulary(vocabulary)

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from switch_jax.config import ConfigError, RunConfig
+from switch_jax.data.features import NEW_IN_FINGERPRINT
 from switch_jax.data.prefetch import Prefetcher
 from switch_jax.distillation.soft_targets import SoftTargets
 from switch_jax.folders.model_dir import OWNER
@@ -60,7 +61,11 @@ def check_same(folder: str, saved: Mapping[str, Any], wanted: Mapping[str, Any],
   flat = lambda facts: {**facts.get('data', {}), **{n: v for n, v in facts.items() if n != 'data'}}  # noqa: E731
   saved, wanted = flat(saved), flat(wanted)
   short = lambda value: repr(value[:16]) if isinstance(value, str) and len(value) == 64 else repr(value)  # noqa: E731
-  differ = [f'{n} is {short(saved.get(n))} there and {short(v)} here' for n, v in wanted.items() if saved.get(n) != v]
+  differ = [
+    f'{n} is {short(saved.get(n))} there and {short(v)} here'
+    for n, v in wanted.items()
+    if saved.get(n) != v and not (n in NEW_IN_FINGERPRINT and n not in saved)
+  ]
   if differ:
     raise ConfigError(f'{folder} holds logits of another teacher or other data: {"; ".join(differ)}. {remedy}')
 

@@ -47,7 +47,7 @@ def write_teacher_logits(run: RunConfig) -> int:
   layout = make_layout(dataclasses.replace(run, model=teacher.model, distillation=None, num_microbatches=1))
   progress = Progress(active=jax.process_index() == 0)
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
+  source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   place = epath.Path(config.teacher_logits) / OWNER
   try:
     require_agreement('data', source.fingerprint)

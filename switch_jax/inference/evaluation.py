@@ -6,6 +6,7 @@ writes is touched, so a run can be evaluated while it goes on.
 """
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,11 @@ import numpy as np
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import ConfigError, EvaluationConfig, first_line
 from switch_jax.data import providers
+from switch_jax.data.features import differing_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from switch_jax.data.streams import reading
+from switch_jax.data.sentinels import decode_tokens
+from switch_jax.data.streams import check_ids, explain_reading
+from switch_jax.data.task_errors import failing, said_and_where
 from switch_jax.data.vocabularies import vocabulary_digest
 from switch_jax.inference.decoding import Ids
 from switch_jax.inference.evaluation_records import EvaluationFiles, mixture_averages, note
@@ -39,11 +43,13 @@ class TaskEvaluator:
     """
     data, self.config = config.data, config
     providers.import_task_module(data)
-    provider = providers.find_provider(data, data.eval_split)
+    provider = self._provider = providers.find_provider(data, data.eval_split)
     self.vocabulary = provider.output_features['targets'].vocabulary
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
-    without = [t.name for t in tasks if data.eval_split in t.splits and not t.metric_fns and not t.metric_objs]
+    with failing(f'the metrics of {data.mixture_or_task_name} cannot be used', 'mend metric_fns of the task'):
+      metrics = {task.name: [*task.metric_fns, *task.metric_objs] for task in tasks}
+    without = [t.name for t in tasks if data.eval_split in t.splits and not metrics[t.name]]
     absent = [t.name for t in tasks if data.eval_split not in t.splits]
     if len(without) + len(absent) == len(tasks):
       raise ConfigError(
@@ -54,22 +60,25 @@ class TaskEvaluator:
       for name in names:
         note(f'left out: {name} {what}')
     try:
-      with reading(data):
-        self._evaluator = seqio.Evaluator(
-          data.mixture_or_task_name,
-          seqio.EncDecFeatureConverter(pack=False),
-          eval_split=data.eval_split,
-          use_cached=data.use_cached_tasks,
-          sequence_length=data.feature_lengths,
-          num_examples=config.num_examples,
-          async_compute_metrics=False,
-        )
-        self.sizes = {name: _count(ds) for name, ds in self._evaluator.cached_model_datasets.items()}
-    except (OSError, tf.errors.OpError) as error:
+      self._evaluator = seqio.Evaluator(
+        data.mixture_or_task_name,
+        seqio.EncDecFeatureConverter(pack=False),
+        eval_split=data.eval_split,
+        use_cached=data.use_cached_tasks,
+        sequence_length=data.feature_lengths,
+        num_examples=config.num_examples,
+        async_compute_metrics=False,
+      )
+      self.sizes = {name: _count(ds) for name, ds in self._evaluator.cached_model_datasets.items()}
+    except ConfigError:
+      raise
+    except (OSError, tf.errors.NotFoundError) as error:
       raise ConfigError(
         f'{data.mixture_or_task_name} cannot be read ({first_line(error)}); put its data set where TensorFlow '
         'Datasets looks (TFDS_DATA_DIR), or see to the files that the task names.'
       ) from error
+    except Exception as error:
+      raise explain_reading(provider, data, data.eval_split, error) from error
     for task in self.tasks:
       if self.sizes[task.name] == 0:
         raise ConfigError(
@@ -100,6 +109,9 @@ class TaskEvaluator:
         f'({self.vocabulary.vocab_size} ids and {model.record["vocabulary"]["size"]}); set --gin.VOCABULARY to the '
         'one of the run, or evaluate a task that has it.'
       )
+    lengths = self.config.data.feature_lengths
+    if differ := differing_features(model.record.get('features'), self._provider, lengths):
+      note(f'{self.config.data.mixture_or_task_name} is another task than that of the checkpoint: {"; ".join(differ)}')
     if self.ids.size > model.config.vocab_size:
       raise ConfigError(
         f'the vocabulary of {self.config.data.mixture_or_task_name} has {self.ids.size} ids and the model '
@@ -129,14 +141,19 @@ class TaskEvaluator:
           _OUTPUTS.SCORE: functions.score,
         },
       )
+      metrics = future.result()
     except ValueError as error:
-      if not str(error).startswith('Failed to evaluate task'):
+      match = re.match(r'Failed to evaluate task ([^ ]+): ', str(error))
+      if not match:
         raise
-      raise ConfigError(f'a metric cannot be computed: {first_line(error)}; see to its metric_fns.') from error
+      said, where = said_and_where(error.__cause__ or error)
+      raise ConfigError(
+        f'a metric cannot be computed: Failed to evaluate task {match[1]}{where}: {said}; see to its metric_fns and '
+        'its postprocess_fn (--debug has the traceback).'
+      ) from error
     finally:
       logger.setLevel(level)
-    records = {task.name: self._describe(task, outputs[task.name]) for task in self.tasks}
-    return future.result(), records
+    return metrics, {task.name: self._describe(task, outputs[task.name]) for task in self.tasks}
 
   def _describe(self, task: seqio.Task, outputs: Mapping[Any, Any]) -> list[dict[str, Any]]:
     """Returns inputs, target and prediction of each example as texts, and the score."""
@@ -148,7 +165,7 @@ class TaskEvaluator:
         if isinstance(kept, bytes):
           record[name] = kept.decode('utf-8', 'replace')
         else:
-          record[name] = self.vocabulary.decode([int(t) for t in example[name]])
+          record[name] = decode_tokens(self.vocabulary, example[name])
       records.append(record)
     for kind, output in outputs.items():
       values, auxiliary = output if isinstance(output, tuple) else (output, {})
@@ -156,15 +173,16 @@ class TaskEvaluator:
         if kind == _OUTPUTS.SCORE:
           records[i]['target_score'] = float(value)
         else:
-          records[i]['prediction'] = self.vocabulary.decode([int(t) for t in value])
+          records[i]['prediction'] = decode_tokens(self.vocabulary, value)
           if 'scores' in auxiliary:
             records[i]['score'] = float(auxiliary['scores'][i])
     return records
 
-  def batches(self, dataset: tf.data.Dataset) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Yields the numbers and features of at most `batch_size` examples."""
+  def batches(self, dataset: tf.data.Dataset, num_ids: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Yields the numbers and features of at most `batch_size` examples, of tokens below `num_ids`."""
     size = self.config.data.batch_size
     for numbers, features in dataset.batch(size).as_numpy_iterator():
+      check_ids([features], num_ids, self.config.data.mixture_or_task_name)
       yield [int(n) for n in numbers], features
 
 
@@ -177,7 +195,7 @@ class _ModelFunctions:
   def _predict(self, dataset: tf.data.Dataset) -> tuple[list[tuple[int, list[int]]], list[float]]:
     if id(dataset) not in self._decoded:
       owner, tokens, scores = self._owner, [], []
-      for numbers, features in owner.batches(dataset):
+      for numbers, features in owner.batches(dataset, self._model.config.vocab_size):
         targets, found = decode_batch(
           self._model,
           owner.config.decoding,
@@ -201,7 +219,7 @@ class _ModelFunctions:
 
   def score(self, dataset: tf.data.Dataset) -> list[tuple[int, float]]:
     function, size, found = make_score(self._model.config, self._model.layout), self._owner.config.data.batch_size, []
-    for numbers, features in self._owner.batches(dataset):
+    for numbers, features in self._owner.batches(dataset, self._model.config.vocab_size):
       fill = ((0, size - len(numbers)), (0, 0))
       rows = (np.pad(features[f'{name}_tokens'], fill) for name in ('encoder_input', 'decoder_target'))
       scores = np.asarray(function(self._model.params, *rows))

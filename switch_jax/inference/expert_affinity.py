@@ -182,10 +182,9 @@ def readable_pieces(vocabulary: Any) -> Callable[[int], str]:
   Args:
     vocabulary: SeqIO's, of bytes (printable ones as they are, others as 0xE3) or pieces, or of a user's own class.
   """
-  size, extra_ids = vocabulary.vocab_size, vocabulary.extra_ids
-  if data.describe_vocabulary(vocabulary)['name'] == 'bytes':
+  if data.describe_vocabulary(vocabulary)['name'] in ('bytes', 'byt5', 'byt5_huggingface'):
     special = {0: '<pad>', 1: '</s>', 2: '<unk>'}
-    special |= {size - 1 - i: f'<extra_id_{i}>' for i in range(extra_ids)}
+    special |= {token: f'<extra_id_{i}>' for i, token in enumerate(data.sentinel_ids(vocabulary))}
 
     def piece(token):
       byte = token - 3
@@ -252,7 +251,9 @@ def measure_experts(model_dir: str | os.PathLike[str], step: int | None = None) 
     )
   model = load_model(store, step, MeshConfig())
   check_batch_size(config.batch_size, model.layout, 'DataConfig')
-  held_out = data.open_evaluation(config, model.layout.batch_sharding(), record['run']['eval_steps'])
+  held_out = data.open_evaluation(
+    config, model.layout.batch_sharding(), record['run']['eval_steps'], model.config.vocab_size
+  )
   groups = tuple(getattr(held_out, 'groups', ()))
   counts = count_choices(
     make_first_choices(model.config, model.layout),

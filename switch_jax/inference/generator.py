@@ -1,6 +1,8 @@
 """Texts to texts with a trained model, in batches of one shape."""
 
 import dataclasses
+import functools
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, Self
@@ -14,6 +16,7 @@ from switch_jax.inference.decoding import Ids, make_decode
 from switch_jax.inference.loading import LoadedModel, check_batch_size, latest_step, load_model, open_store
 from switch_jax.inference.scoring import with_capacity
 
+_logger = logging.getLogger(__name__)
 # The shortest inputs a program is compiled for; longer ones go up by factors of two.
 _SHORTEST = 32
 _BATCH_SIZE = 16
@@ -65,12 +68,24 @@ def decode_batch(
   return decoded.tokens[: len(rows), 0], decoded.score[: len(rows), 0]
 
 
+@functools.cache
+def _say_eos_is_assumed(path: str, is_mixed: bool) -> None:
+  """Says once of a checkpoint that nothing tells whether its task ended inputs with EOS."""
+  why = 'the tasks of its mixture differ in that' if is_mixed else 'it is of an older version, or was converted'
+  _logger.warning(
+    'config.json of %s does not say whether inputs end with EOS (%s): EOS is appended; add_eos=False leaves it out.',
+    path,
+    why,
+  )
+
+
 class Generator:
   """Makes texts of texts: `Generator.from_checkpoint(model_dir)(['...', '...'])`.
 
-  A text is tokenised, EOS is appended, and what is longer than the inputs is cut (EOS stays). The empty string is a
-  text of EOS alone and gets a prediction like any other. Bytes know every character; with a SentencePiece vocabulary
-  an unseen one becomes the unknown token. Nothing is dropped by Switch layers.
+  A text is tokenised, EOS is appended if the task of the checkpoint did that, and what is longer than the inputs is cut
+  (EOS stays). The empty string is a text of EOS alone and gets a prediction like any other. Bytes know every character;
+  with a SentencePiece vocabulary an unseen one becomes the unknown token. `<extra_id_0>` is a sentinel with both.
+  Nothing is dropped by Switch layers.
   """
 
   def __init__(
@@ -82,6 +97,7 @@ class Generator:
     targets_length: int,
     decoding: DecodingConfig | None = None,
     batch_size: int | None = None,
+    add_eos: bool = True,
   ):
     """Takes a model as it is; see `from_checkpoint`.
 
@@ -99,7 +115,7 @@ class Generator:
     self._model = dataclasses.replace(model, config=with_capacity(model.config, None))
     self._vocabulary = vocabulary
     self._ids = Ids(size=vocabulary.vocab_size, eos=vocabulary.eos_id)
-    self._inputs_length, self._targets_length = inputs_length, targets_length
+    self._inputs_length, self._targets_length, self._add_eos = inputs_length, targets_length, add_eos
     self._decoding = decoding or DecodingConfig()
     self.batch_size = batch_size or -(-_BATCH_SIZE // shards) * shards
 
@@ -115,18 +131,20 @@ class Generator:
     inputs_length: int | None = None,
     targets_length: int | None = None,
     batch_size: int | None = None,
+    add_eos: bool | None = None,
   ) -> Self:
     """Reads a checkpoint of a run, trained on whatever mesh.
 
     Args:
       model_dir: the run's folder.
       step: which checkpoint; None is the newest.
-      vocabulary: 'bytes' or the path of a SentencePiece model, for checkpoints that do not record theirs (converted
-        ones); None is what the checkpoint records.
+      vocabulary: 'bytes', 'byt5', 'byt5_huggingface' or the path of a SentencePiece model, for checkpoints that do not
+        record theirs (converted ones); None is what the checkpoint records.
       decoding: greedy by default.
       mesh: of all devices; by default the experts are split over as many as divide them.
       inputs_length, targets_length: in tokens; None is what the run was trained with.
       batch_size: texts decoded at once.
+      add_eos: whether EOS is appended to a text; None is what the task of the checkpoint did.
 
     Raises:
       ConfigError: no such folder or checkpoint, or it does not record its vocabulary or its lengths.
@@ -150,6 +168,10 @@ class Generator:
     for name in given:
       if name not in lengths:
         raise ConfigError(f'config.json of {store.path(step)} records no length of {name}; give {name}_length.')
+    if add_eos is None:
+      add_eos = data.recorded_add_eos(record, 'inputs')
+    if add_eos is None:
+      _say_eos_is_assumed(str(store.path(step)), 'features' in record)
     model = load_model(store, step, mesh or MeshConfig())
     return cls(
       model,
@@ -158,6 +180,7 @@ class Generator:
       targets_length=lengths['targets'],
       decoding=decoding,
       batch_size=batch_size,
+      add_eos=add_eos is not False,
     )
 
   @property
@@ -198,12 +221,12 @@ class Generator:
 
   def _tokenise(self, text: str) -> tuple[np.ndarray, bool]:
     # Half of a surrogate pair, which JSON can hold, is no character.
-    tokens = self._vocabulary.encode(text.encode('utf-8', 'replace').decode('utf-8'))
-    was_cut = len(tokens) >= self._inputs_length
-    return np.array([*tokens[: self._inputs_length - 1], self._ids.eos], np.int32), was_cut
+    tokens = data.encode_text(self._vocabulary, text.encode('utf-8', 'replace').decode('utf-8'))
+    room = self._inputs_length - self._add_eos
+    return np.array([*tokens[:room], *([self._ids.eos] * self._add_eos)], np.int32), len(tokens) > room
 
   def _text(self, tokens: np.ndarray) -> str:
-    return self._vocabulary.decode([int(token) for token in tokens if token > 0])
+    return data.decode_tokens(self._vocabulary, [int(token) for token in tokens if token > 0])
 
   def _width(self, length: int) -> int:
     """Returns the length that inputs are padded to: few different ones, so that few programs are compiled."""

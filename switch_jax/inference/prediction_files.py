@@ -207,6 +207,7 @@ def _predict(config: PredictionConfig, claim: Claim) -> int:
     config.model_dir,
     config.step,
     vocabulary=config.vocabulary,
+    add_eos=config.add_eos,
     decoding=config.decoding,
     mesh=config.mesh,
     inputs_length=config.inputs_length,

@@ -136,7 +136,7 @@ def open_run(
     progress.note(line)
 
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = data.open_training(run.data, run.random_seed, layout.batch_sharding())
+  source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
   if source.description:
     progress.note(f'text: {source.description}')
@@ -153,7 +153,7 @@ def open_run(
   if is_first_host:
     data.keep_vocabulary(source.vocabulary, run.model_dir)
   source.start()
-  held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps)
+  held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
 
   if params is None:
     params = distillation.initial_parameters(layout)
@@ -199,6 +199,7 @@ def open_run(
       **distillation.record(lessons),
       'model': run.model.to_json(),
       'vocabulary': vocabulary,
+      'features': data.with_observed_eos(source.features, held_out.on_host, source.vocabulary.eos_id),
       'identity': run.identity(),
       'run': run.to_json(),
     },

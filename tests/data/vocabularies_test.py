@@ -38,6 +38,19 @@ def test_bytes():
   assert load_vocabulary(json.loads(json.dumps(describe_vocabulary(vocabulary)))) == vocabulary
 
 
+@pytest.mark.parametrize(('name', 'size', 'extra_ids'), [('byt5', 259, 0), ('byt5_huggingface', 384, 125)])
+def test_bytes_of_byt5(name, size, extra_ids):
+  vocabulary = make_vocabulary(name)
+  assert (vocabulary.vocab_size, vocabulary.eos_id, vocabulary.extra_ids) == (size, 1, extra_ids)
+  record = json.loads(json.dumps(describe_vocabulary(vocabulary)))
+  assert record['name'] == name
+  loaded = load_vocabulary(record)
+  assert (type(loaded), loaded) == (type(vocabulary), vocabulary)
+  # A task with SeqIO's own class has the ids of ByT5, and not those of Hugging Face's tokenizer.
+  own = vocabularies.seqio.ByteVocabulary(extra_ids)
+  assert (record['digest'] == describe_vocabulary(own)['digest']) == (name == 'byt5')
+
+
 def test_layout_of_sentencepiece_models(model_file):
   vocabulary = make_vocabulary(model_file)
   check_vocabulary(vocabulary)

@@ -104,6 +104,14 @@ def test_mistakes_are_named(model_dir, task, fields, message):
   assert not (model_dir / 'predictions').exists()
 
 
+def test_a_task_with_other_features_is_said(tmp_path, tasks, capsys):
+  record = {'inputs': {'add_eos': False, 'dtype': 'int32'}, 'targets': {'add_eos': True, 'dtype': 'int32'}}
+  write_checkpoints(tmp_path, steps=(20,), features=record)
+  assert evaluate_run(evaluation_config(tmp_path, task='repeat_scores')) == 0
+  said = 'repeat_scores is another task than that of the checkpoint: add_eos of inputs was False and is True\n'
+  assert said in capsys.readouterr().out
+
+
 def test_a_folder_without_a_run(tmp_path):
   with pytest.raises(ConfigError, match='no such folder'):
     evaluate_run(evaluation_config(tmp_path / 'none'))

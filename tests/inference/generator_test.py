@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from switch_jax import data
 from switch_jax.config import ConfigError, DecodingConfig, MeshConfig
 from switch_jax.inference import Generator
 from tests.inference.written_checkpoints import TEXTS, write_checkpoints
@@ -23,6 +24,35 @@ def test_predictions_are_of_each_text_whatever_batch_it_is_in(generator):
 def test_overlong_text_is_cut_and_half_a_surrogate_is_a_question_mark(generator):
   assert generator(['x' * 23, 'x' * 1000, 'a\ud800', 'a?'])[0] == generator(['x' * 1000])[0]
   assert generator(['a\ud800']) == generator(['a?'])
+
+
+def test_inputs_end_as_those_of_the_task_did(tmp_path, caplog):
+  features = {'inputs': {'add_eos': False}, 'targets': {'add_eos': True}}
+  write_checkpoints(tmp_path, steps=(10,), features=features)
+  bare, given = Generator.from_checkpoint(tmp_path), Generator.from_checkpoint(tmp_path, add_eos=True)
+  assert not caplog.records
+  assert [bare._tokenise('ab')[0].tolist(), given._tokenise('ab')[0].tolist()] == [[100, 101], [100, 101, 1]]
+  assert [bare._tokenise('x' * n)[1] for n in (24, 25)] == [False, True]
+  assert [given._tokenise('x' * n)[1] for n in (23, 24)] == [False, True]
+  without, with_eos = bare.predict(['', 'ab']), given.predict(['', 'ab'])
+  assert np.isfinite([p.score for p in without]).all()
+  assert without[1].score != with_eos[1].score
+
+
+@pytest.mark.parametrize('features', [None, {'inputs': {'add_eos': None}}])
+def test_what_is_not_recorded_is_said_once(tmp_path, caplog, features):
+  write_checkpoints(tmp_path, steps=(10,), **({'features': features} if features else {}))
+  for _ in range(2):
+    assert Generator.from_checkpoint(tmp_path)._tokenise('ab')[0].tolist() == [100, 101, 1]
+  assert [r.message.count('does not say whether inputs end with EOS') for r in caplog.records] == [1]
+
+
+def test_sentinels_are_text_both_ways(tmp_path):
+  vocabulary = data.make_vocabulary('byt5')
+  write_checkpoints(tmp_path, steps=(10,), vocabulary=data.describe_vocabulary(vocabulary))
+  generator = Generator.from_checkpoint(tmp_path)
+  assert generator._tokenise('a<extra_id_0>')[0].tolist() == [100, 258, 1]
+  assert generator._text(np.array([258, 100, 257, 1, 0])) == '<extra_id_0>a<extra_id_1>'
 
 
 def test_another_step_mesh_and_method(checkpoints, generator):

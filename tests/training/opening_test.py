@@ -21,6 +21,7 @@ class Source:
   """Says what is done to it, and gives no batch."""
 
   vocabulary, vocabulary_size, fingerprint = VOCABULARY, 12, {'seed': 0}
+  features = types.MappingProxyType({'inputs': {}, 'targets': {}})
 
   def __init__(self, done):
     self._done = done
@@ -87,7 +88,7 @@ def done(monkeypatch):
     open_training=lambda *_: happened.append('data') or Source(happened),
     describe_vocabulary=lambda vocabulary: {'name': 'bytes', 'size': 12, 'digest': 'a'},
     keep_vocabulary=lambda vocabulary, folder: happened.append('keep vocabulary'),
-    open_evaluation=lambda *_: happened.append('held out') or types.SimpleNamespace(groups=()),
+    open_evaluation=lambda *_: happened.append('held out') or types.SimpleNamespace(groups=(), on_host=[]),
   )
   for name, fake in fakes.items():
     monkeypatch.setattr(opening.data, name, fake)
