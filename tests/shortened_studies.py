@@ -1,4 +1,4 @@
-"""The studies of benchmarks/ in their shortened form, to their tables and pictures: `python -m tests.shortened_studies`.
+"""The studies of benchmarks/ in their shortened form, to tables and pictures: `python -m tests.shortened_studies`.
 
 One process for all of them: what they would start as commands of their own runs in it, so that imports are paid once.
 Their texts are some made-up packages. Trainings that differ in numbers alone (a factor, a rate, a width, how many
@@ -6,7 +6,6 @@ experts) or in what other tests train (exploration, dtypes) are one training, an
 """
 
 import contextlib
-import dataclasses
 import importlib
 import json
 import pathlib
