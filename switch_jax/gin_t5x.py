@@ -3,7 +3,10 @@
 README's table "Coming from T5X" is taken through the parser row by row by its test; these are what is refused.
 """
 
+import dataclasses
 import re
+
+from switch_jax import config
 
 _LEAVE = 'no setting; leave it out, since'
 
@@ -17,6 +20,8 @@ FLAGS = {
   'pip_install': 'there is no launcher; deploy/ has files for clusters',
   'project_dirs': 'here --gin_search_paths names folders of gin files, and PYTHONPATH those of task modules',
   'seqio_additional_cache_dirs': 'here it is --gin.config.DataConfig.cached_tasks_dir=DIR',
+  'stderrthreshold': 'log lines of libraries are shown with --debug',
+  'verbosity': 'log lines of libraries are shown with --debug',
   'shard_id': 'one command predicts on all its hosts; else split INPUT_FILE and name an OUTPUT_FILE for each part',
   'tpu_cores': 'there is no launcher; deploy/ has files for clusters',
 }
@@ -88,6 +93,8 @@ FIELDS = {
   'Adafactor.decay_rate': 'config.OptimizerConfig.decay_rate',
   'Adafactor.logical_factor_rules': 'config.OptimizerConfig.min_dim_size_to_factor',
   'Adafactor.step_offset': f'{_LEAVE} steps are counted from 0 in every run',
+  'CheckpointConfig.restore': 'INITIAL_CHECKPOINT_PATH',
+  'CheckpointConfig.save': 'CHECKPOINT_PERIOD',
   'DatasetConfig.batch_size': 'BATCH_SIZE',
   'DatasetConfig.mixture_or_task_name': 'MIXTURE_OR_TASK_NAME',
   'DatasetConfig.module': 'config.DataConfig.task_module',
@@ -99,7 +106,14 @@ FIELDS = {
   'DatasetConfig.task_feature_lengths': 'TASK_FEATURE_LENGTHS',
   'DatasetConfig.use_cached': 'USE_CACHED_TASKS',
   'DatasetConfig.use_custom_packing_ops': f'{_LEAVE} there is one way of packing',
+  'EncoderDecoderModel.aux_loss_factor': 'AUX_LOSS_FACTOR',
+  'EncoderDecoderModel.label_smoothing': 'LABEL_SMOOTHING',
+  'EncoderDecoderModel.loss_normalizing_factor': f'{_LEAVE} the loss is always the mean over target tokens',
+  'EncoderDecoderModel.router_z_loss_factor': 'config.MoeConfig.router_z_loss_factor',
+  'EncoderDecoderModel.z_loss': 'Z_LOSS',
   'Evaluator.num_examples': 'NUM_EXAMPLES of --run_mode=eval with gin/runs/eval.gin',
+  'Evaluator.use_memory_cache': f'{_LEAVE} examples are read as they are needed',
+  'JSONLogger.write_n_results': f'{_LEAVE} --run_mode=eval writes all predictions',
   'MoeLayer.num_experts': 'NUM_EXPERTS',
   'PjitPartitioner.logical_axis_rules': 'config.MeshConfig.rules',
   'PjitPartitioner.model_parallel_submesh': 'config.MeshConfig.model',
@@ -108,10 +122,12 @@ FIELDS = {
   'RestoreCheckpointConfig.dtype': f'{_LEAVE} parameters are float32, and ACTIVATION_DTYPE is of activations',
   'RestoreCheckpointConfig.mode': "CHECKPOINTS ('latest', 'all' or 'new') or STEP in gin/runs/eval.gin",
   'RestoreCheckpointConfig.path': 'INITIAL_CHECKPOINT_PATH to train, MODEL_DIR to evaluate and predict',
+  'SaveCheckpointConfig.dtype': f'{_LEAVE} parameters are float32',
   'SaveCheckpointConfig.keep': 'config.CheckpointConfig.keep',
   'SaveCheckpointConfig.period': 'CHECKPOINT_PERIOD',
   'SaveCheckpointConfig.save_dataset': f'{_LEAVE} the position in the data is always saved',
   'SentencePieceVocabulary.sentencepiece_model_file': 'VOCABULARY',
+  'T5Config.dtype': 'ACTIVATION_DTYPE',
   'Trainer.learning_rate_fn': 'config.OptimizerConfig.schedule',
   'Trainer.num_microbatches': 'NUM_MICROBATCHES',
   'create_learning_rate_scheduler.base_learning_rate': 'LEARNING_RATE',
@@ -129,17 +145,22 @@ FIELDS = {
   'train.eval_period': 'EVAL_PERIOD',
   'train.eval_steps': 'EVAL_STEPS',
   'train.infer_eval_dataset_cfg': 'a command of its own, --run_mode=eval with gin/runs/eval.gin',
+  'train.model_dir': 'MODEL_DIR',
   'train.random_seed': 'RANDOM_SEED',
+  'train.relative_steps': "TRAIN_STEPS, always this run's own steps",
   'train.stats_period': 'LOG_PERIOD',
   'train.total_steps': 'TRAIN_STEPS',
+  'train.train_eval_dataset_cfg': 'EVAL_PERIOD, None for no evaluation',
   'train.use_hardware_rng': f'{_LEAVE} all noise comes from RANDOM_SEED and can be repeated',
 }
 
-# Classes whose fields have the names of ours.
-_CLASSES = {
-  'T5Config': 'config.ModelConfig',
-  'MoeTrainer': 'config.RunConfig',
-}
+_MODEL_FIELDS = {field.name for field in dataclasses.fields(config.ModelConfig)}
+# Modules of theirs, as their gin files import them. The last ones are functions of a program itself.
+_MODULES = (
+  'adafactor', 'checkpoints', 'decoding', 'dense', 'export_lib', 'gin_utils', 'models', 'moe_architecture',
+  'moe_layers', 'moe_partitioning', 'moe_trainer', 'network', 'partitioning', 'routing', 'seqio', 't5_architecture',
+  'trainer', 'utils', 'eval_script', 'infer_script', 'train_script', 'evaluate', 'infer', 'train',
+)  # fmt: skip
 
 # Gin files of theirs, by the end of their paths, and ours.
 _FILES = (
@@ -182,5 +203,10 @@ def field_hint(scope: str, selector: str, field: str) -> str | None:
   for key in (f'{scope}/{name}.{field}', f'Moe{name}.{field}', f'{name}.{field}'):
     if key in FIELDS:
       return FIELDS[key]
-  ours = _CLASSES.get(name)
-  return f'{ours}.{field}' if ours else None
+  if name == 'T5Config' and field in _MODEL_FIELDS:
+    return f'config.ModelConfig.{field}'
+  if selector.startswith('export_lib.'):
+    return 'python -m switch_jax.convert, which writes checkpoints for others'
+  if selector.partition('.')[0] in _MODULES:
+    return 'no setting of that name; README\'s "Coming from T5X" has those that have one'
+  return None

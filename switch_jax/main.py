@@ -99,7 +99,7 @@ def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   for argument in arguments:
     flag, _, binding = argument.partition('=')
     if flag == '--gin_bindings':
-      binding = binding or next(arguments, '--')
+      binding = binding or next(arguments, '')
       if not re.match(r'[\w./]+\s*=', binding):
         raise ConfigError(f'--gin_bindings is {binding!r}; write --gin_bindings=NAME=VALUE, or --gin.NAME=VALUE.')
       name, _, value = binding.partition('=')
@@ -118,6 +118,14 @@ def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return others, bindings
 
 
+def _plain_boolean(argument: str) -> str:
+  """Returns `--dry_run` for absl's `--dry_run=true`, and nothing for `--nodry_run` and `--dry_run=false`."""
+  match = re.fullmatch(r'--(no)?(dry_run|debug|alsologtostderr|logtostderr)(?:=(true|false))?', argument, re.I)
+  if not match or (match[1] and match[3]):
+    return argument
+  return '' if match[1] or (match[3] or 'true').lower() == 'false' else f'--{match[2]}'
+
+
 def _refuse(argument: str, flags: Sequence[str]) -> None:
   """Raises a `ConfigError` for an argument that is no flag, with what was probably meant."""
   name, _, value = argument.partition('=')
@@ -127,6 +135,8 @@ def _refuse(argument: str, flags: Sequence[str]) -> None:
     hint = f'macros are set with --gin.{name.lstrip("-")}={value or "VALUE"}.'
   elif name.startswith('--') and (theirs := gin_t5x.FLAGS.get(name[2:])):
     hint = f'{theirs}.'
+  elif name.startswith('--jax_'):
+    hint = f'JAX reads {name[2:].upper()} from the environment.'
   else:
     near = difflib.get_close_matches('--' + name.lstrip('-'), flags, n=1)
     hint = f'did you mean {near[0]}?' if near else 'see --help.'
@@ -141,6 +151,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """
   others, bindings = split_gin_bindings(argv)
   parser = _make_parser()
+  others = [argument for argument in map(_plain_boolean, others) if argument]
   flags, unknown = parser.parse_known_args(others)
   if theirs := gin_t5x.RUN_MODES.get(flags.run_mode):
     raise ConfigError(f'--run_mode is {flags.run_mode!r}, a mode of T5X; here {theirs}.')

@@ -51,7 +51,9 @@ def test_row(code, mode, here):
       given += ['--coordinator_address=h:1', '--num_processes=2', '--process_id=0']
     assert isinstance(load([*files, *others, *given], mode), ROOTS[mode])
     return
-  names = re.findall(r'`([^`]+)`', here) or [{'leave it out': 'leave it out', 'one command': 'one command'}[here]]
+  names = re.findall(r'`([^`]+)`', here) or [
+    {text: text for text in ('leave it out', 'one command', 'no setting')}[here]
+  ]
   for arguments in ([*files, *given], [*files, *others, *given]):  # as T5X has it, and with all that we need
     with pytest.raises(ConfigError) as error:
       load(arguments, mode)
@@ -130,6 +132,17 @@ def test_a_file_made_for_t5x_is_told_from_one_that_imports_tasks(tmp_path):
     file.write_text(f'from __gin__ import dynamic_registration\n{line}\n')
     with pytest.raises(ConfigError, match=said):
       load([f'--gin_file={file}'], 'train')
+
+
+@pytest.mark.parametrize(
+  ('flag', 'dry'), [('--dry_run=True', True), ('--nodry_run', False), ('--dry_run=false', False), ('--dry_run', True)]
+)
+def test_booleans_as_absl_writes_them(flag, dry):
+  assert main.parse_flags([MODEL, flag])[0].dry_run is dry
+  with pytest.raises(ConfigError):
+    main.parse_flags([MODEL, '--dry_run=perhaps'])
+  with pytest.raises(ConfigError, match='JAX reads JAX_PLATFORMS from the environment'):
+    main.parse_flags([MODEL, '--jax_platforms=cpu'])
 
 
 @pytest.mark.parametrize('text', ['', 'BATCH_SIZE', '= 3', "BATCH SIZE = '"])
