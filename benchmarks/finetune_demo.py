@@ -139,7 +139,8 @@ def main():
       print(f'  {results[name]["rouge1"]:5.1f} {results[name]["rouge2"]:5.1f} {results[name]["f1"]:5.1f}   {title}')
   topics, descriptions = (predictions_by_text(out / n, *plan[n][:2]) for n in ('topic', 'description'))
   print('Three of them by lot:')
-  for text in random.Random(0).sample(sorted(set(topics) & set(descriptions)), 3):
+  both = sorted(set(topics) & set(descriptions))
+  for text in random.Random(0).sample(both, min(3, len(both))):
     print(f'  {shorten(text)}')
     for what, (prediction, truth) in (('topic', topics[text]), ('description', descriptions[text])):
       print(f'    {what}: {prediction!r}; it is {truth!r}')

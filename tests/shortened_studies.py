@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 from switch_jax import gin_files
 from tests.tasks.conftest import compile_catalog
@@ -143,7 +144,7 @@ def run_here(trainings: Trainings) -> None:
       return self._status
 
   subprocess.run = run
-  runner.subprocess = type('subprocess', (), {'Popen': Popen})
+  runner.subprocess = types.SimpleNamespace(Popen=Popen, STDOUT=subprocess.STDOUT)
 
 
 def run_study(name: str, out: pathlib.Path) -> None:
