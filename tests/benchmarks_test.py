@@ -12,7 +12,6 @@ import sys
 import pytest
 
 from switch_jax import launch
-from tests.object_store import bucket as buckets
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / 'benchmarks'
@@ -104,16 +103,6 @@ def test_the_comparison_of_span_corruption(studies):
   assert 'rows, their lengths and their spans are as many: True' in text
   assert text.count('inputs and targets together are the text: True') == 2
   assert text.count('p = 1.00') == 2
-
-
-@pytest.mark.skipif(bool(buckets.reason_to_skip()), reason=str(buckets.reason_to_skip()))
-def test_what_an_object_store_costs():
-  command = [sys.executable, 'benchmarks/object_store_cost.py', '--steps=20', '--checkpoint_period=10']
-  command += ['--step_seconds=0.02', '--latency=0.01']
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': FAST}
-  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stdout + done.stderr
-  assert re.search(r'^metrics: \d+\.\d\d s of 0 s of steps, .*^checkpoints: .*^requests: \{', done.stdout, re.M | re.S)
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

@@ -93,7 +93,7 @@ class Trainings:
       return main.main(arguments)
     print(f'{run.model_dir} is a copy of {first}')
     self._copies[run.model_dir] = first
-    shutil.copytree(first, run.model_dir, dirs_exist_ok=True)
+    shutil.copytree(first, run.model_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns('finished.json', '*.log'))
     return 0
 
   @staticmethod
