@@ -98,8 +98,7 @@ def main():
   parser.add_argument(
     '--fast_too', action='store_true', help='also from scratch with the learning rate of pre-training'
   )
-  runs.add_shortened(parser)
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
   out, plan = flags.out.resolve(), _with_steps(flags, RUNS | (FAST_RUN if flags.fast_too else {}))
   out.mkdir(parents=True, exist_ok=True)
   record = out / 'seconds.json'

@@ -219,8 +219,7 @@ def main():
   parser.add_argument('--steps', type=int, help='of fine-tuning on each task')
   parser.add_argument('--tasks', nargs='+', choices=list(TASKS), default=list(TASKS))
   parser.add_argument('--table', action='store_true', help='run nothing')
-  runs.add_shortened(parser)
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
   if flags.shortened:
     flags.seeds, flags.pretrain_steps, flags.steps = 1, runs.SHORT_STEPS, runs.SHORT_STEPS
   flags.out = flags.out.resolve()

@@ -316,8 +316,7 @@ def main():
   parser.add_argument('--steps', type=int, default=3200)
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
-  runs.add_shortened(parser)
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
   if flags.shortened:
     flags.seeds, flags.steps = 1, runs.SHORT_STEPS
   flags.out = flags.out.resolve()

@@ -19,11 +19,15 @@ _SHORT_TRAINING = (
 _SHORT_EVALUATION = ('--gin.BATCH_SIZE=8', '--gin.NUM_EXAMPLES=16')
 
 
-def add_shortened(parser):
-  """Adds `--shortened` to the flags of a study."""
+def parse_flags(parser):
+  """Adds `--shortened` to the flags of a study and returns all; shortened runs have a folder of their own."""
   parser.add_argument(
     '--shortened', action='store_true', help='the whole way in minutes: two steps, one seed; figures mean nothing'
   )
+  flags = parser.parse_args()
+  if flags.shortened and flags.out == parser.get_default('out'):
+    flags.out = flags.out.with_name(f'{flags.out.name}_shortened')
+  return flags
 
 
 def training_bindings(flags):

@@ -135,7 +135,7 @@ FIELDS = {
   'create_learning_rate_scheduler.warmup_steps': 'config.OptimizerConfig.warmup_steps',
   'create_task_from_tfexample_file.inputs_key': 'INPUTS_KEY',
   'infer.checkpoint_period': f'{_LEAVE} a prediction goes on after the last line that OUTPUT_FILE has',
-  'infer.mode': f'{_LEAVE} --run_mode=infer predicts, and score_field has the log probability',
+  'infer.mode': f'{_LEAVE} --run_mode=infer predicts, each text with its score, and --run_mode=eval scores targets',
   'infer.num_shards': 'one command on all its hosts',
   'infer.shard_id': 'one command on all its hosts',
   'predict_batch_with_aux.num_decodes': "config.DecodingConfig.num_beams, with DECODING = 'beam'",

@@ -1,6 +1,8 @@
 """The programs of benchmarks/: studies run to tables and pictures, each says what it is, no name hides another."""
 
+import argparse
 import ast
+import importlib
 import json
 import os
 import pathlib
@@ -122,6 +124,17 @@ def test_a_program_says_what_it_is(script, monkeypatch, capsys):
       del sys.modules[name]
   assert not end.value.code
   assert 'usage: ' in capsys.readouterr().out
+
+
+def test_shortened_runs_lie_beside_the_real_ones(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), *sys.path])
+  runs = importlib.import_module('runs')
+  for given, place in (([], 'x_shortened'), (['--out=y'], 'y')):
+    monkeypatch.setattr(sys, 'argv', ['study', '--shortened', *given])
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('x'))
+    assert runs.parse_flags(parser).out == pathlib.Path(place)
+  del sys.modules['runs']
 
 
 def hidden(tree):

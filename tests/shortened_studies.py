@@ -25,8 +25,8 @@ BENCHMARKS = ROOT / 'benchmarks'
 LANGUAGES = {
   'ar': 'رسالة', 'de': 'Nachricht', 'el': 'μήνυμα', 'fr': 'avis', 'hi': 'संदेश', 'ru': 'письмо',
 }  # fmt: skip
-# Strings of a configuration that other tests train with every value of.
-_ALIKE = ('exploration', 'activation_dtype', 'router_dtype', 'name')
+# Fields that other tests train with every value of.
+_ALIKE = ('aux_loss_factor', 'exploration', 'activation_dtype', 'router_dtype', 'name')
 _ADDED = {'NUM_EXPERTS': '2', 'config.ModelConfig.mlp_dim': '16'}
 
 

@@ -241,8 +241,7 @@ def main():
   parser.add_argument('--top_k', type=lambda text: [int(x) for x in text.split(',')], default=[], metavar='K[,K]')
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
-  runs.add_shortened(parser)
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
   if flags.shortened:
     flags.seeds, flags.steps, flags.finetune_steps = 1, runs.SHORT_STEPS, runs.SHORT_STEPS
     flags.experts, flags.top_k = [4, 2], [4]

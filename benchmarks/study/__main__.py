@@ -170,6 +170,8 @@ def main() -> int:
     parser.error(f'there is no study {unknown[0]!r}; there are {", ".join(STUDIES)}')
   if not flags.studies and not flags.table:
     parser.error(f'name a study ({", ".join(STUDIES)}), or say --list or --table')
+  if flags.shortened and flags.out == parser.get_default('out'):
+    flags.out = flags.out.with_name('study_shortened')
   out = flags.out.resolve()
   out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
