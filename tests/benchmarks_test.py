@@ -152,3 +152,37 @@ def test_no_name_hides_what_a_file_imports():
   assert set(hidden(ast.parse('import runs\ndef f():\n  runs = {}\n  for x in runs: pass\n'))) == {('f', 'runs')}
   files = [path for folder in ('benchmarks', 'tasks', 'tests') for path in (ROOT / folder).glob('**/*.py')]
   assert not [(path.name, *found) for path in files for found in hidden(ast.parse(path.read_text()))]
+
+
+def missing(tree):
+  """Yields what a file takes from our modules, anywhere in it, and is not there."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module.partition('.')[0] in OURS:
+      for alias in node.names:
+        if not hasattr(importlib.import_module(node.module), alias.name):
+          try:
+            importlib.import_module(f'{node.module}.{alias.name}')
+          except ImportError:
+            yield f'{node.module}.{alias.name}'
+  names = {
+    alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names if alias.name in OURS
+  }
+  for node in ast.walk(tree):
+    if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names):
+      continue
+    if not hasattr(importlib.import_module(node.value.id), node.attr):
+      yield f'{node.value.id}.{node.attr}'
+
+
+OURS = ('switch_jax', 'tasks', 'tests', 'runs', 'measures', 'studies', 'speedup', 'pictures', 'flops')
+
+
+def test_what_programs_import_anywhere_is_there(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), str(BENCHMARKS / 'study'), str(ROOT), *sys.path])
+  assert list(missing(ast.parse('import runs\nfrom switch_jax import nothing\ndef f(): runs.nothing()'))) == [
+    'switch_jax.nothing', 'runs.nothing',
+  ]  # fmt: skip
+  found = {path.name: list(missing(ast.parse(path.read_text()))) for path in BENCHMARKS.glob('**/*.py')}
+  for name in OURS[3:]:
+    sys.modules.pop(name, None)
+  assert not {name: names for name, names in found.items() if names}
