@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What `--shortened` gives every training and every evaluation on top: the whole way in few steps of a narrow model.
 SHORT_STEPS = 2
 _SHORT_TRAINING = (
-  '--gin.BATCH_SIZE=8', '--gin.CHECKPOINT_PERIOD=2', '--gin.EVAL_PERIOD=2', '--gin.EVAL_STEPS=4', '--gin.LOG_PERIOD=1',
+  '--gin.BATCH_SIZE=8', '--gin.CHECKPOINT_PERIOD=1', '--gin.EVAL_PERIOD=1', '--gin.EVAL_STEPS=4', '--gin.LOG_PERIOD=1',
   '--gin.config.ModelConfig.emb_dim=16', '--gin.config.DataConfig.shuffle_buffer_size=64',
 )  # fmt: skip
 _SHORT_EVALUATION = ('--gin.BATCH_SIZE=8', '--gin.NUM_EXAMPLES=16')

@@ -100,7 +100,7 @@ def main():
   """Runs both and prints the comparison."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--t5_python', help='a Python with t5 0.9.4')
-  parser.add_argument('--measure', choices=('t5', 'switch_jax'), help=argparse.SUPPRESS)
+  parser.add_argument('--measure', choices=('t5',), help=argparse.SUPPRESS)
   parser.add_argument('--shortened', action='store_true', help='few documents')
   flags = parser.parse_args()
   count = 50 if flags.shortened else 1000
@@ -109,16 +109,17 @@ def main():
     return 0
   if not flags.t5_python and not flags.shortened:
     parser.error('give --t5_python')
-  results = {}
-  other = ('t5', flags.t5_python) if flags.t5_python else ('switch_jax', sys.executable)
-  for name, (kind, python) in {'switch_jax': ('switch_jax', sys.executable), 't5': other}.items():
-    command = [python, __file__, f'--measure={kind}', *(['--shortened'] if flags.shortened else [])]
+  results = {'switch_jax': measure('switch_jax', count)}
+  if flags.t5_python:
+    command = [flags.t5_python, __file__, '--measure=t5', *(['--shortened'] if flags.shortened else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith('RESULT ')]
     if not lines:
       print(done.stderr, file=sys.stderr)
       return 1
-    results[name] = json.loads(lines[0].removeprefix('RESULT '))
+    results['t5'] = json.loads(lines[0].removeprefix('RESULT '))
+  else:
+    results['switch_jax again'] = results['switch_jax']
   for name, r in results.items():
     full = r['raw'].get('568', 0)
     print(f'{name}: {sum(r["raw"].values())} rows of {r["tokens"]} tokens, {full} of them full: 568 raw tokens')
@@ -128,7 +129,7 @@ def main():
       total = sum(r[what].values())
       mean = sum(int(length) * count for length, count in r[what].items()) / total
       print(f'  {what} spans: {total}, mean length {mean:.3f}, longest {max(map(int, r[what]))}')
-  ours, theirs = results['switch_jax'], results['t5']
+  ours, theirs = results.values()
   same = all(ours[name] == theirs[name] for name in ('raw', 'inputs', 'targets', 'spans'))
   print(f'rows, their lengths and their spans are as many: {same}')
   for what in ('masked', 'kept'):
