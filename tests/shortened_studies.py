@@ -27,7 +27,7 @@ LANGUAGES = {
 }  # fmt: skip
 # Fields that other tests train with every value of.
 _ALIKE = ('aux_loss_factor', 'exploration', 'activation_dtype', 'router_dtype', 'name')
-_NARROW = {'NUM_EXPERTS': '2', 'config.ModelConfig.mlp_dim': '32'}
+_NARROW = {'NUM_EXPERTS': '4', 'config.ModelConfig.mlp_dim': '32'}
 
 
 def write_packages(root: pathlib.Path) -> None:
@@ -86,8 +86,8 @@ class Trainings:
       self.made += 1
       return main.main(arguments)
     run, _ = gin_files.load_run(flags.gin_file, bindings)
-    if run.model.moe and run.model.moe.num_experts > 2:
-      return self([*arguments, '--gin.NUM_EXPERTS=2'])
+    if run.model.moe and run.model.moe.num_experts not in (1, 4):
+      return self([*arguments, '--gin.NUM_EXPERTS=4'])
     kind = json.dumps(self._kind({**run.to_json(), 'model_dir': None}))
     if (first := self._folders.get(kind)) is None:
       self.made += 1

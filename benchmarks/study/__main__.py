@@ -139,13 +139,14 @@ def points_table(name: str, out: pathlib.Path) -> str:
   lines += ['| --- | --- | --- | --- | --- |']
   for point, found in runs.items():
     losses = measures.estimate([dict(measures.curve(path, task))[step] for path in found.values()])
+    around = f' ± {losses.deviation:.4f}' if len(found) > 1 else ''
     first = found[min(found)]
     record = ModelDir(first).read_newest_config()[0]
     arguments = json.loads(ModelDir(first).finished.read_text())['arguments']
     dropped = measures.trained(first, 'fraction_dropped')
     lines += [
       f'| {point} | {record["parameters"] / 1e6:.3f}M | {flops.per_target_token(arguments) / 1e3:.1f}k | '
-      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({_seeds(len(found))}) | '
+      f'{losses.mean:.4f}{around} ({_seeds(len(found))}) | '
       f'{"" if dropped != dropped else f"{dropped:.1%}"} |'
     ]
   return '\n'.join(lines)
