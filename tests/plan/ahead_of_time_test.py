@@ -26,7 +26,7 @@ KEYS = {
   'topology', 'cores', 'parameters', 'active_parameters', 'parameter_bytes_per_core', 'optimizer_bytes_per_core',
   'temporary_bytes_per_core', 'hbm_bytes_per_core', 'hbm_bytes_available', 'fits', 'flops_per_core',
   'checkpoint_bytes', 'checkpoint_bytes_per_host', 'hosts',
-  'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'predicted_step_seconds',
+  'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'estimate', 'empty_slot_flops_per_core',
 }  # fmt: skip
 
 TINY = ModelConfig(
@@ -69,6 +69,9 @@ class TestAheadOfTime:
     assert scanned[0].flops_per_core == pytest.approx(one_by_one.flops_per_core, rel=0.02)
     assert scanned[0].collectives['all-to-all'] == one_by_one.collectives['all-to-all']
     assert scanned[0].flops_per_core >= scanned[0].model_flops_per_core
+    # The body of a loop is scheduled otherwise than the same layers in a row.
+    assert scanned[0].estimate.compute_seconds == pytest.approx(one_by_one.estimate.compute_seconds, rel=0.2)
+    assert scanned[0].estimate.exchange_seconds == pytest.approx(one_by_one.estimate.exchange_seconds, rel=0.2)
 
   def test_executable_is_kept(self, scanned):
     payload, in_tree, out_tree = pickle.loads(scanned[1].read_bytes())
