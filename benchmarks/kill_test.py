@@ -41,6 +41,8 @@ def command(place: Local, run: str, steps: int) -> list[str]:
     'LOG_PERIOD': 1,
     'CHECKPOINT_PERIOD': CHECKPOINT_PERIOD,
     'EVAL_PERIOD': EVAL_PERIOD,
+    'EVAL_STEPS': 2,
+    'BATCH_SIZE': 8,
   }
   gin = [f'--gin.{name}={value}' for name, value in bindings.items()]
   return ['-m', 'switch_jax.main', '--gin_file=gin/examples/quickstart.gin', *gin]
@@ -133,7 +135,7 @@ def main() -> None:
   parser.add_argument('--seed', type=int, default=0)
   arguments = parser.parse_args()
   chance = random.Random(arguments.seed)
-  steps = arguments.steps or EVAL_PERIOD * (4 + arguments.kills)
+  steps = arguments.steps or 15 * arguments.kills + 4 * EVAL_PERIOD
   with open_place(arguments.bucket) as place, tempfile.TemporaryDirectory(prefix='kill_test_logs_') as logs:
     log = pathlib.Path(logs) / 'log.txt'
     with log.open('a') as output:

@@ -28,23 +28,18 @@ def remove_leftovers(directory: epath.Path) -> None:
 
 
 def remove_steps(paths: Iterable[epath.Path]) -> None:
-  """Removes complete steps.
-
-  Raises:
-    CheckpointError: one cannot be removed.
-  """
+  """Removes complete steps. What cannot be removed is said: no run ends for that, and a later one removes the rest."""
   for path in paths:
     try:
       # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
-      (path / FILES).unlink()
+      (path / FILES).unlink(missing_ok=True)
       path.rmtree()
     except Exception as error:
       if not is_storage_error(error):
         raise
-      raise CheckpointError(
-        f'{path} is not to be kept and could not be removed: {first_line(error)}. All newer checkpoints are whole; see '
-        'to the cause (rights, a store out of reach) and run the same command again to continue from the newest.'
-      ) from error
+      # A store that was asked twice, because its first answer was lost, says that there is nothing.
+      if (path / FILES).exists() or any(path.glob('*')):
+        _logger.warning('%s is not to be kept and could not be removed: %s.', path, first_line(error).rstrip('.'))
 
 
 def move_aside(path: epath.Path) -> None:

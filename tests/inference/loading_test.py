@@ -66,7 +66,7 @@ def test_descriptions_of_arrays_are_checked_before_memory_is_asked_for(checkpoin
   chunks = [2**40 for _ in description['chunks']]
   arrays.write(key, json.dumps({**description, 'chunks': chunks}).encode()).result()
   seal(tmp_path / 'run')
-  with pytest.raises(ConfigError, match='chunks is .* no larger than the array'):
+  with pytest.raises(ConfigError, match=r'chunks is .* no larger than the array'):
     load_model(open_store(tmp_path / 'run'), 20, MeshConfig())
 
 
