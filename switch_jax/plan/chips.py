@@ -24,9 +24,9 @@ def _chip(clock_mhz: float, peak_tflops: float, link_gigabytes: float, devices: 
   return Chip(clock_mhz * 1e6, peak_tflops * 1e12 / devices, link_gigabytes * 1e9 / devices)
 
 
-# Peaks and links are from the pages of Cloud TPU's documentation (where these give both directions, half). The clocks of
-# v2 to v4 are published; of the others it is the clock at which the matrix units, whose FLOPs a cycle the compiler's own
-# cycles for a large product show (2**17 on v5e, 2**18 on v5p, 2**19 on v6e and tpu7x), reach the published peak.
+# Peaks and links are from the pages of Cloud TPU's documentation (where these give both directions, half). The clocks
+# of v2 to v4 are published; of the others it is the clock at which the matrix units reach the published peak: their
+# FLOPs a cycle show in the compiler's cycles for a large product (2**17 on v5e, 2**18 on v5p, 2**19 on v6e and tpu7x).
 CHIPS = {
   'TPU v2': _chip(700, 46, 248, 2),
   'TPU v3': _chip(940, 123, 328, 2),

@@ -90,9 +90,9 @@ def model_flops(run: RunConfig, num_token_shards: int) -> float:
   """Returns the FLOPs that a training step on the global batch needs: three times the forward pass's `useful` ones.
 
   Those are the projections of attention, the dense feed-forward networks, one row of an expert for each token and
-  choice, and the logits; the backward pass has two products for each. It is the usual 6 x parameters x tokens, with the
-  parameters that a token meets. Empty slots (`empty_slot_flops`), attention's scores (`score_flops`), the router, norms,
-  softmax and the optimizer are left out, so even a perfect program is somewhat above 1.0 times this number.
+  choice, and the logits; the backward pass has two products for each. It is the usual 6 x parameters x tokens, with
+  the parameters that a token meets. Empty slots (`empty_slot_flops`), attention's scores (`score_flops`), the router,
+  norms, softmax and the optimizer are left out, so even a perfect program is somewhat above 1.0 times this number.
   """
   return 3 * sum(stack.useful for stack in forward_flops(run, num_token_shards).values())
 
