@@ -90,6 +90,8 @@ def is_unpriced(one: Instruction) -> bool:
   """Whether an instruction takes time of which the compiler says nothing."""
   if one.is_inner or one.cycles is not None or kind_of(one) or one.opcode in _FREE:
     return False
+  if 'custom_call_target="AllocateBuffer"' in one.arguments:
+    return False
   # The end of an asynchronous operation, and a copy that was scheduled beside others.
   if one.opcode.endswith(('-done', '-update')) or one.opcode in ('copy-start', 'slice-start'):
     return False

@@ -33,6 +33,7 @@ def test_of_a_program():
     ('copy-start', '(f32[1024]{0}, f32[1024]{0}, u32[])', '%x)', False),
     ('copy-done', 'f32[1024]{0}', '%x)', False),
     ('custom-call', 'f32[1024]{0}', '%x), custom_call_target="tpu_custom_call"', True),
+    ('custom-call', 'f32[1024]{0}', '), custom_call_target="AllocateBuffer"', False),
   ],
 )
 def test_what_has_no_price(opcode, shape, arguments, unpriced):
