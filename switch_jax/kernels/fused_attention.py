@@ -227,7 +227,7 @@ def queries_of_block(core: Core, queries: int, keys: int, heads: int, width: int
     width: of a head.
   """
   # Two inputs in bfloat16 and two outputs in float32, each twice, and what the compiler spills; inputs in float32 too.
-  of_keys = (40 if core.wide_operands else 28) * keys * heads * width
+  of_keys = (52 if core.wide_operands else 28) * keys * heads * width
   left = core.vmem_bytes - 1_000_000 - of_keys
   if 4 * queries * keys * (3 + 3 * heads) <= left:
     return queries
