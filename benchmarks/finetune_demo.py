@@ -5,6 +5,7 @@
 Needs the extra demo. Every part is a command of its own that is printed before it runs; a part that is finished is not
 run again, and one that was stopped goes on where it was. At the end: a table of held-out metrics, beside the most
 frequent topic and the same model trained from scratch for the same steps, and three predictions beside the truth.
+`--shortened` goes the whole way in few steps.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from runs import ROOT, read_predictions
+import runs
 
 from switch_jax.folders.model_dir import ModelDir
 
@@ -30,6 +31,7 @@ SCRATCH = ['--gin.INITIAL_CHECKPOINT_PATH=None']
 FAST = [*SCRATCH, '--gin.LEARNING_RATE=1.0', '--gin.config.OptimizerConfig.schedule=rsqrt']
 FAST += ['--gin.config.OptimizerConfig.warmup_steps=200']
 TOPIC, DESCRIPTION = 'wikipedia_topic', 'wikipedia_description'
+STEPS = 1500  # of pre-training
 # Folder: the task, its steps, how it begins, and what it is called in the table.
 RUNS = {
   'topic': (TOPIC, 800, None, 'pre-trained, then fine-tuned'),
@@ -45,7 +47,7 @@ def run(arguments, seconds, name):
   command = [sys.executable, '-m', 'switch_jax.main', *arguments]
   print(f'\n$ {shlex.join(["python", *command[1:]])}', flush=True)
   began = time.monotonic()
-  status = subprocess.run(command, cwd=ROOT, check=False).returncode
+  status = subprocess.run(command, cwd=runs.ROOT, check=False).returncode
   if status:
     sys.exit(status)
   seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
@@ -58,7 +60,7 @@ def read_metrics(folder, task, steps):
 
 def predictions_by_text(folder, task, steps):
   """Returns, by the text of the article, what was predicted and what is true."""
-  records = read_predictions(folder, task, steps)
+  records = runs.read_predictions(folder, task, steps)
   return {r['inputs'].split(': ', 1)[1]: (r['prediction'], r['targets']) for r in records}
 
 
@@ -76,6 +78,12 @@ def majority():
   return topic, 100 * held_out[topic] / held_out.total()
 
 
+def _with_steps(flags, plan):
+  """Returns the runs with the steps that they are to have."""
+  short = {name: (task, runs.SHORT_STEPS, *rest) for name, (task, _, *rest) in plan.items()}
+  return short if flags.shortened else plan
+
+
 def shorten(text, width=150):
   """Returns the beginning of a text."""
   return text if len(text) <= width else text[:width].rsplit(' ', 1)[0] + ' ...'
@@ -84,12 +92,14 @@ def shorten(text, width=150):
 def main():
   """Runs what is not finished yet and prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'finetune_demo', help='folder of the runs')
+  parser.add_argument(
+    '--out', type=pathlib.Path, default=runs.ROOT / 'runs' / 'finetune_demo', help='folder of the runs'
+  )
   parser.add_argument(
     '--fast_too', action='store_true', help='also from scratch with the learning rate of pre-training'
   )
-  flags = parser.parse_args()
-  out, runs = flags.out.resolve(), RUNS | (FAST_RUN if flags.fast_too else {})
+  flags = runs.parse_flags(parser)
+  out, plan = flags.out.resolve(), _with_steps(flags, RUNS | (FAST_RUN if flags.fast_too else {}))
   out.mkdir(parents=True, exist_ok=True)
   record = out / 'seconds.json'
   seconds = json.loads(record.read_text()) if record.exists() else {}
@@ -98,35 +108,38 @@ def main():
     run(arguments, seconds, name)
     record.write_text(json.dumps(seconds, indent=1))
 
-  pretrained = out / 'pretrain'
-  if not ModelDir(pretrained).step(1500).exists():
-    step([f'--gin_file={PRETRAIN}', f'--gin.MODEL_DIR={pretrained}'], 'pretrain')
+  pretrained, steps = out / 'pretrain', runs.SHORT_STEPS if flags.shortened else STEPS
+  if not ModelDir(pretrained).step(steps).exists():
+    lasting = [f'--gin.TRAIN_STEPS={steps}', *runs.training_bindings(flags)]
+    step([f'--gin_file={PRETRAIN}', f'--gin.MODEL_DIR={pretrained}', *lasting], 'pretrain')
   results = {}
-  for name, (task, steps, begin, _) in runs.items():
+  for name, (task, steps, begin, _) in plan.items():
     folder = out / name
     common = [f'--gin.MODEL_DIR={folder}', f'--gin.MIXTURE_OR_TASK_NAME={task}']
     if not ModelDir(folder).step(steps).exists():
       begin = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}'] if begin is None else begin
-      step([f'--gin_file={FINETUNE}', *common, f'--gin.TRAIN_STEPS={steps}', *begin], name)
+      lasting = [f'--gin.TRAIN_STEPS={steps}', *runs.training_bindings(flags)]
+      step([f'--gin_file={FINETUNE}', *common, *begin, *lasting], name)
     if read_metrics(folder, task, steps) is None:
       lengths = f'--gin.TASK_FEATURE_LENGTHS={LENGTHS}'
       where = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', '--gin.config.DataConfig.task_module=tasks.wikipedia']
-      step([*where, *common, lengths], f'{name}, evaluation')
+      step([*where, *common, lengths, *runs.evaluation_bindings(flags)], f'{name}, evaluation')
     results[name] = read_metrics(folder, task, steps)
 
   topic, share = majority()
   print('\nTopic of held-out articles, accuracy of the generated text:')
   print(f'  {share:5.1f}   always {topic!r}, the most frequent topic')
-  for name, (task, _, _, title) in runs.items():
+  for name, (task, _, _, title) in plan.items():
     if task == TOPIC:
       print(f'  {results[name]["accuracy"]:5.1f}   {title}')
   print('Short description of held-out articles, Rouge-1, Rouge-2, word F1:')
-  for name, (task, _, _, title) in runs.items():
+  for name, (task, _, _, title) in plan.items():
     if task == DESCRIPTION:
       print(f'  {results[name]["rouge1"]:5.1f} {results[name]["rouge2"]:5.1f} {results[name]["f1"]:5.1f}   {title}')
-  topics, descriptions = (predictions_by_text(out / n, *RUNS[n][:2]) for n in ('topic', 'description'))
+  topics, descriptions = (predictions_by_text(out / n, *plan[n][:2]) for n in ('topic', 'description'))
   print('Three of them by lot:')
-  for text in random.Random(0).sample(sorted(set(topics) & set(descriptions)), 3):
+  both = sorted(set(topics) & set(descriptions))
+  for text in random.Random(0).sample(both, min(3, len(both))):
     print(f'  {shorten(text)}')
     for what, (prediction, truth) in (('topic', topics[text]), ('description', descriptions[text])):
       print(f'    {what}: {prediction!r}; it is {truth!r}')

@@ -6,7 +6,7 @@ Language identification tells the language of a held-out text of the multilingua
 the most frequent language always. Translation is from English into six languages, of messages of programs whose
 translations into any language neither pre-training nor fine-tuning has read, in pieces of a vocabulary made of the
 corpus; the baseline copies the English. Each run is a command of its own; a finished one is not run again, and one that
-was stopped goes on where it was. `--table` only prints.
+was stopped goes on where it was. `--shortened` goes the whole way in few steps; `--table` only prints.
 """
 
 import argparse
@@ -130,7 +130,8 @@ def run(flags, name, seed):
 
   def train(where, arguments, steps):
     period = [f'--gin.{what}_PERIOD={steps // 2}' for what in ('CHECKPOINT', 'EVAL')]
-    runs.train(where, [*arguments, *task.model, words, *period, f'--gin.RANDOM_SEED={seed}'], steps)
+    last = [*period, f'--gin.RANDOM_SEED={seed}', *runs.training_bindings(flags)]
+    runs.train(where, [*arguments, *task.model, words, *last], steps)
 
   pretrain_steps = flags.pretrain_steps or task.pretrain_steps
   train(pretrained, [*PRETRAIN, *task.pretrain, f'--gin.TASK_FEATURE_LENGTHS={task.pretrain_lengths}'], pretrain_steps)
@@ -139,8 +140,9 @@ def run(flags, name, seed):
   start = [f'--gin.INITIAL_CHECKPOINT_PATH={pretrained}', f'--gin.BATCH_SIZE={task.rows}']
   train(folder, [*FINETUNE, *data, *start, *task.finetune], steps)
   if not runs.read_predictions(folder, name, steps):
-    evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}', '--gin.BATCH_SIZE=256']
-    runs.call(f'{folder}.log', [*evaluate, *task.decoding, *data, words])
+    evaluate = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}']
+    rows = runs.evaluation_bindings(flags) or ['--gin.BATCH_SIZE=256']
+    runs.call(f'{folder}.log', [*evaluate, *task.decoding, *data, words, *rows])
 
 
 def score(task, records):
@@ -217,7 +219,9 @@ def main():
   parser.add_argument('--steps', type=int, help='of fine-tuning on each task')
   parser.add_argument('--tasks', nargs='+', choices=list(TASKS), default=list(TASKS))
   parser.add_argument('--table', action='store_true', help='run nothing')
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
+  if flags.shortened:
+    flags.seeds, flags.pretrain_steps, flags.steps = 1, runs.SHORT_STEPS, runs.SHORT_STEPS
   flags.out = flags.out.resolve()
   flags.out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

@@ -4,7 +4,8 @@
 
 Span corruption on the bytes of the local multilingual corpus. For each seed both models see the same batches in the
 same order; they differ in `ModelConfig.moe` alone. Each run is a command of its own; a finished one is not run again,
-and one that was stopped goes on where it was. `--table` only makes table and picture of what is there.
+and one that was stopped goes on where it was. `--table` only makes table and picture of what is there;
+`--shortened` goes the whole way in few steps.
 
 Claims are made for languages with at least 5,000 held-out target tokens. A language's step speed-up is the number of
 steps over those after which mSwitch stays at or below the dense twin's final held-out loss in this language, linearly
@@ -34,6 +35,7 @@ SETTINGS = [
   '--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=10000', '--gin.LOG_PERIOD=20', '--gin.Z_LOSS=0.0',
   '--gin.config.ModelConfig.emb_dim=32', '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.head_dim=16',
   '--gin.config.ModelConfig.mlp_dim=32', '--gin.config.ModelConfig.init_scale=1.0',
+  '--gin.config.OptimizerConfig.factor_experts=by_size',  # one rule for both models
 ]  # fmt: skip
 # Experts in every layer (the paper: every second one); at twice the mean load hardly a token is dropped.
 MODELS = {
@@ -55,10 +57,12 @@ def folder_of(flags, model, seed):
 
 def train(flags, seed):
   """Trains both models of a seed; returns the seconds taken."""
-  period, seconds = flags.steps // EVALUATIONS, 0.0
+  period, seconds = max(flags.steps // EVALUATIONS, 1), 0.0
   for model, bindings in MODELS.items():
     common = [f'--gin.RANDOM_SEED={seed}', f'--gin.EVAL_PERIOD={period}', f'--gin.CHECKPOINT_PERIOD={period}']
-    seconds += runs.train(folder_of(flags, model, seed), [*SETTINGS, *bindings, *common], flags.steps)
+    seconds += runs.train(
+      folder_of(flags, model, seed), [*SETTINGS, *bindings, *common, *runs.training_bindings(flags)], flags.steps
+    )
   return seconds
 
 
@@ -146,12 +150,12 @@ def t_interval(values):
 
 def collect(flags):
   """Returns all numbers, of the seeds that have both models."""
-  runs = {s: {m: evaluations(flags, m, s) for m in MODELS} for s in range(flags.seeds)}
-  runs = {seed: pair for seed, pair in runs.items() if all(pair.values())}
-  if not runs:
+  runs_by_seed = {s: {m: evaluations(flags, m, s) for m in MODELS} for s in range(flags.seeds)}
+  finished = {seed: pair for seed, pair in runs_by_seed.items() if all(pair.values())}
+  if not finished:
     return None
-  seeds = list(runs)
-  last = runs[seeds[0]]['dense'][-1]
+  seeds = list(finished)
+  last = finished[seeds[0]]['dense'][-1]
   names = [name.partition('/')[2] for name in last if name.startswith('target_tokens/')]
   samples = {s: {m: training_losses(folder_of(flags, m, s)) for m in MODELS} for s in seeds}
   passes, corpus_bytes = epochs(flags)
@@ -159,27 +163,28 @@ def collect(flags):
   for name in names:
     key, found = f'cross_ent_loss/{name}', {'target_tokens': int(last[f'target_tokens/{name}'])}
     for model in MODELS:
-      found[model] = [runs[s][model][-1][key] for s in seeds]
+      found[model] = [finished[s][model][-1][key] for s in seeds]
       found[f'{model}_training'] = [samples[s][model][name] for s in seeds]
     found['gain'] = [d - m for d, m in zip(found['dense'], found['mswitch'], strict=True)]
     found['gain_mean'], found['gain_interval'] = t_interval(found['gain'])
     found['speed_up'] = [
       speed_up([x['step'] for x in pair['dense']], *([x[key] for x in pair[m]] for m in ('dense', 'mswitch')))
-      for pair in runs.values()
+      for pair in finished.values()
     ]
     found['epochs'] = passes[name]
     languages[name] = found
   return {
     'steps': flags.steps,
     'seeds': seeds,
+    'enough_tokens': 1 if flags.shortened else ENOUGH_TOKENS,
     'parameters': {m: parameters(flags, m) for m in MODELS},
     'seconds_per_step': {m: statistics.median(seconds(flags, m)) for m in MODELS},
     'all_tokens': {
-      m: {'held_out': [runs[s][m][-1]['cross_ent_loss'] for s in seeds]} for m in MODELS
+      m: {'held_out': [finished[s][m][-1]['cross_ent_loss'] for s in seeds]} for m in MODELS
     },
     'all_tokens_speed_up': [
       speed_up([x['step'] for x in pair['dense']], *([x['cross_ent_loss'] for x in pair[m]] for m in MODELS))
-      for pair in runs.values()
+      for pair in finished.values()
     ],
     'corpus_bytes': corpus_bytes,
     'languages': languages,
@@ -209,7 +214,7 @@ def expert_bits(flags):
 
 def claimed(result):
   """Returns the languages with enough held-out target tokens."""
-  return {name: x for name, x in result['languages'].items() if x['target_tokens'] >= ENOUGH_TOKENS}
+  return {name: x for name, x in result['languages'].items() if x['target_tokens'] >= result['enough_tokens']}
 
 
 def table(result):
@@ -312,7 +317,9 @@ def main():
   parser.add_argument('--steps', type=int, default=3200)
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
+  if flags.shortened:
+    flags.seeds, flags.steps = 1, runs.SHORT_STEPS
   flags.out = flags.out.resolve()
   flags.out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

@@ -10,6 +10,34 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from switch_jax.folders.model_dir import ModelDir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# What `--shortened` gives every training and every evaluation on top: the whole way in few steps of a narrow model.
+SHORT_STEPS = 2
+_SHORT_TRAINING = (
+  '--gin.BATCH_SIZE=8', '--gin.CHECKPOINT_PERIOD=1', '--gin.EVAL_PERIOD=1', '--gin.EVAL_STEPS=4', '--gin.LOG_PERIOD=1',
+  '--gin.config.ModelConfig.emb_dim=16', '--gin.config.DataConfig.shuffle_buffer_size=64',
+)  # fmt: skip
+_SHORT_EVALUATION = ('--gin.BATCH_SIZE=8', '--gin.NUM_EXAMPLES=16')
+
+
+def parse_flags(parser):
+  """Adds `--shortened` to the flags of a study and returns all; shortened runs have a folder of their own."""
+  parser.add_argument(
+    '--shortened', action='store_true', help='the whole way in minutes: two steps, one seed; figures mean nothing'
+  )
+  flags = parser.parse_args()
+  if flags.shortened and flags.out == parser.get_default('out'):
+    flags.out = flags.out.with_name(f'{flags.out.name}_shortened')
+  return flags
+
+
+def training_bindings(flags):
+  """Returns the bindings that come last in every training of a study."""
+  return _SHORT_TRAINING if flags.shortened else ()
+
+
+def evaluation_bindings(flags):
+  """Returns the bindings that come last in every evaluation of a study."""
+  return _SHORT_EVALUATION if flags.shortened else ()
 
 
 def call(log, arguments, module='switch_jax.main'):

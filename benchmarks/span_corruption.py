@@ -5,7 +5,8 @@
 The other Python has t5 0.9.4 and seqio 0.0.20 (`pip install --no-deps t5==0.9.4`, and what it imports). Prints, for
 both implementations, rows and their lengths, and compares how many spans a row has and how long masked and kept spans
 are: a chi-squared test of the two histograms, which are drawn with different random numbers. For every row inputs and
-targets are put together again and must be the text.
+targets are put together again and must be the text. `--shortened` takes 50 documents, and compares ours with itself
+where there is no other Python.
 """
 
 import argparse
@@ -20,12 +21,12 @@ VOCABULARY_SIZE, SENTINELS = 32100, 100
 LENGTHS = {'inputs': 512, 'targets': 114}
 
 
-def make_documents():
-  """Returns 1,000 documents of 20 to 3,000 tokens."""
+def make_documents(count):
+  """Returns documents of 20 to 3,000 tokens."""
   import numpy as np
 
   random = np.random.default_rng(0)
-  lengths = np.exp(random.uniform(np.log(20), np.log(3000), 1000)).astype(int)
+  lengths = np.exp(random.uniform(np.log(20), np.log(3000), count)).astype(int)
   return [random.integers(3, VOCABULARY_SIZE - SENTINELS, length) for length in lengths]
 
 
@@ -40,8 +41,8 @@ def spans(row):
   return found
 
 
-def measure(implementation):
-  """Returns the statistics of one implementation, as plain JSON."""
+def measure(implementation, count):
+  """Returns the statistics of one implementation on so many documents, as plain JSON."""
   import numpy as np
   import seqio
   import tensorflow as tf
@@ -51,7 +52,7 @@ def measure(implementation):
   else:
     sys.path.insert(0, str(ROOT))
     from switch_jax.data.span_corruption import span_corruption
-  documents = make_documents()
+  documents = make_documents(count)
   features = {name: seqio.Feature(seqio.PassThroughVocabulary(VOCABULARY_SIZE, eos_id=1)) for name in LENGTHS}
   dataset = tf.data.Dataset.from_tensor_slices(tf.ragged.constant(documents, dtype=tf.int32)).map(
     lambda tokens: {'targets': tokens}
@@ -99,21 +100,26 @@ def main():
   """Runs both and prints the comparison."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--t5_python', help='a Python with t5 0.9.4')
-  parser.add_argument('--measure', choices=('t5', 'switch_jax'), help=argparse.SUPPRESS)
+  parser.add_argument('--measure', choices=('t5',), help=argparse.SUPPRESS)
+  parser.add_argument('--shortened', action='store_true', help='few documents')
   flags = parser.parse_args()
+  count = 50 if flags.shortened else 1000
   if flags.measure:
-    print('RESULT', json.dumps(measure(flags.measure)))
+    print('RESULT', json.dumps(measure(flags.measure, count)))
     return 0
-  if not flags.t5_python:
+  if not flags.t5_python and not flags.shortened:
     parser.error('give --t5_python')
-  results = {}
-  for name, python in (('switch_jax', sys.executable), ('t5', flags.t5_python)):
-    done = subprocess.run([python, __file__, f'--measure={name}'], capture_output=True, text=True, check=False)
+  results = {'switch_jax': measure('switch_jax', count)}
+  if flags.t5_python:
+    command = [flags.t5_python, __file__, '--measure=t5', *(['--shortened'] if flags.shortened else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith('RESULT ')]
     if not lines:
       print(done.stderr, file=sys.stderr)
       return 1
-    results[name] = json.loads(lines[0].removeprefix('RESULT '))
+    results['t5'] = json.loads(lines[0].removeprefix('RESULT '))
+  else:
+    results['switch_jax again'] = results['switch_jax']
   for name, r in results.items():
     full = r['raw'].get('568', 0)
     print(f'{name}: {sum(r["raw"].values())} rows of {r["tokens"]} tokens, {full} of them full: 568 raw tokens')
@@ -123,7 +129,7 @@ def main():
       total = sum(r[what].values())
       mean = sum(int(length) * count for length, count in r[what].items()) / total
       print(f'  {what} spans: {total}, mean length {mean:.3f}, longest {max(map(int, r[what]))}')
-  ours, theirs = results['switch_jax'], results['t5']
+  ours, theirs = results.values()
   same = all(ours[name] == theirs[name] for name in ('raw', 'inputs', 'targets', 'spans'))
   print(f'rows, their lengths and their spans are as many: {same}')
   for what in ('masked', 'kept'):

@@ -13,7 +13,7 @@ from typing import Any
 
 import gin
 
-from switch_jax import gin_statements
+from switch_jax import gin_statements, gin_t5x
 from switch_jax.config import Checked, ConfigError, RunConfig, suggest
 from switch_jax.gin_statements import Binding, Macro, Reference, leaves
 
@@ -33,20 +33,6 @@ _RUN_FILES = {
   'RunConfig': 'gin/runs/pretrain.gin',
   'EvaluationConfig': 'gin/runs/eval.gin',
   'PredictionConfig': 'gin/runs/infer.gin',
-}
-
-# Macros of T5X's and flaxformer's files that have another home here.
-_T5X_MACROS = {
-  'EVAL_EXPERT_CAPACITY_FACTOR': 'config.MoeConfig.eval_capacity_factor',
-  'GROUP_SIZE': 'SEQUENCES_PER_GROUP (in rows of the batch, not tokens)',
-  'JITTER_NOISE': 'config.MoeConfig.jitter_noise',
-  'MIXTURE_OR_TASK_MODULE': 'config.DataConfig.task_module',
-  'NUM_EXPERT_PARTITIONS': 'config.MeshConfig.expert',
-  'NUM_MODEL_PARTITIONS': 'config.MeshConfig.model',
-  'ROUTER_Z_LOSS_FACTOR': 'config.MoeConfig.router_z_loss_factor',
-  'SCALE': 'config.ModelConfig.init_scale',
-  'SHUFFLE_TRAIN_EXAMPLES': 'config.DataConfig.shuffle',
-  'TRAIN_EXPERT_CAPACITY_FACTOR': 'config.MoeConfig.train_capacity_factor',
 }
 
 _Effective = Mapping[tuple[str, str, str], Binding]
@@ -113,7 +99,12 @@ def _check_macros(effective: _Effective, history: Sequence[Binding]) -> None:
   if missing:
     used = {name for b in history for name in _macros_in(b.value)}
     stray = [name for name in macros if name not in used]
-    hints = []
+    # Those who come from T5X lack a macro because they gave theirs.
+    hints = [
+      f'{macros[name].place} changes nothing: here it is {gin_t5x.MACROS[name]}.'
+      for name in stray
+      if name in gin_t5x.MACROS and not macros[name].file
+    ]
     for name, place in missing.items():
       if near := difflib.get_close_matches(name, stray, n=1, cutoff=0.75):
         hints.append(f'%{name} ({place}) has no value, but {macros[near[0]].place} is used nowhere: write {name}.')
@@ -246,8 +237,8 @@ def _why_unused(
     ]
     return f'nothing refers to config.{binding.owner}; write {" or ".join(homes)}.'
   known = [macro for macro, owner in mentioned if not owner]
-  if name in _T5X_MACROS:
-    return f'nothing uses the name {name}; here it is {_T5X_MACROS[name]}.'
+  if name in gin_t5x.MACROS:
+    return f'nothing uses the name {name}; here it is {gin_t5x.MACROS[name]}.'
   if hint := suggest(name, known):
     return f'nothing uses the name {name}.{hint}'
   fields = [f'config.{o}.{f.name}' for o, cls in gin_statements.CLASSES.items() for f in dataclasses.fields(cls)]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import switch_jax
-from switch_jax import config
+from switch_jax import config, gin_t5x
 from switch_jax.config import ConfigError, suggest
 
 try:
@@ -166,6 +166,8 @@ def find_file(name: str, roots: Sequence[pathlib.Path], asked_by: str) -> pathli
   if not hint and beside:
     hint = f' In that folder are: {", ".join(list(beside.values())[:12])}.'
   where = ', '.join(dict.fromkeys(str(root.resolve()) for root in roots))
+  if theirs := gin_t5x.file_hint(name):
+    hint = f' That is a file of T5X; here it is {theirs}.'
   raise ConfigError(f'{asked_by}: there is no gin file {name!r}; looked in {where}.{hint}')
 
 
@@ -271,6 +273,11 @@ class Reader:
   def _import(self, statement: Any, place: str, prefixes: set[str]) -> None:
     if statement.module == '__gin__.dynamic_registration':
       return
+    if gin_t5x.is_theirs(statement.module):
+      raise ConfigError(
+        f'{place} imports {statement.module!r}, so it is made for T5X; here a run is a file of gin/models/ with one of '
+        'gin/runs/, and README\'s "Coming from T5X" has what its settings are called.'
+      )
     if statement.module != 'switch_jax.config':
       raise ConfigError(
         f'{place} imports {statement.module!r}; a gin file may only say `from switch_jax import config`, so that '
@@ -295,6 +302,8 @@ class Reader:
     if not field:  # A macro; gin allows slashes in its name.
       owner, field, scope = '', f'{scope}/{selector}' if scope else selector, ''
     else:
+      if theirs := gin_t5x.field_hint(scope, selector, field):
+        raise ConfigError(f'{place}: {selector}.{field} is a setting of T5X; here it is {theirs}.')
       owner = _find_class(selector, place, prefixes)
       _check_field(owner, field, place)
 

@@ -239,7 +239,8 @@ def _delay_abort() -> None:
 def _cloud_tpu_hosts(seconds: float) -> tuple[str | None, int | None, int | None]:
   """Returns what a Cloud TPU slice knows of its hosts, as the flags would say it; None three times on one host."""
   workers = os.environ.get('TPU_WORKER_HOSTNAMES', '')
-  if not has_tpu() or (workers and ',' not in workers):
+  slices = os.environ.get('MEGASCALE_NUM_SLICES', '')
+  if not has_tpu() or (workers and ',' not in workers and slices in ('', '1')):
     return None, None, None
   # JAX detects this inside `initialize` too, but has no public name for it, and the others are looked for before that.
   from jax._src.clusters import ClusterEnv

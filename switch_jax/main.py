@@ -7,13 +7,14 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 
 import switch_jax
-from switch_jax import launch
+from switch_jax import gin_t5x, launch
 from switch_jax.config import ConfigError, EvaluationConfig, PredictionConfig, RunConfig, suggest
 
 RUN_MODES = ('train', 'eval', 'infer', 'plan', 'teacher')
@@ -58,6 +59,7 @@ def _make_parser() -> argparse.ArgumentParser:
   )
   add = parser.add_argument
   add('--gin_file', action='append', default=[], metavar='FILE', help='a gin file; later ones win over earlier ones')
+  add('--gin_bindings', metavar='NAME=VALUE', help='as --gin.NAME=VALUE')
   add('--gin_search_paths', default='', metavar='DIRS', help='folders, with commas, to look for gin files in')
   add('--run_mode', default='train', metavar='MODE', help=f'one of {", ".join(RUN_MODES)} (default: train)')
   add('--dry_run', action='store_true', help='print parameters, mesh, shardings and expert capacity, and stop')
@@ -66,10 +68,16 @@ def _make_parser() -> argparse.ArgumentParser:
     '--profile', nargs='?', const='', metavar='FIRST:LAST[,...]', help='profile these steps (or five) for TensorBoard'
   )
   add('--compilation_cache_dir', metavar='DIR', help='where compiled programs are kept; off for nowhere')
+  add('--tfds_data_dir', metavar='DIR', help='where data sets of TensorFlow Datasets are (TFDS_DATA_DIR)')
+  for name in ('--alsologtostderr', '--logtostderr'):  # of T5X's command lines; it is so anyway
+    add(name, action='store_true', help=argparse.SUPPRESS)
   add('--coordinator_address', metavar='HOST:PORT', help='process 0, on several hosts that are not Cloud TPU')
-  add('--num_processes', type=int, metavar='N', help='number of processes, on several hosts')
-  add('--process_id', type=int, metavar='I', help='which of them this is, from 0')
-  add('--join_timeout', type=float, default=300.0, metavar='SECONDS', help='how long the others are waited for (300)')
+  add('--num_processes', '--process_count', type=int, metavar='N', help='number of processes, on several hosts')
+  add('--process_id', '--process_index', type=int, metavar='I', help='which of them this is, from 0')
+  add(
+    '--join_timeout', '--initialization_timeout', type=float, default=300.0, metavar='SECONDS',
+    help='how long the others are waited for (300)',
+  )  # fmt: skip
   add('--topology', metavar='NAME', help='the TPU that --run_mode=plan compiles for, as v3:32x32')
   add('--json', metavar='FILE', help='where --run_mode=plan writes its numbers')
   add('--serialize', metavar='FILE', help='where --run_mode=plan keeps the compiled step')
@@ -78,7 +86,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Separates `--gin.NAME=VALUE` and `--gin.NAME VALUE` from the flags.
+  """Separates `--gin.NAME=VALUE`, `--gin.NAME VALUE` and `--gin_bindings='NAME = VALUE'` from the flags.
 
   Returns:
     The other arguments, and the bindings as `NAME=VALUE`.
@@ -89,6 +97,14 @@ def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   others, bindings = [], []
   arguments = iter(argv)
   for argument in arguments:
+    flag, _, binding = argument.partition('=')
+    if flag == '--gin_bindings':
+      binding = binding or next(arguments, '')
+      if not re.match(r'[\w./]+\s*=', binding):
+        raise ConfigError(f'--gin_bindings is {binding!r}; write --gin_bindings=NAME=VALUE, or --gin.NAME=VALUE.')
+      name, _, value = binding.partition('=')
+      bindings.append(f'{name.strip()}={value.strip()}')
+      continue
     if not argument.startswith('--gin.'):
       others.append(argument)
       continue
@@ -102,6 +118,14 @@ def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   return others, bindings
 
 
+def _plain_boolean(argument: str) -> str:
+  """Returns `--dry_run` for absl's `--dry_run=true`, and nothing for `--nodry_run` and `--dry_run=false`."""
+  match = re.fullmatch(r'--(no)?(dry_run|debug|alsologtostderr|logtostderr)(?:=(true|false))?', argument, re.I)
+  if not match or (match[1] and match[3]):
+    return argument
+  return '' if match[1] or (match[3] or 'true').lower() == 'false' else f'--{match[2]}'
+
+
 def _refuse(argument: str, flags: Sequence[str]) -> None:
   """Raises a `ConfigError` for an argument that is no flag, with what was probably meant."""
   name, _, value = argument.partition('=')
@@ -109,6 +133,10 @@ def _refuse(argument: str, flags: Sequence[str]) -> None:
     hint = f'a gin file is given with --gin_file={argument}.'
   elif re.fullmatch(r'-*[A-Z][A-Z0-9_]*', name):
     hint = f'macros are set with --gin.{name.lstrip("-")}={value or "VALUE"}.'
+  elif name.startswith('--') and (theirs := gin_t5x.FLAGS.get(name[2:])):
+    hint = f'{theirs}.'
+  elif name.startswith('--jax_'):
+    hint = f'JAX reads {name[2:].upper()} from the environment.'
   else:
     near = difflib.get_close_matches('--' + name.lstrip('-'), flags, n=1)
     hint = f'did you mean {near[0]}?' if near else 'see --help.'
@@ -123,7 +151,10 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """
   others, bindings = split_gin_bindings(argv)
   parser = _make_parser()
+  others = [argument for argument in map(_plain_boolean, others) if argument]
   flags, unknown = parser.parse_known_args(others)
+  if theirs := gin_t5x.RUN_MODES.get(flags.run_mode):
+    raise ConfigError(f'--run_mode is {flags.run_mode!r}, a mode of T5X; here {theirs}.')
   if flags.run_mode not in RUN_MODES:
     raise ConfigError(
       f'--run_mode is {flags.run_mode!r}; it must be one of {", ".join(RUN_MODES)}.{suggest(flags.run_mode, RUN_MODES)}'
@@ -194,6 +225,8 @@ def _infer(flags: argparse.Namespace, bindings: Sequence[str], search_paths: Seq
 
 def _run(argv: Sequence[str]) -> int:
   flags, bindings = parse_flags(argv)
+  if flags.tfds_data_dir:
+    os.environ['TFDS_DATA_DIR'] = os.path.expanduser(flags.tfds_data_dir)  # before anything imports TensorFlow Datasets
   from switch_jax import gin_files
 
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]

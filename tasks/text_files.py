@@ -4,8 +4,12 @@
 
 A `.txt` file is UTF-8 with a blank line between paragraphs; one that is longer than 16 KiB is cut at the end of a line
 or a word and its pieces count as paragraphs. A `.jsonl` file has one JSON object a line, whose `text` is one document.
+Lines end with `\\n`, `\\r\\n` or `\\r`, and all three are the same text (`switch_jax.data.text_lines`).
+
 The hash of a paragraph or document decides whether it is held out, so two equal ones are always on the same side. The
-held-out share is 1.5 %, more (up to 10 %) if the files are so small that this would be less than 64 KiB.
+held-out share is 1.5 %, more (up to 10 %) if the files are so small that this would be less than 64 KiB. Where so few
+paragraphs leave next to nothing on one side, the text is cut into some 128 pieces, of at most 16 KiB; if too few of
+these are different, into its lines; and just enough of them for that share are held out.
 
 The files are read once, checked from end to end, and copied into the cache folder, ready to be read back a paragraph a
 line. Later runs compare the contents, or, when the files are more than 64 MB in all, only the paths, sizes, and
@@ -15,18 +19,22 @@ Registers `text_files_span_corruption` when `register` is called with a configur
 unless `VOCABULARY` names a SentencePiece model.
 """
 
-import codecs
+import collections
+import dataclasses
 import functools
 import glob
 import hashlib
+import itertools
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from etils import epath
 
 from switch_jax.config import ConfigError, DataConfig, first_line
-from switch_jax.data import corpus, span_corruption, text_task
+from switch_jax.data import corpus, span_corruption, text_lines, text_task
 from switch_jax.data.quiet_tensorflow import tf
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
 from switch_jax.folders.cache import cache_directory
@@ -40,6 +48,29 @@ MAX_BYTES_TO_REREAD = 64_000_000
 MIN_HELD_OUT, MAX_HELD_OUT, HELD_OUT_BYTES = 0.015, 0.1, 65536
 # One file in the cache for this many bytes of text, so that small texts are not scattered over empty files.
 _BYTES_PER_FILE = 262_144
+# Paragraphs stay whole while at least so much is held out (a quarter of the share, if less) and half is trained on.
+_HELD_OUT_BYTES_ENOUGH = 4096
+_PIECES_OF_SHORT_TEXT = 128
+_MIN_PIECE_BYTES = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cut:
+  """How the text is cut where paragraphs are too few.
+
+  Attributes:
+    limit: bytes of a piece.
+    by_line: whether each line is a piece; otherwise those that follow each other in a paragraph share one.
+  """
+
+  limit: int
+  by_line: bool
+
+  def pieces(self, texts: Iterable[str]) -> Iterator[str]:
+    """Yields the pieces of paragraphs or documents."""
+    for text in texts:
+      for part in text.split('\n') if self.by_line else (text,):
+        yield from _cut(part, self.limit)
 
 
 def find_files(pattern: str | None) -> list[epath.Path]:
@@ -66,6 +97,8 @@ def find_files(pattern: str | None) -> list[epath.Path]:
   for path in files:
     if not is_remote(path) and not os.access(path, os.R_OK):
       raise ConfigError(f'{path} cannot be read; make it readable, or narrow DataConfig.text_files {pattern!r}.')
+    if not is_remote(path) and not os.path.isfile(path):
+      raise ConfigError(f'{path} is no regular file; narrow DataConfig.text_files {pattern!r}.')
     if path.suffix not in SUFFIXES:
       raise ConfigError(
         f'DataConfig.text_files is {pattern!r}, which matches {path}; only {" and ".join(SUFFIXES)} files are read; '
@@ -80,7 +113,8 @@ def find_files(pattern: str | None) -> list[epath.Path]:
 
 def _matches(pattern: str) -> list[str]:
   if not is_remote(pattern):
-    return glob.glob(pattern, recursive=True)
+    # The name of a file may look like a pattern: report[1].txt.
+    return glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)
   try:
     return tf.io.gfile.glob(pattern)
   except tf.errors.OpError as error:
@@ -89,31 +123,15 @@ def _matches(pattern: str) -> list[str]:
     ) from error
 
 
-def _decoded_lines(path: epath.Path) -> Iterator[str]:
-  """Yields the lines of a UTF-8 file without their ends.
-
-  Raises:
-    ConfigError: a byte that is not UTF-8; with the file and the offset.
-  """
-  offset = 0
-  with path.open('rb') as file:
-    for line in file:
-      try:
-        text = line.decode('utf-8')
-      except UnicodeDecodeError as error:
-        raise ConfigError(
-          f'{path} is not UTF-8: byte {line[error.start]:#04x} at offset {offset + error.start}; convert it, '
-          f'for example with iconv -f latin1 -t utf-8.'
-        ) from error
-      if not offset:
-        text = text.removeprefix(codecs.BOM_UTF8.decode('utf-8'))
-      offset += len(line)
-      yield text.rstrip('\r\n')
+def _lines(path: epath.Path) -> Iterator[str]:
+  """Yields the lines of a UTF-8 file without their ends; raises a `ConfigError` at what is none."""
+  for number, line in enumerate(text_lines.read_text_lines(path), start=1):
+    yield text_lines.decode_line(path, number, line)
 
 
-def _cut(text: str) -> Iterator[str]:
-  """Yields pieces of at most 16 KiB, cut at the last line end or else space before the limit, if there is one."""
-  start, limit = 0, corpus.MAX_PARAGRAPH_BYTES
+def _cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
+  """Yields pieces of at most `limit` bytes, cut at the last line end or else space before that, if there is one."""
+  start = 0
   while start < len(text):
     piece = text[start : start + limit].encode('utf-8')[:limit].decode('utf-8', errors='ignore')
     if start + len(piece) < len(text):
@@ -126,12 +144,12 @@ def _cut(text: str) -> Iterator[str]:
 def read_txt(path: epath.Path) -> Iterator[str]:
   """Yields the paragraphs of a text file: what stands between blank lines, newlines inside them kept."""
   lines, size = [], 0
-  for line in _decoded_lines(path):
+  for line in _lines(path):
     if (not line.strip() or size > corpus.MAX_PARAGRAPH_BYTES) and lines:
       yield from _cut('\n'.join(lines).strip())
       lines, size = [], 0
     if line.strip():
-      lines.append(line)
+      lines.append(corpus.plain_text(line))
       size += len(line)
   yield from _cut('\n'.join(lines).strip())
 
@@ -142,45 +160,67 @@ def read_jsonl(path: epath.Path) -> Iterator[str]:
   Raises:
     ConfigError: a line that is not JSON or an object without a `text` that is a string; with file and line.
   """
-  for number, line in enumerate(_decoded_lines(path), start=1):
+  for number, line in enumerate(_lines(path), start=1):
     if not line.strip():
       continue
     try:
       record = json.loads(line)
+    except RecursionError:
+      raise ConfigError(f'{path}:{number} is no JSON that can be read: it is nested too deeply.') from None
     except ValueError as error:
       raise ConfigError(
-        f'{path}:{number} is not JSON ({error}); a .jsonl file has one JSON object on each line.'
+        f'{path}:{number} is not JSON ({error}); a .jsonl file has one JSON object on each line '
+        '(jq -c ".[]" makes it of an array).'
       ) from error
-    if not isinstance(record, dict) or not isinstance(record.get('text'), str):
-      got = f'an object with {", ".join(map(repr, record))}' if isinstance(record, dict) else repr(record)[:80]
+    if wrong := _what_is_wrong(record):
       raise ConfigError(
-        f'{path}:{number} has no text: it is {got}; each line must be an object whose field "text" is a string.'
+        f'{path}:{number} has no text: {wrong}; each line must be an object whose field "text" is a string.'
       )
     # A lone surrogate can be written in JSON but in no UTF-8 text.
-    if text := record['text'].encode('utf-8', errors='replace').decode('utf-8').strip():
+    if text := corpus.plain_text(record['text'].encode('utf-8', errors='replace').decode('utf-8')).strip():
       yield text
 
 
-def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
-  """Adds the paragraphs of all files in their order."""
+def _what_is_wrong(record: Any) -> str | None:
+  """Returns why an object of a JSON line has no text, or None."""
+  if not isinstance(record, dict):
+    return f'it is {record!r}'[:80]
+  if 'text' not in record:
+    return f'it is an object with {", ".join(map(repr, record))[:200] or "nothing in it"}'
+  if record['text'] is None:
+    return 'its "text" is null'
+  if not isinstance(record['text'], str):
+    return f'its "text" is {json.dumps(record["text"], ensure_ascii=False)[:80]}, which is no string'
+  return None
+
+
+def _read(files: list[epath.Path]) -> Iterator[str]:
+  """Yields the paragraphs and documents of all files in their order."""
   for path in files:
-    if path.suffix == '.txt':
-      for paragraph in read_txt(path):
-        writer.add(paragraph)
-    else:
-      for document in read_jsonl(path):
-        split = writer.choose_split(document)
-        for piece in _cut(document):
-          writer.add(piece, split)
+    yield from (read_txt if path.suffix == '.txt' else read_jsonl)(path)
+
+
+def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
+  """Adds the text of all files; the pieces of a document are on the same side."""
+  for text in _read(files):
+    split = writer.choose_split(text)
+    for piece in _cut(text):
+      writer.add(piece, split)
+
+
+def _write_pieces(writer: corpus.CorpusWriter, files: list[epath.Path], fraction: float, cut: _Cut) -> None:
+  """Adds the text of all files in pieces that are split one by one."""
+  held_out = corpus.choose_held_out(cut.pieces(_read(files)), fraction)
+  for piece in cut.pieces(_read(files)):
+    writer.add(piece, corpus.VALIDATION if corpus.hash_text(piece) in held_out else corpus.TRAIN)
 
 
 def _contents(path: epath.Path) -> dict[str, str | int]:
-  """Returns the name, size, and sha256 of a file."""
+  """Returns the name of a file, and size and sha256 of its text: with newlines as the ends of lines."""
   digest, size = hashlib.sha256(), 0
-  with path.open('rb') as file:
-    while piece := file.read(2**22):
-      digest.update(piece)
-      size += len(piece)
+  for block in text_lines.read_text_blocks(path):
+    digest.update(block)
+    size += len(block)
   return {'name': path.name, 'size': size, 'sha256': digest.hexdigest()}
 
 
@@ -201,7 +241,7 @@ def identify(files: list[epath.Path]) -> list[dict[str, str | int]]:
   stats = [_place_and_time(path) for path in files]
   if sum(size for _, size, _ in stats) <= MAX_BYTES_TO_REREAD:
     return [_contents(path) for path in files]
-  known = cache_directory() / 'text_files' / f'seen_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
+  known = cache_directory() / 'text_files' / f'read_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
   try:
     return json.loads(known.read_text(encoding='utf-8'))
   except (OSError, ValueError):
@@ -217,34 +257,100 @@ def get_corpus(pattern: str | None) -> corpus.Corpus:
   """Returns the corpus of the files that a pattern matches, reading them if it is not in the cache yet.
 
   Raises:
-    ConfigError: what `find_files` and the readers raise, or the cache folder cannot be written.
+    ConfigError: what `find_files` and the readers raise, nothing can be held out, or the cache folder cannot be
+      written.
   """
   files = find_files(pattern)
   contents = identify(files)
   size = sum(int(file['size']) for file in contents)
-  return corpus.get_corpus(
-    'text_files',
-    {'builder': BUILDER_VERSION, 'files': contents},
-    functools.partial(_write, files=files),
-    held_out_fraction=min(max(HELD_OUT_BYTES / size, MIN_HELD_OUT), MAX_HELD_OUT),
-    num_files=min(corpus.MAX_FILES, 1 + size // _BYTES_PER_FILE),
+
+  def make(write: Callable[[corpus.CorpusWriter], None], size: int, **how: int | bool) -> corpus.Corpus:
+    return corpus.get_corpus(
+      'text_files',
+      {'builder': BUILDER_VERSION, 'files': contents} | how,
+      write,
+      held_out_fraction=_held_out_fraction(size),
+      num_files=min(corpus.MAX_FILES, 1 + size // _BYTES_PER_FILE),
+    )
+
+  made = make(functools.partial(_write, files=files), size)
+  if not (total := _count_bytes(made)):
+    raise ConfigError(
+      f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) have nothing but blank lines and empty texts; '
+      'name files with text.'
+    )
+  share = _held_out_fraction(total) * total
+  # What checkpoints of older runs record is the digest of these pieces.
+  if _is_parted(made, min(share / 4, _HELD_OUT_BYTES_ENOUGH)):
+    return made
+  limit = min(max(total // _PIECES_OF_SHORT_TEXT, _MIN_PIECE_BYTES), corpus.MAX_PARAGRAPH_BYTES)
+  for by_line in (False, True):
+    write = functools.partial(
+      _write_pieces, files=files, fraction=_held_out_fraction(total), cut=_Cut(limit=limit, by_line=by_line)
+    )
+    made = make(write, total, piece_bytes=limit, by_line=by_line)
+    if _is_parted(made, share / 2):
+      return made
+  raise ConfigError(f'DataConfig.text_files is {pattern!r}; {_why_nothing_is_held_out(made)}')
+
+
+def _held_out_fraction(size: int) -> float:
+  """Returns which share of so many bytes is held out."""
+  return min(max(HELD_OUT_BYTES / size, MIN_HELD_OUT), MAX_HELD_OUT)
+
+
+def _count_bytes(made: corpus.Corpus) -> int:
+  return made.num_bytes(corpus.TRAIN) + made.num_bytes(corpus.VALIDATION)
+
+
+def _is_parted(made: corpus.Corpus, at_least: float) -> bool:
+  """Whether so many bytes, but not most of the text, are held out, and half of them is in lines of their own."""
+  held_out = made.num_bytes(corpus.VALIDATION)
+  if not at_least <= held_out <= _count_bytes(made) / 2:
+    return False
+  if held_out > 2 * HELD_OUT_BYTES:  # more pieces than equal lines can make different ones
+    return True
+  sizes = collections.Counter[str]()
+  for piece in made.paragraphs(corpus.VALIDATION):
+    for line in piece.split('\n'):
+      sizes[line] += len(line.encode('utf-8')) + 1
+  of_their_own = held_out
+  for piece in made.paragraphs(corpus.TRAIN):
+    of_their_own -= sum(sizes.pop(line, 0) for line in piece.split('\n'))
+    if of_their_own < held_out / 2:
+      return False
+  return True
+
+
+def _why_nothing_is_held_out(made: corpus.Corpus) -> str:
+  """Returns cause and remedy for a text that cannot be parted although each of its lines is a piece."""
+  lines = collections.Counter(itertools.chain(made.paragraphs(corpus.TRAIN), made.paragraphs(corpus.VALIDATION)))
+  total = _count_bytes(made)
+  if len(lines) == lines.total():
+    return f'its {total} bytes of text are too few for a part that is held out; about {4 * _MIN_PIECE_BYTES} bytes do.'
+  most, times = lines.most_common(1)[0]
+  repeated, half = times * (len(most.encode('utf-8')) + 1), _held_out_fraction(total) / 2
+  pieces = f'lines, of at most {made.summary["made_of"]["piece_bytes"]} bytes each, are'
+  what = f'its {lines.total():,} {pieces} all equal' if len(lines) == 1 else f'{times:,} of its {pieces} equal'
+  return (
+    f'{what} ({most[:40]!r}), and what is held out must not be trained on; all other text is '
+    f'{total - repeated} bytes; at least {math.ceil(repeated * half / (1 - half))} bytes of other lines do.'
   )
 
 
 def _check_size(made: corpus.Corpus, data: DataConfig) -> None:
-  """Raises unless there is a full held-out batch, and a row to train on."""
+  """Raises unless there is a row to train on, and a held-out example."""
   raw_length = span_corruption.find_raw_length(data.feature_lengths)
   train, held_out = (made.num_bytes(split) for split in (corpus.TRAIN, corpus.VALIDATION))
   # A piece of a SentencePiece model is three to five bytes, near enough for saying that there is far too little.
-  bytes_per_row = raw_length if data.vocabulary in (None, BYTES) else 4 * raw_length
-  rows = held_out // bytes_per_row
-  if rows >= data.batch_size and train >= bytes_per_row:
+  bytes_per_token = 1 if data.vocabulary in (None, BYTES) else 4
+  bytes_per_row = bytes_per_token * raw_length
+  if train >= bytes_per_row and held_out >= 2 * bytes_per_token:
     return
   raise ConfigError(
-    f'DataConfig.text_files is {data.text_files!r}, with {train + held_out} bytes of text; its held-out '
-    f'{held_out} bytes make {rows} rows of {bytes_per_row} bytes, less than a batch of {data.batch_size}; use more '
-    f'text (about {max(data.batch_size, 1) * bytes_per_row * 12} bytes do), a smaller BATCH_SIZE, or shorter '
-    'TASK_FEATURE_LENGTHS.'
+    f'DataConfig.text_files is {data.text_files!r}, with {train + held_out} bytes of text, {train} of them to train on '
+    f'and {held_out} held out; a row of TASK_FEATURE_LENGTHS takes {bytes_per_row} bytes; use more text (about '
+    f'{max(2 * bytes_per_row, 4 * _MIN_PIECE_BYTES)} bytes do) or shorter TASK_FEATURE_LENGTHS.'
   )
 
 
@@ -252,11 +358,27 @@ def register(data: DataConfig) -> None:
   """Reads and checks the files of `data.text_files`, and registers the task that trains on them.
 
   Raises:
-    ConfigError: what `get_corpus` raises, or too little text for one held-out batch.
+    ConfigError: what `get_corpus` raises, or too little text for a row.
   """
   made = get_corpus(data.text_files)
   _check_size(made, data)
   text_task.add_span_corruption_task(NAME, lambda: made, make_vocabulary(data.vocabulary or BYTES))
+
+
+def describe(data: DataConfig) -> str:
+  """Returns how much text there is and which part of it is held out, one line."""
+  made = get_corpus(data.text_files)
+  total, held_out = _count_bytes(made), made.num_bytes(corpus.VALIDATION)
+  pieces, held_out_pieces = (
+    sum(made.num_paragraphs(split) for split in splits)
+    for splits in ((corpus.TRAIN, corpus.VALIDATION), (corpus.VALIDATION,))
+  )
+  how = made.summary['made_of']
+  cut = f', cut into pieces of at most {how["piece_bytes"]:,} bytes' if 'piece_bytes' in how else ''
+  return (
+    f'{total:,} bytes of text in {len(how["files"])} file(s){cut}; held out are {held_out:,} bytes '
+    f'({held_out / total:.1%}), {held_out_pieces:,} of {pieces:,} pieces'
+  )
 
 
 def corpus_digest(data: DataConfig) -> str:

@@ -139,7 +139,7 @@ class TestMistakes:
       ('config.ModelConfig.num_experts=3', r'Did you mean config\.MoeConfig\.num_experts\?'),
       ('config.ModleConfig.emb_dim=3', r"no configuration class 'config\.ModleConfig'\. Did you mean 'ModelConfig'\?"),
       ('ModelConfig.emb_dim=3', r'did you mean config\.ModelConfig\?'),
-      ('train.eval_steps=3', r"'train' is no configuration class"),
+      ('train.eval_steps=3', 'train.eval_steps is a setting of T5X; here it is EVAL_STEPS'),
       ('TRAIN_STEPS=1e3', r'train_steps is 1000\.0; .*Write 1000\. \(Set by --gin\.TRAIN_STEPS=1e3\.\)'),
       ('TRAIN_STEPS=many', r"train_steps is 'many'; it must be an integer\. \(Set by --gin\.TRAIN_STEPS=many\.\)"),
       ('TRAIN_STEPS=1e999', r'TRAIN_STEPS=1e999 is inf'),

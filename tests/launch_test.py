@@ -53,6 +53,23 @@ class TestRestartWithHugePages:
     assert not restarts
 
 
+@pytest.mark.parametrize(
+  ('workers', 'slices', 'joins'),
+  [('', '', True), ('a,b', '', True), ('a', '', False), ('a', '1', False), ('a', '2', True), ('a,b', '2', True)],
+)
+def test_hosts_of_a_cloud_tpu(monkeypatch, workers, slices, joins):
+  """One host is alone, unless other slices have theirs."""
+  from jax._src.clusters import ClusterEnv
+
+  monkeypatch.setattr(launch, 'has_tpu', lambda: True)
+  monkeypatch.setattr(
+    ClusterEnv, 'auto_detect_unset_distributed_params', lambda *known: ('10.0.0.1:8476', 2, 1, known[3])
+  )
+  monkeypatch.setenv('TPU_WORKER_HOSTNAMES', workers)
+  monkeypatch.setenv('MEGASCALE_NUM_SLICES', slices)
+  assert launch._cloud_tpu_hosts(60) == (('10.0.0.1:8476', 2, 1) if joins else (None, None, None))
+
+
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='malloc of glibc')
 class TestKeepFreedMemory:
   """In processes of their own, since malloc's settings cannot be read back or undone."""

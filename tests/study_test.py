@@ -19,7 +19,7 @@ HERE = ROOT / 'benchmarks' / 'study'
 @pytest.fixture(scope='module')
 def modules():
   """The modules of the folder, which is a program and no package."""
-  names = ('measures', 'studies', 'flops', 'pictures')
+  names = ('measures', 'studies', 'flops', 'pictures', 'speedup')
   sys.path.insert(0, str(HERE))
   try:
     yield {name: importlib.import_module(name) for name in names}
@@ -69,6 +69,16 @@ def test_the_dense_model_has_the_flops_of_the_experts(modules, monkeypatch):
     assert dense == pytest.approx(count([*switch, f'--gin.NUM_EXPERTS={experts}']), rel=1e-9)
   large = count([*base, '--gin_file=benchmarks/study/large.gin'])
   assert large / count([*switch, '--gin.NUM_EXPERTS=32']) == pytest.approx(3.5, abs=0.05)
+
+
+@pytest.mark.parametrize(('factor', 'flops'), [(1.0, 75_093), (1.25, 77_483), (2.0, 84_651)])
+def test_slots_cost_the_same_whoever_fills_them(modules, monkeypatch, factor, flops):
+  monkeypatch.chdir(ROOT)
+  switch = ['--gin_file=benchmarks/study/base.gin', '--gin_file=benchmarks/study/switch.gin', '--gin.MODEL_DIR=/d']
+  switch += [f'--gin.CAPACITY_FACTOR={factor}']
+  count = modules['flops'].per_target_token
+  assert round(count(switch)) == round(count([*switch, '--gin_file=benchmarks/study/top2.gin'])) == flops
+  assert f'both {flops:,} a target token' in (ROOT / 'README.md').read_text() or factor != 1.25
 
 
 def test_interval_of_paired_seeds(modules):

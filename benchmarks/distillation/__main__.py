@@ -8,7 +8,7 @@ one is not run again, and one that was stopped goes on where it was.
 
 `--experts=4,8,16,32` repeats the student of the best recipe for teachers of other sizes (Table 7); the first is that of
 the other rows. `--top_k=4,16,384` repeats it with so many of the teacher's logits, written to files first. `--table`
-only makes tables and picture of what is there.
+only makes tables and picture of what is there; `--shortened` goes the whole way in few steps.
 """
 
 import argparse
@@ -44,31 +44,33 @@ ROWS = {
 BEST = 'distil_init_mix'
 
 
-def run(folder, arguments, steps):
+def run(flags, folder, arguments, steps):
   """Trains unless that is done; returns how long it took."""
-  return runs.train(folder, [*arguments, f'--gin.CHECKPOINT_PERIOD={steps}'], steps)
+  arguments = [*arguments, f'--gin.CHECKPOINT_PERIOD={steps}', *runs.training_bindings(flags)]
+  return runs.train(folder, arguments, steps)
 
 
 def pretrain(flags, seed):
   """Runs pre-training of one seed: dense model, teachers and students. Returns the seconds taken."""
   common = ['--gin_file=benchmarks/distillation/pretrain.gin', f'--gin.RANDOM_SEED={seed}']
-  seconds = run(flags.out / f'dense-{seed}', [DENSE, *common], flags.steps)
+  seconds = run(flags, flags.out / f'dense-{seed}', [DENSE, *common], flags.steps)
   for count in flags.experts:
     teacher = flags.out / f'teacher_{count}-{seed}'
-    seconds += run(teacher, [SWITCH, *common, f'--gin.NUM_EXPERTS={count}'], flags.steps)
+    seconds += run(flags, teacher, [SWITCH, *common, f'--gin.NUM_EXPERTS={count}'], flags.steps)
     distil = [DENSE, common[0], '--gin_file=gin/runs/distill.gin', *common[1:], '--gin.TEACHER_DTYPE=float32']
     for name, (_, bindings, _) in ROWS.items():
       if count == flags.experts[0] or name == BEST:
         folder = flags.out / f'{name}_{count}-{seed}'
-        seconds += run(folder, [*distil, *bindings, f'--gin.TEACHER_PATH={teacher}'], flags.steps)
+        seconds += run(flags, folder, [*distil, *bindings, f'--gin.TEACHER_PATH={teacher}'], flags.steps)
   teacher, best = flags.out / f'teacher_{flags.experts[0]}-{seed}', [*distil, *ROWS[BEST][1]]
   for top_k in flags.top_k:
     logits, folder = flags.out / f'logits_{top_k}-{seed}', flags.out / f'top_{top_k}-{seed}'
     files = [*best, f'--gin.TEACHER_PATH={teacher}', f'--gin.TEACHER_LOGITS={logits}', f'--gin.TOP_K={top_k}']
     if not runs.is_finished(folder, flags.steps):
       written = ['--run_mode=teacher', *files, f'--gin.MODEL_DIR={folder}', f'--gin.TRAIN_STEPS={flags.steps}']
+      written += runs.training_bindings(flags)
       seconds += runs.call(f'{logits}.log', written)  # a run that is there already says so and ends
-      seconds += run(folder, files, flags.steps)
+      seconds += run(flags, folder, files, flags.steps)
   return seconds
 
 
@@ -88,10 +90,11 @@ def finetune(flags, seed):
     ],
   }  # fmt: skip
   for folder, arguments in commands.items():
-    seconds += run(folder, arguments, steps)
+    seconds += run(flags, folder, arguments, steps)
     if accuracy(folder, steps) is None:
+      rows = runs.evaluation_bindings(flags) or ['--gin.BATCH_SIZE=256']
       evaluation = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', f'--gin.MODEL_DIR={folder}']
-      seconds += runs.call(f'{folder}.log', [*evaluation, *FINETUNE_DATA, '--gin.BATCH_SIZE=256'])
+      seconds += runs.call(f'{folder}.log', [*evaluation, *FINETUNE_DATA, *rows])
   return seconds
 
 
@@ -238,7 +241,10 @@ def main():
   parser.add_argument('--top_k', type=lambda text: [int(x) for x in text.split(',')], default=[], metavar='K[,K]')
   parser.add_argument('--jobs', type=int, default=1, help='seeds that run at once')
   parser.add_argument('--table', action='store_true', help='run nothing')
-  flags = parser.parse_args()
+  flags = runs.parse_flags(parser)
+  if flags.shortened:
+    flags.seeds, flags.steps, flags.finetune_steps = 1, runs.SHORT_STEPS, runs.SHORT_STEPS
+    flags.experts, flags.top_k = [4, 2], [4]
   flags.out = flags.out.resolve()
   flags.out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

@@ -3,6 +3,7 @@
     python benchmarks/study experts                  # run a study; the same command goes on where it stopped
     python benchmarks/study --list                   # the studies, and how long each takes
     python benchmarks/study --table                  # one table of all claims, from what has been run
+    python benchmarks/study experts --shortened      # the whole way in two steps, one seed; figures mean nothing
 
 All runs see the same batches in the same order for the same seed, and are compared seed by seed. A point is one run of
 `switch_jax.main`; a study is run by `switch_jax.sweep`, so two of these commands over one folder share the work.
@@ -22,6 +23,9 @@ import pictures
 import speedup
 from studies import STUDIES
 
+from switch_jax import gin_files
+from switch_jax.config import SweepConfig
+from switch_jax.config.sweep import SEED
 from switch_jax.folders.model_dir import ModelDir
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -29,18 +33,34 @@ ROOT = HERE.parent.parent
 _WORTH = 'How many times more steps the dense model needs for the same loss; mean of the seeds, lowest and highest'
 
 
-def sweep_arguments(name: str, out: pathlib.Path) -> list[str]:
+def shorten(sweep: pathlib.Path) -> None:
+  """Leaves the first seed of a sweep's file, and no number of steps of a point's own."""
+  found, _ = gin_files.load_run([str(sweep)], root=SweepConfig)
+  points = tuple(
+    {key: value for key, value in point.items() if key != 'TRAIN_STEPS'}
+    for point in found.points
+    if point.get(SEED, 0) == 0
+  )
+  header = 'from __gin__ import dynamic_registration\nfrom switch_jax import config\n'
+  bound = f'config.SweepConfig.points = {points!r}\nconfig.SweepConfig.seeds = {tuple(found.seeds)[:1]!r}\n'
+  sweep.write_text(header + bound, encoding='utf-8')
+
+
+def sweep_arguments(name: str, out: pathlib.Path, shortened: bool) -> list[str]:
   """Returns the arguments of the sweep of a study; its file is copied to `out`, with `OUT` replaced by that folder."""
   text = (HERE / f'{name}.gin').read_text(encoding='utf-8')
   sweep = out / f'{name}.gin'
   sweep.write_text(text.replace('OUT/', f'{out}/'), encoding='utf-8')
-  files = [f'--gin_file=benchmarks/study/{file}' for file in STUDIES[name].files]
+  if shortened:
+    shorten(sweep)
+  last = ['shortened.gin'] if shortened else []
+  files = [f'--gin_file=benchmarks/study/{file}' for file in (*STUDIES[name].files, *last)]
   return [*files, f'--sweep={sweep}', f'--out={out / name}']
 
 
-def run(name: str, out: pathlib.Path, arguments: list[str]) -> int:
+def run(name: str, out: pathlib.Path, arguments: list[str], shortened: bool) -> int:
   """Runs a study's sweep; returns its exit status."""
-  command = [sys.executable, '-m', 'switch_jax.sweep', *sweep_arguments(name, out), *arguments]
+  command = [sys.executable, '-m', 'switch_jax.sweep', *sweep_arguments(name, out, shortened), *arguments]
   return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
@@ -119,13 +139,14 @@ def points_table(name: str, out: pathlib.Path) -> str:
   lines += ['| --- | --- | --- | --- | --- |']
   for point, found in runs.items():
     losses = measures.estimate([dict(measures.curve(path, task))[step] for path in found.values()])
+    around = f' ± {losses.deviation:.4f}' if len(found) > 1 else ''
     first = found[min(found)]
     record = ModelDir(first).read_newest_config()[0]
     arguments = json.loads(ModelDir(first).finished.read_text())['arguments']
     dropped = measures.trained(first, 'fraction_dropped')
     lines += [
       f'| {point} | {record["parameters"] / 1e6:.3f}M | {flops.per_target_token(arguments) / 1e3:.1f}k | '
-      f'{losses.mean:.4f} ± {losses.deviation:.4f} ({_seeds(len(found))}) | '
+      f'{losses.mean:.4f}{around} ({_seeds(len(found))}) | '
       f'{"" if dropped != dropped else f"{dropped:.1%}"} |'
     ]
   return '\n'.join(lines)
@@ -138,6 +159,7 @@ def main() -> int:
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'runs' / 'study', help='folder of all runs')
   parser.add_argument('--jobs', type=int, default=2, help='runs at once (default: 2)')
   parser.add_argument('--list', action='store_true', help='say what there is, and run nothing')
+  parser.add_argument('--shortened', action='store_true', help='two steps, one seed: figures mean nothing')
   parser.add_argument('--table', action='store_true', help='tables and pictures of what there is, and run nothing')
   flags = parser.parse_args()
   if flags.list:
@@ -149,6 +171,8 @@ def main() -> int:
     parser.error(f'there is no study {unknown[0]!r}; there are {", ".join(STUDIES)}')
   if not flags.studies and not flags.table:
     parser.error(f'name a study ({", ".join(STUDIES)}), or say --list or --table')
+  if flags.shortened and flags.out == parser.get_default('out'):
+    flags.out = flags.out.with_name('study_shortened')
   out = flags.out.resolve()
   out.mkdir(parents=True, exist_ok=True)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -157,7 +181,7 @@ def main() -> int:
   names, failed = flags.studies or list(STUDIES), False
   for name in names if not flags.table else ():
     for needed in filter(None, (STUDIES[name].needs, name)):
-      failed |= run(needed, out, [f'--jobs={flags.jobs}']) != 0
+      failed |= run(needed, out, [f'--jobs={flags.jobs}'], flags.shortened) != 0
   text = table(out, names)
   for name in names:
     if any(ModelDir(path).finished.exists() for path in (out / name).glob('*')):

@@ -27,9 +27,8 @@ def pairs(folder: pathlib.Path, point: str) -> list[tuple[list[tuple[int, float]
 def table(folder: pathlib.Path, points: list[str]) -> str:
   """Returns, by steps of each point, how many times more the dense model needs for the same loss, as Markdown."""
   curves = {point: found for point in points if (found := pairs(folder, point))}
-  steps = sorted(
-    {step for found in curves.values() for _, curve in found for step, _ in curve if step and not step % 500}
-  )
+  every = sorted({step for found in curves.values() for _, curve in found for step, _ in curve if step})
+  steps = [step for step in every if not step % 500] or every[-1:]
   lines = [f'| after steps | {" | ".join(f"{step:,}" for step in steps)} |', '| --- ' * (len(steps) + 1) + '|']
   for point, found in curves.items():
     cells = []

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,8 @@ def check_shapes(path: epath.Path, saved: Any, wanted: Any, below: str = '') -> 
   """
   saved, wanted = _shapes(saved), _shapes(wanted)
   saved = {name: shape for name, shape in saved.items() if name.startswith(below)}
+  if has_two_routers(saved):
+    raise two_routers(path)
   problems = [
     f'  {name}: {saved.get(name, "not")} in the checkpoint, {wanted.get(name, "not")} in this configuration'
     for name in sorted({*saved, *wanted}, key=lambda n: (not n.startswith('params/'), n))
@@ -39,6 +41,20 @@ def check_shapes(path: epath.Path, saved: Any, wanted: Any, below: str = '') -> 
       '\n'.join([f'{path} does not fit this model:', *problems[:5], *more])
       + '\nUse the configuration that the checkpoint was made with (its config.json), or another checkpoint.'
     )
+
+
+def has_two_routers(names: Iterable[str]) -> bool:
+  """Whether parameters are of Switch attention as early versions had it; this version has one router, as the paper."""
+  return any('/key_value/router/' in name for name in names)
+
+
+def two_routers(path: Any) -> ConfigError:
+  """Returns the error for a checkpoint with such parameters."""
+  return ConfigError(
+    f'{path} has two routers in Switch attention, one for the query and one for key and value, as early versions of '
+    'switch_jax; this one has one for all of them, as the paper, and cannot compute that model. Use the version that '
+    'wrote it, or train anew.'
+  )
 
 
 def check_settings(

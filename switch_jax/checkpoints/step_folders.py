@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -24,6 +25,21 @@ def remove_leftovers(directory: epath.Path) -> None:
     number, mark, _ = path.name.partition(_TEMPORARY)
     if number.isdecimal() and (mark or _is_leftover(path)):
       path.rmtree()
+
+
+def remove_steps(paths: Iterable[epath.Path]) -> None:
+  """Removes complete steps. What cannot be removed is said: no run ends for that, and a later one removes the rest."""
+  for path in paths:
+    try:
+      # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
+      (path / FILES).unlink(missing_ok=True)
+      path.rmtree()
+    except Exception as error:
+      if not is_storage_error(error):
+        raise
+      # A store that was asked twice, because its first answer was lost, says that there is nothing.
+      if (path / FILES).exists() or any(path.glob('*')):
+        _logger.warning('%s is not to be kept and could not be removed: %s.', path, first_line(error).rstrip('.'))
 
 
 def move_aside(path: epath.Path) -> None:

@@ -24,6 +24,7 @@ from etils import epath
 from switch_jax.checkpoints import checksums, step_folders
 from switch_jax.checkpoints.compatibility import check_settings, check_shapes, check_version
 from switch_jax.checkpoints.orbax_handlers import ArraysSave, FilesSave, SettledMetadata
+from switch_jax.checkpoints.patience import said_if_slow
 from switch_jax.checkpoints.retention import steps_to_remove
 from switch_jax.checkpoints.step_folders import CheckpointError
 from switch_jax.checkpoints.verification import find_damage, record_step, sum_own_arrays
@@ -183,7 +184,8 @@ class CheckpointStore:
     self._saving = step
     self._damaged.pop(step, None)
     try:
-      self._saver.save(self.path(step), args=ocp.args.Composite(**items))
+      with said_if_slow(self.path(step)):
+        self._saver.save(self.path(step), args=ocp.args.Composite(**items))
     except Exception as error:
       raise self._failed_save(step, error) from error
 
@@ -197,11 +199,13 @@ class CheckpointStore:
     """
     if self._pruning is not None:
       pruning, self._pruning = self._pruning, None
-      pruning.result()
+      with said_if_slow(self.directory):
+        pruning.result()
     if self._saver is None or self._saving is None:
       return
     try:
-      self._saver.wait_until_finished()
+      with said_if_slow(self.path(self._saving)):
+        self._saver.wait_until_finished()
     except Exception as error:
       raise self._failed_save(self._saving, error) from error
     saved, self._saving = self._saving, None
@@ -218,10 +222,7 @@ class CheckpointStore:
 
   def _prune(self) -> None:
     assert self._config is not None
-    for step in steps_to_remove(self.steps(), self._config, self.scores):
-      # Without this file the folder is no complete step, whatever is left of it if the run is killed right here.
-      (self.path(step) / FILES).unlink()
-      self.path(step).rmtree()
+    step_folders.remove_steps(self.path(step) for step in steps_to_remove(self.steps(), self._config, self.scores))
 
   def close(self) -> None:
     """Waits for the save under way and stops the background thread."""

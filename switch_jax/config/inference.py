@@ -81,7 +81,7 @@ class EvaluationConfig(Checked):
     factors = self.capacity_factors
     self.require(len(factors) > 0, 'capacity_factors', 'give at least one: (None,) drops no token.')
     self.require(len(set(factors)) == len(factors), 'capacity_factors', 'name each factor once.')
-    self.require(all(f is None or f >= 0 for f in factors), 'capacity_factors', 'a factor must be at least 0.')
+    self.require(all(f is None or f > 0 for f in factors), 'capacity_factors', 'a factor must be greater than 0.')
     rule = f"it goes with checkpoints='latest', and that is {self.checkpoints!r}; leave one of them out."
     self.require(self.step is None or self.checkpoints == 'latest', 'step', rule)
 

@@ -51,6 +51,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
   'attention': {
     'plain': 'all scores at once, computed again in the backward pass',
     'by_row': 'one row of the batch at a time, for XLA:CPU',
+    'fused': "a kernel for TPUs in which scores stay in the core's memory",
   },
   'expert_product': {
     'plain': 'one batched product',

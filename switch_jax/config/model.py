@@ -1,7 +1,8 @@
 """What is computed: the T5 encoder-decoder and its Switch layers."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from switch_jax.config.validation import Checked, ConfigError
 
@@ -36,7 +37,8 @@ class MoeConfig(Checked):
     sequences_per_group: whole rows of the batch that are routed together; None is one group per (data, expert) shard.
     padding_takes_slots: let padding compete for slots and count in the balance loss (Hugging Face, flaxformer).
     slot_priority: `position` (first come, first served) or `probability` (batch-prioritised, encoder only).
-    exploration: how the top-1 router explores in training (Table 11).
+    exploration: how the router explores in training (Table 11): noise on its input for every router but `top2`, which
+      has none, `sample` for `top1`. None is `input_jitter`, and `argmax` for `top2`.
     jitter_noise: the eps of `input_jitter`: the router's input is multiplied by U(1 - eps, 1 + eps).
     router_input_dropout_rate: the rate of `input_dropout`.
     sample_temperature: the softmax temperature of `sample`.
@@ -54,7 +56,8 @@ class MoeConfig(Checked):
     dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference.
     drop_free_block_size: rows to which the run of each expert is padded when no token is dropped; None picks a power
       of two from 8 to 128 near the mean number of tokens per expert.
-    attention_expert: what a Switch attention expert is: one `linear` map, or a feed-forward `mlp`.
+    attention_expert: what a Switch attention expert is: a feed-forward `mlp` with two output matrices, one for the
+      query and one for the shared key and value, as in the paper's code; or `linear`, these two matrices alone.
   """
 
   num_experts: int
@@ -71,7 +74,7 @@ class MoeConfig(Checked):
   sequences_per_group: int | None = None
   padding_takes_slots: bool = False
   slot_priority: Literal['position', 'probability'] = 'position'
-  exploration: Literal['argmax', 'sample', 'input_dropout', 'input_jitter'] = 'input_jitter'
+  exploration: Literal['argmax', 'sample', 'input_dropout', 'input_jitter'] | None = None
   jitter_noise: float = 1e-2
   router_input_dropout_rate: float = 0.1
   sample_temperature: float = 1.0
@@ -88,16 +91,14 @@ class MoeConfig(Checked):
   router_dtype: Literal['float32', 'bfloat16'] = 'float32'
   dispatch: Literal['slots', 'einsum'] = 'slots'
   drop_free_block_size: int | None = None
-  attention_expert: Literal['linear', 'mlp'] = 'linear'
+  attention_expert: Literal['linear', 'mlp'] = 'mlp'
 
   def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'num_experts', 'num_choices', 'sequences_per_group', 'expert_mlp_dim')
-    self.require_at_least(1, 'drop_free_block_size')
-    self.require_at_least(0, 'min_expert_capacity', 'expert_capacity')
-    self.require_at_least(0, 'train_capacity_factor', 'eval_capacity_factor')
+    self.require_at_least(1, 'drop_free_block_size', 'min_expert_capacity', 'expert_capacity')
     self.require_at_least(0, 'aux_loss_factor', 'router_z_loss_factor')
-    self.require_positive('sample_temperature', 'second_threshold')
+    self.require_positive('train_capacity_factor', 'eval_capacity_factor', 'sample_temperature', 'second_threshold')
     self.require_rate('expert_dropout_rate', 'router_input_dropout_rate', 'jitter_noise')
     for name in ('encoder_layers', 'decoder_layers', 'encoder_attention_layers', 'decoder_attention_layers'):
       pattern = getattr(self, name)
@@ -107,7 +108,12 @@ class MoeConfig(Checked):
         rule = 'layer indices must be at least 0 and rise strictly, for example (1, 3, 5).'
         self.require(all(i >= 0 for i in pattern) and list(pattern) == sorted(set(pattern)), name, rule)
     if self.router == 'top2':
+      rule = 'the router top2 does not explore (its second_policy_train does); use "argmax", or leave it None.'
+      self.require(self.exploration in (None, 'argmax'), 'exploration', rule)
       self.require(self.num_experts >= 2, 'num_experts', 'top-2 routing needs at least 2; use router="top1".')
+    elif self.router != 'top1':
+      rule = f'the router {self.router} does not sample; use "argmax", "input_dropout" or "input_jitter".'
+      self.require(self.exploration != 'sample', 'exploration', rule)
     if self.router == 'no_token_left_behind':
       rule = f'there are only {self.num_experts} experts to choose from; use at most that many choices.'
       self.require(self.num_choices <= self.num_experts, 'num_choices', rule)
@@ -121,6 +127,18 @@ class MoeConfig(Checked):
       remedy = 'set decoder_layers=() and decoder_attention_layers=(), or choose another.'
       self.require(self.router != 'expert_choice', 'router', f'{_SEES_THE_FUTURE}: {remedy}')
       self.require(self.slot_priority != 'probability', 'slot_priority', f'{_SEES_THE_FUTURE}: {remedy}')
+
+  @property
+  def explores(self) -> str:
+    """Returns how the router explores in training: `exploration`, or what None of it means."""
+    return self.exploration or ('argmax' if self.router == 'top2' else 'input_jitter')
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> Self:
+    """As `Checked.from_json`; older versions recorded an exploration of `top2` and had none."""
+    if fields.get('router') == 'top2' and fields.get('exploration') in ('input_jitter', 'input_dropout', 'sample'):
+      fields = {**fields, 'exploration': None}
+    return super().from_json(fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +161,8 @@ class ModelConfig(Checked):
       keeps the results of matrix products too.
     mask_padding_queries: a padding token attends to nothing, which averages all keys (T5X); False lets it attend to
       the real tokens (Hugging Face). It matters only where padding competes for slots.
+    relpos_num_buckets, relpos_max_distance: relative-position buckets, an even number, and the distance from which on
+      all keys share the last one.
     moe: the Switch layers; None is a dense T5.
   """
 
@@ -171,8 +191,14 @@ class ModelConfig(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim')
-    self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'relpos_max_distance', 'scan_unroll')
-    self.require_at_least(4, 'relpos_num_buckets')
+    self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'scan_unroll')
+    rule = 'it must be an even number of at least 4: half of the buckets of an encoder are for each direction.'
+    self.require(self.relpos_num_buckets >= 4 and self.relpos_num_buckets % 2 == 0, 'relpos_num_buckets', rule)
+    exact = self.relpos_num_buckets // 2
+    rule = (
+      f'of {self.relpos_num_buckets} buckets {exact} are for exact distances; it must exceed {exact} (up to 2**31 - 1).'
+    )
+    self.require(exact < self.relpos_max_distance < 2**31, 'relpos_max_distance', rule)
     self.require_positive('init_scale', 'layer_norm_epsilon')
     self.require_rate('dropout_rate')
     self.require(1 <= len(self.mlp_activations) <= 2, 'mlp_activations', 'give one, or two for a gated layer.')

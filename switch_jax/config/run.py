@@ -80,7 +80,9 @@ class OptimizerConfig(Checked):
       then down to 0 at `decay_steps`).
     decay_rate: Adafactor's second-moment decay is 1 - t ** -decay_rate.
     clip_threshold: Adafactor's bound of the root mean square of an update.
-    min_dim_size_to_factor: matrices whose two sides are at least this long are factored; experts always are.
+    min_dim_size_to_factor: Adafactor factors the second moments of matrices whose two sides are at least this long.
+    factor_experts: whether those of experts are factored `always`, as T5X does (where a stack is, it has no size rule),
+      or `by_size` like any matrix, as the paper's code. Only then is one narrow expert trained as a dense network is.
     max_grad_norm: global-norm clipping; None is off.
   """
 
@@ -93,6 +95,7 @@ class OptimizerConfig(Checked):
   clip_threshold: float = 1.0
   multiply_by_parameter_scale: bool = True
   min_dim_size_to_factor: int = 128
+  factor_experts: Literal['always', 'by_size'] = 'always'
   beta1: float = 0.9
   beta2: float = 0.999
   epsilon: float = 1e-8
@@ -258,7 +261,13 @@ class RunConfig(Checked):
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
+    if self.model.moe:  # as older versions recorded what was left at its default and what had no effect
+      model['moe']['exploration'] = self.model.moe.exploration or 'input_jitter'
+      if not any(self.model.switch_attention_layers(stack) for stack in ('encoder', 'decoder')):
+        model['moe']['attention_expert'] = 'linear'
     parts: dict[str, Any] = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json()}
+    if self.optimizer.factor_experts == 'always':  # older versions do not have it and did so
+      parts['optimizer'].pop('factor_experts')
     parts |= {'data': data, 'random_seed': self.random_seed}
     if self.distillation:  # where the teacher and its logits lie is compared when they are opened
       parts['distillation'] = self.distillation.to_json()

@@ -3,9 +3,10 @@
 A corpus is a folder of text files for each split and a `corpus.json` that describes them. It is written beside its
 final place and moved there whole, so a run that is killed, or several that start together, never leave half of one.
 A paragraph's own hash decides its split: no paragraph that is held out occurs in training, whatever the order or the
-number of the files.
+number of the files. What is written is what is digested and what TensorFlow reads back, byte for byte.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -14,10 +15,11 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Self
 
 from switch_jax.config import ConfigError
+from switch_jax.data.text_lines import plain_ends
 from switch_jax.folders.cache import cache_directory
 
 TRAIN, VALIDATION = 'train', 'validation'
@@ -29,7 +31,8 @@ LINES_TOGETHER = 16
 NEWLINE_MARK = '\x1e'
 MAX_PARAGRAPH_BYTES = 16384
 _SUMMARY = 'corpus.json'
-_FORMAT = 1
+# Raise this when the files of a corpus must be made anew; checkpoints know only the digests of the text.
+_FORMAT = 2
 
 
 def make_draft_folder(parent: pathlib.Path) -> pathlib.Path:
@@ -48,9 +51,48 @@ def make_draft_folder(parent: pathlib.Path) -> pathlib.Path:
     ) from error
 
 
+def plain_text(text: str) -> str:
+  """Returns a text as a corpus keeps it: newlines alone end lines, and the mark that stands for them is in no text."""
+  return plain_ends(text).replace(NEWLINE_MARK, ' ')
+
+
+def hash_text(text: str) -> int:
+  """Returns a number from 0 to 2^64 - 1, which decides whether a text is held out: the beginning of its sha1."""
+  return int.from_bytes(hashlib.sha1(text.encode('utf-8')).digest()[:8], 'big')
+
+
 def is_held_out(text: str, fraction: float) -> bool:
   """Returns whether a paragraph belongs to the validation split: the sha1 of its text is in the lowest `fraction`."""
-  return int.from_bytes(hashlib.sha1(text.encode('utf-8')).digest()[:8], 'big') < fraction * 2**64
+  return hash_text(text) < fraction * 2**64
+
+
+def choose_held_out(pieces: Iterable[str], fraction: float) -> frozenset[int]:
+  """Chooses as much text to be held out as is asked for, where there is too little of it to leave that to chance.
+
+  Equal pieces stay together. They are taken in the order of their hashes until the fraction is reached, but none that
+  would make it more than twice that. Where this gives less than half of the fraction, the smallest others are added, up
+  to half of the text.
+
+  Args:
+    pieces: of the text, all of them.
+    fraction: share of the bytes, below a half.
+
+  Returns:
+    `hash_text` of the pieces; they may be less than the fraction, or none, where there are too few different ones.
+  """
+  sizes: collections.Counter[int] = collections.Counter()
+  for piece in pieces:
+    sizes[hash_text(piece)] += len(piece.encode('utf-8')) + 1
+  total, held, chosen = sizes.total(), 0, set[int]()
+  in_order = sorted(sizes)
+  for at_most, keys in ((2 * fraction, in_order), (0.5, sorted(in_order, key=lambda key: sizes[key]))):
+    if held >= fraction / 2 * total and chosen:
+      break
+    for key in keys:
+      if held < fraction * total and key not in chosen and held + sizes[key] <= at_most * total:
+        chosen.add(key)
+        held += sizes[key]
+  return frozenset(chosen)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +122,10 @@ class Corpus:
       with open(name, encoding='utf-8', newline='\n') as file:
         for line in file:
           yield line.rstrip('\n').replace(NEWLINE_MARK, '\n')
+
+  def num_paragraphs(self, split: str) -> int:
+    """Returns the paragraphs of a split."""
+    return self.summary['splits'][split]['paragraphs']
 
   def num_bytes(self, split: str) -> int:
     """Returns the bytes of a split's files: its text and a newline after each paragraph."""
@@ -129,7 +175,7 @@ class CorpusWriter:
   def add(self, text: str, split: str | None = None) -> None:
     """Adds a paragraph, to its own split unless another is given (that of the document it is a piece of)."""
     split = split or self.choose_split(text)
-    line = text.replace(NEWLINE_MARK, ' ').replace('\n', NEWLINE_MARK).encode('utf-8') + b'\n'
+    line = plain_text(text).replace('\n', NEWLINE_MARK).encode('utf-8') + b'\n'
     self._files[split][next(self._turns[split]) // LINES_TOGETHER].write(line)
     self._sha256.update(split.encode() + b' ' + line)
     self._paragraphs[split] += 1

@@ -70,6 +70,7 @@ class TrainingSource(Iterator[Batch]):
     vocabulary_size: its number of ids.
     features: what a checkpoint records of the task's features.
     fingerprint: everything that decides which rows come out.
+    description: what the task says of its text, one line, or None.
     wait_seconds: seconds that `next` has waited so far.
   """
 
@@ -99,6 +100,7 @@ class TrainingSource(Iterator[Batch]):
     self.vocabulary_size: int = self.vocabulary.vocab_size
     self.features = describe_features(provider, config.feature_lengths)
     self.fingerprint = providers.fingerprint(config, seed, module, provider)
+    self.description = providers.describe_text(config, module)
     self.wait_seconds = 0.0
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)

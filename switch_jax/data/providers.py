@@ -150,6 +150,11 @@ def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider
   return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
 
 
+def describe_text(config: DataConfig, module: types.ModuleType | None) -> str | None:
+  """Returns what the task's module says of its text when a run begins, one line, or None."""
+  return module.describe(config) if module is not None and hasattr(module, 'describe') else None
+
+
 def fingerprint(
   config: DataConfig, seed: int, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture
 ) -> dict[str, str | int]:
@@ -180,7 +185,10 @@ def fingerprint(
 
 # What to do about a difference; for all others the setting itself is the remedy.
 _REMEDIES = {
-  'corpus': 'restore the text, that is the files of TEXT_FILES or the versions of the installed packages',
+  'corpus': (
+    'restore the text, that is the files of TEXT_FILES or the versions of the installed packages (where they are the '
+    'same, an older switch_jax read them in another way, see CHANGELOG.md: begin a new run)'
+  ),
   'vocabulary': "restore the task's vocabulary",
   'inputs_features': "restore the task's output_features",
   'targets_features': "restore the task's output_features",

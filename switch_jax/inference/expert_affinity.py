@@ -77,10 +77,10 @@ def _first(logits: jax.Array) -> jax.Array:
 
 
 def _layer_name(path: Sequence[str]) -> str:
-  """Returns `encoder_1` for `encoder/layers_1/mlp/router`, `decoder_0_attention_query` for a router of attention."""
-  stack, layer, part, router = path[:4]
+  """Returns `encoder_1` for `encoder/layers_1/mlp/router`, `decoder_0_attention` for a router of attention."""
+  stack, layer, part = path[:3]
   name = f'{stack}_{layer.removeprefix("layers_")}'
-  return name if part == 'mlp' else f'{name}_attention_{router}'
+  return name if part == 'mlp' else f'{name}_attention'
 
 
 def count_choices(

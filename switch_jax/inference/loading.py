@@ -9,6 +9,9 @@ from etils import epath
 
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, MeshConfig, ModelConfig
+from switch_jax.folders.model_dir import STATE
+from switch_jax.folders.remote import is_remote
+from switch_jax.interop.orbax_arrays import open_arrays
 from switch_jax.model import abstract_parameters, parameter_widths
 from switch_jax.model.parameters import Parameters
 from switch_jax.parallel import Layout, make_mesh
@@ -87,5 +90,10 @@ def load_model(store: CheckpointStore, step: int, mesh: MeshConfig) -> LoadedMod
     raise ConfigError(f'config.json of {store.path(step)} does not say which model it is; it cannot be loaded.')
   config = ModelConfig.from_json(record['model'])
   layout = make_inference_layout(config, mesh)
+  store.check_files(step)
+  if not is_remote(store.model_dir):
+    # A MODEL_DIR may come from anywhere, and Orbax believes what the arrays' descriptions say: one that asks for more
+    # memory than there is would end the process.
+    open_arrays(str(store.path(step) / STATE))
   params = store.restore_params(step, abstract_parameters(config, layout))
   return LoadedModel(config, layout, jax.block_until_ready(params), step, record)

@@ -5,7 +5,6 @@ made with. Every line of the input that is not blank gives exactly one line ther
 says where to go on. A run that is finished renames the file.
 """
 
-import codecs
 import contextlib
 import dataclasses
 import json
@@ -19,6 +18,7 @@ import jax
 from etils import epath
 
 from switch_jax.config import ConfigError, PredictionConfig
+from switch_jax.data.text_lines import SNIFFED_BYTES, check_encoding, read_text_lines
 from switch_jax.folders.claim import Claim
 from switch_jax.folders.metric_lines import replace_file
 from switch_jax.folders.model_dir import owner_beside
@@ -85,16 +85,18 @@ def _no_constant(name: str) -> None:
 
 
 def read_lines(path: epath.Path, key: str, added: Sequence[str] = ()) -> Iterator[Line]:
-  """Yields the lines of a file; blank ones are passed over, and so is a byte order mark."""
-  with path.open('rb') as file:
-    for number, raw in enumerate(file, 1):
-      raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-      if not raw.strip():
-        continue
-      try:
-        yield read_line(number, raw.decode('utf-8'), key, added)
-      except UnicodeDecodeError as error:
-        yield Line(number, None, error=f'no UTF-8 ({error})')
+  """Yields the lines of a file, as training reads them; blank ones are passed over, and so is a byte order mark.
+
+  Raises:
+    ConfigError: it is no UTF-8 text from the beginning on (UTF-16, compressed).
+  """
+  for number, line in enumerate(read_text_lines(path), 1):
+    if not line.raw.strip():
+      continue
+    try:
+      yield read_line(number, line.raw.decode('utf-8'), key, added)
+    except UnicodeDecodeError as error:
+      yield Line(number, None, error=f'no UTF-8 ({error})')
 
 
 def _settings(config: PredictionConfig, step: int, size: int) -> dict[str, Any]:
@@ -177,11 +179,14 @@ def predict_file(config: PredictionConfig) -> int:
     The exit status: 1 if a line was malformed, otherwise 0.
 
   Raises:
-    ConfigError: a file cannot be read or written, another process writes it, or there is no such model.
+    ConfigError: a file cannot be read or written, is no UTF-8 text from its beginning on, another process writes it, or
+      there is no such model.
   """
   source, target = epath.Path(config.input_file), epath.Path(config.output_file)
   if not source.is_file():
     raise ConfigError(f'input_file is {config.input_file!r}, and there is no such file; set --gin.INPUT_FILE.')
+  with source.open('rb') as file:
+    check_encoding(config.input_file, file.read(SNIFFED_BYTES))
   if _is_whole(target):
     return 0
   with owned(owner_beside(target), f'OUTPUT_FILE {target}', 'name another --gin.OUTPUT_FILE') as claim:

@@ -150,9 +150,10 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
   """Returns what config.json says of a model.
 
   Raises:
-    ConfigError: no class of transformers 5.23 computes this model; says why.
+    ConfigError: no class of transformers 5.23 or 5.24 computes this model; says why.
   """
-  moe, gated = config.moe, len(config.mlp_activations) == 2
+  sparse = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
+  moe, gated = config.moe if any(sparse.values()) else None, len(config.mlp_activations) == 2
   activation = {'relu': 'relu', 'gelu': 'gelu_new', 'silu': 'silu', 'linear': 'linear'}[config.mlp_activations[0]]
   if gated and config.mlp_activations[1] != 'linear':
     _refuse(f'ModelConfig.mlp_activations is {config.mlp_activations!r}: the second one must be linear there')
@@ -191,14 +192,16 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
     return result
   if moe.router != 'top1':
     _refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")
-  sparse = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
   has_dense = any(len(sparse[stack]) < config.num_layers(stack) for stack in sparse)
   expert_dim = moe.expert_mlp_dim or config.mlp_dim
   if has_dense and expert_dim != config.mlp_dim:
     _refuse(f'MoeConfig.expert_mlp_dim is {expert_dim} and ModelConfig.mlp_dim {config.mlp_dim}: there is one d_ff')
   for stack, layers in sparse.items():
-    result[f'num_sparse_{stack}_layers'] = _num_sparse(stack, layers, config.num_layers(stack))
-  explores = moe.exploration == 'input_jitter'
+    # From the number alone transformers computes `count // number`, which misses layers 1 and 4 of 5, and puts experts
+    # into a layer for 0 too. It writes the step beside the number itself, and where it reads one that is what counts.
+    result[f'num_sparse_{stack}_layers'] = len(layers)
+    result[f'{stack}_sparse_step'] = _sparse_step(stack, layers, config.num_layers(stack))
+  explores = moe.explores == 'input_jitter'
   return result | {
     'd_ff': expert_dim,
     'dense_act_fn': activation,
@@ -213,12 +216,16 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
   }
 
 
-def _num_sparse(stack: str, layers: tuple[int, ...], count: int) -> int:
-  """Returns the setting that makes Hugging Face put experts into these layers: i % (count // number) == 1."""
-  for number in range(count + 1):
-    step = count // number if number else count
+def _sparse_step(stack: str, layers: tuple[int, ...], count: int) -> int:
+  """Returns the step with which Hugging Face puts experts into these layers: those with i % step == 1.
+
+  Step 1 is every layer and 0 none. Of a single layer with experts it is the number of layers, as there.
+  """
+  if not layers:
+    return 0
+  for step in (1, count, *range(2, count)):
     if tuple(i for i in range(count) if i % step == 1 or step == 1) == layers:
-      return number
+      return step
   _refuse(
     f'MoeConfig.{stack}_layers selects {layers} of {count}: it can place experts in layers 1, 1 + k, 1 + 2 k, ... or '
     'in all only'

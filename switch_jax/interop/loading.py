@@ -1,12 +1,15 @@
 """`load`: a checkpoint as this package's configuration and parameters."""
 
+import dataclasses
 import os
 from typing import Any
+
+import numpy as np
 
 from switch_jax.config import ConfigError, ModelConfig, suggest
 from switch_jax.interop import huggingface, infer_config, own, stored, t5x
 from switch_jax.interop.scanned import stack_layers
-from switch_jax.interop.stored import Checkpoint
+from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 
 FORMATS = {
   'switch_jax': own.open_checkpoint,
@@ -37,7 +40,7 @@ def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[st
 
   Raises:
     ConfigError: an unknown format or override; no such folder, another format, a damaged or incomplete file; missing,
-      unknown or contradictory parameters; values that are not float32, bfloat16 or float16.
+      unknown or contradictory parameters; values that are not float32, bfloat16 or float16, or NaN or infinite.
   """
   checkpoint = open_checkpoint(format, path)
   config = infer_config.model_config(checkpoint, overrides)
@@ -54,4 +57,30 @@ def open_checkpoint(format: str, path: str) -> Checkpoint:
   """Opens a checkpoint: shapes are known, values are read on demand. Raises a `ConfigError` as `load` does."""
   if format not in FORMATS:
     raise ConfigError(f'the format {format!r} is unknown; known are {", ".join(FORMATS)}.{suggest(format, FORMATS)}')
-  return FORMATS[format](os.fspath(path))
+  checkpoint = FORMATS[format](os.fspath(path))
+  finite = lambda name, array: _finite(checkpoint.path, name, array)  # noqa: E731
+  moments = checkpoint.moments and {
+    name: {slot: finite(f'{name} ({slot})', array) for slot, array in slots.items()}
+    for name, slots in checkpoint.moments.items()
+  }
+  arrays = {name: finite(name, array) for name, array in checkpoint.arrays.items()}
+  return dataclasses.replace(checkpoint, arrays=arrays, moments=moments)
+
+
+def _finite(path: str, name: str, array: StoredArray) -> StoredArray:
+  """Returns an array that raises a `ConfigError` where values are read that are no numbers."""
+
+  def fetch(box: Index) -> np.ndarray:
+    values = array.read(box)
+    finite = np.isfinite(values)
+    if not finite.all():
+      first = np.argwhere(~finite)[0]
+      index = [int(i) + axis.start for i, axis in zip(first, box, strict=True)]
+      raise ConfigError(
+        f'{name} of {path} is {values[tuple(first)]} at {index} (NaN or infinite: {values.size - finite.sum()} of the '
+        f'{values.size} values read); no model computes anything with it. Take an earlier checkpoint, or copy this one '
+        'again if the original is sound.'
+      )
+    return values
+
+  return dataclasses.replace(array, fetch=fetch)

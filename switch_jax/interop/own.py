@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
+from switch_jax.checkpoints.compatibility import has_two_routers, two_routers
 from switch_jax.config import ConfigError, ModelConfig, first_line
 from switch_jax.folders.model_dir import CONFIG, FILES, STATE, ModelDir, split_step
 from switch_jax.interop import moments, orbax_arrays, stored
@@ -111,6 +112,8 @@ def open_arrays(
       arrays[name.removeprefix('params.').replace('.', '/')] = array
     elif match := _MOMENTS.fullmatch(name):
       slots[f'{match[1].replace(".", "/")}/{match[2]}'] = array
+  if has_two_routers(arrays):
+    raise two_routers(store.path(step))
   if config.scan_layers:
     arrays, slots = (separate(tree, config) for tree in (arrays, slots))
   return config, record, arrays, slots

@@ -14,6 +14,8 @@ from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 from switch_jax.model import parameter_shapes
 
 _ROUTER = '/router/router_weights/w/kernel'
+# The output kernels of an expert, in feed-forward networks and in attention.
+_MULTIPLIED_BY_GATE = ('/wo/kernel', '/expert/query/kernel', '/expert/key_value/kernel')
 
 
 def upcycle(checkpoint: Checkpoint, target: ModelConfig, how: UpcycleConfig) -> Checkpoint:
@@ -81,8 +83,7 @@ class _Maker:
     if count == self.num_experts and is_stack:
       return array
     # Gates of fewer experts grow by themselves: the softmax is over those that are left.
-    # What the gate multiplies: the last kernel of an expert, or a linear one's only kernel.
-    compensated = self.how.compensate_gate and name.endswith(('/wo/kernel', '/expert/w/kernel'))
+    compensated = self.how.compensate_gate and name.endswith(_MULTIPLIED_BY_GATE)
     scale = np.float32(max(1.0, self.num_experts / count)) if compensated else np.float32(1)
 
     def fetch(box: Index) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from switch_jax.kernels.fused_attention import attend_fused, fits
 from switch_jax.kernels.table import forms
 from switch_jax.parallel import Layout, lift
 
@@ -43,8 +44,11 @@ def attention(
     `[batch, query length, heads, kv]` in the dtype of `query`.
   """
   arguments = (query, key, value, query_segments, key_segments, bias, keep)
-  if forms(layout)['attention'] == 'by_row':
+  form = forms(layout)['attention']
+  if form == 'by_row':
     return attend_by_row(layout, *arguments, causal=causal)
+  if form == 'fused' and fits(layout, query, key):
+    return attend_fused(layout, *arguments, causal=causal)
   # Recomputing the scores backwards costs one product more of six and keeps nothing that grows with length squared.
   return jax.checkpoint(functools.partial(attend, causal=causal))(*arguments)
 

@@ -10,6 +10,7 @@ from jax.sharding import AbstractMesh
 
 from switch_jax.config import ConfigError
 from switch_jax.config.mesh import KERNELS
+from switch_jax.kernels import fused_attention
 from switch_jax.parallel import Layout
 
 # (platform, beginning of the device's kind) to the forms that differ from the plain ones.
@@ -29,7 +30,7 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     },
   ),
   # A sort's memory grows with tokens and not with tokens * experts.
-  ('tpu', '', {'positions': 'sorted', 'drop_free': 'blocks'}),
+  ('tpu', '', {'attention': 'fused', 'positions': 'sorted', 'drop_free': 'blocks'}),
   ('gpu', '', {'positions': 'sorted', 'drop_free': 'blocks'}),
 )
 
@@ -52,6 +53,12 @@ def forms(layout: Layout) -> Mapping[str, str]:
   if not one_device:
     chosen['update'] = 'plain'
   chosen |= dict(layout.kernels)
+  if chosen['attention'] == 'fused' and device.platform != 'tpu' and not fused_attention.INTERPRET:
+    others = ' or '.join(repr(form) for form in KERNELS['attention'] if form != 'fused')
+    raise ConfigError(
+      f"MeshConfig.kernels has 'attention': 'fused', which is a kernel for TPUs, and the devices are "
+      f'{device.platform}; use {others}, or leave it out.'
+    )
   if chosen['update'] == 'in_place' and not one_device:
     raise ConfigError(
       f"MeshConfig.kernels has 'update': 'in_place', which would gather every stack of experts over the "

@@ -121,8 +121,6 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   x = x.reshape(-1, width)
   if capacity is None:
     y = _without_dropping(how, x, routing, kernels, dropout_key)
-  elif capacity == 0:
-    y = jnp.zeros((rows * length, _out_part(how)), x.dtype) * x[0, 0]
   else:
     send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity)
     y = receive(_on_slots(how, send(x), groups, kernels, dropout_key))

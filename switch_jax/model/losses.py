@@ -124,7 +124,7 @@ def balance_loss_sum(statistics: RoutingStatistics) -> jax.Array:
   A group's value is 1 when the router is uniform and N when all tokens want one expert. Only P has a gradient.
   """
   tokens = jnp.maximum(statistics.tokens, 1.0)[:, None]
-  fraction = statistics.expert_tokens / tokens
+  fraction = statistics.balanced_tokens / tokens
   probability = statistics.expert_probability / tokens
   num_experts = fraction.shape[-1]
   return num_experts * jnp.sum(fraction * probability)  # a group without tokens adds 0

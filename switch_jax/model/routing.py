@@ -36,7 +36,9 @@ class RoutingStatistics:
 
   Attributes:
     tokens: float32 `[g]`, tokens counted.
-    expert_tokens: float32 `[g, e]`, tokens whose first choice is that expert, before dropping (T f_i, equation 5).
+    expert_tokens: float32 `[g, e]`, tokens whose first choice is that expert, before dropping.
+    balanced_tokens: float32 `[g, e]`, T f_i of equation 5: `expert_tokens`; of No-Token-Left-Behind the mean over all
+      choices of a token, as in the paper's code.
     expert_probability: float32 `[g, e]`, sum of the router's probabilities (T P_i, equation 6); it has a gradient.
     dropped: float32 `[g]`, tokens that no expert took.
     entropy: float32 `[g]`, sum of the entropies of the router's distributions, in nats.
@@ -45,6 +47,7 @@ class RoutingStatistics:
 
   tokens: jax.Array
   expert_tokens: jax.Array
+  balanced_tokens: jax.Array
   expert_probability: jax.Array
   dropped: jax.Array
   entropy: jax.Array
@@ -258,7 +261,13 @@ def route(
     assert capacity is not None, 'MoeConfig refuses experts that choose tokens without a capacity'
     routing = route_expert_choice(probabilities, counted, config, capacity)
   first = jnp.argmax(logits, axis=-1) if config.router != 'top1' else routing.expert[..., 0]
-  return routing, statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, positions)
+  sums = statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, positions)
+  if config.router == 'no_token_left_behind':
+    _, ranked = jax.lax.top_k(probabilities, config.num_choices)
+    wanted = jnp.where(counted[..., None], ranked, config.num_experts).reshape(len(ranked), -1)
+    _, choices = positions(wanted.astype(jnp.int32), config.num_experts)
+    sums = dataclasses.replace(sums, balanced_tokens=choices.astype(jnp.float32) / config.num_choices)
+  return routing, sums
 
 
 def statistics(
@@ -283,12 +292,14 @@ def statistics(
   num_experts = logits.shape[-1]
   weight = counted.astype(jnp.float32)
   _, expert_tokens = positions(jnp.where(counted, first_choice, num_experts), num_experts)
+  expert_tokens = jax.lax.stop_gradient(expert_tokens.astype(jnp.float32))
   log_partition = log_partition.astype(jnp.float32)
   # H = logsumexp - sum p logits needs no logarithm of a probability that may be zero.
   entropy = log_partition - jnp.einsum('gse,gse->gs', probabilities, logits.astype(jnp.float32))
   return RoutingStatistics(
     tokens=jnp.sum(weight, axis=-1),
-    expert_tokens=jax.lax.stop_gradient(expert_tokens.astype(jnp.float32)),
+    expert_tokens=expert_tokens,
+    balanced_tokens=expert_tokens,
     expert_probability=jnp.einsum('gse,gs->ge', probabilities, weight, precision=jax.lax.Precision.HIGHEST),
     dropped=jnp.sum(weight * jnp.all(slot < 0, axis=-1), axis=-1),
     entropy=jax.lax.stop_gradient(jnp.sum(weight * entropy, axis=-1)),

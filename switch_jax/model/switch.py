@@ -4,6 +4,8 @@ The router runs in float32 over global arrays, where its noise is drawn too, so 
 What is done with logits and kernels is `experts.apply`.
 """
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ from switch_jax.model.experts import Kind
 from switch_jax.model.layers import Kernel, input_kernel_names
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
+
+Outputs = Mapping[str, tuple[int, initializers.Kind]]
 
 
 class RouterWeights(nn.Module):
@@ -41,11 +45,11 @@ class Router(nn.Module):
     kernel = RouterWeights(self.config, name='router_weights')()
     # Section 2.4: only the router sees float32 and noise; the experts get the clean input in the activation dtype.
     y = x.astype(moe.router_dtype)
-    if moe.router == 'top1' and not self.deterministic:
-      if moe.exploration == 'input_jitter' and moe.jitter_noise > 0:
+    if not self.deterministic:
+      if moe.explores == 'input_jitter' and moe.jitter_noise > 0:
         low, high = 1 - moe.jitter_noise, 1 + moe.jitter_noise
         y = y * jax.random.uniform(self.make_rng('jitter'), y.shape, y.dtype, low, high)
-      elif moe.exploration == 'input_dropout':
+      elif moe.explores == 'input_dropout':
         y = nn.Dropout(moe.router_input_dropout_rate, rng_collection='jitter')(y, deterministic=False)
     # The default precision of a float32 product on TPUs is bfloat16.
     return jnp.einsum('bld,de->ble', y, kernel.astype(y.dtype), precision=jax.lax.Precision.HIGHEST)
@@ -56,40 +60,47 @@ class ExpertKernels(nn.Module):
 
   config: ModelConfig
   kind: Kind
-  out_dim: int
-  out_init: initializers.Kind
+  outputs: Outputs
 
   @nn.compact
   def __call__(self) -> dict[str, jax.Array]:
-    """Returns `{name: float32 [num_experts, fan_in, fan_out]}`: `w`, or `wi` (`wi_0`, `wi_1`) and `wo`."""
+    """Returns `{name: float32 [num_experts, fan_in, fan_out]}`: `w`, or `wi` (`wi_0`, `wi_1`) and `wo`.
+
+    The last of them is the output kernels side by side.
+    """
     config, num_experts = self.config, self.config.experts.num_experts
-    out_init = initializers.kernel(config, self.out_init)
+    kernels: dict[str, jax.Array] = {}
     if self.kind == 'linear':
-      shape = (num_experts, config.emb_dim, self.out_dim)
-      return {'w': Kernel(shape, ('expert', 'expert_embed', None), out_init, name='w')()}
-    hidden = config.experts.expert_mlp_dim or config.mlp_dim
-    shape, names = (num_experts, config.emb_dim, hidden), ('expert', 'expert_embed', 'expert_mlp')
-    init = initializers.kernel(config, 'expert')
-    kernels = {name: Kernel(shape, names, init, name=name)() for name in input_kernel_names(config)}
-    shape, names = (num_experts, hidden, self.out_dim), ('expert', 'expert_mlp', 'expert_embed')
-    return kernels | {'wo': Kernel(shape, names, out_init, name='wo')()}
+      name, fan_in, axes = 'w', config.emb_dim, ('expert', 'expert_embed', 'expert_mlp')
+    else:
+      name, fan_in, axes = (
+        'wo',
+        config.experts.expert_mlp_dim or config.mlp_dim,
+        ('expert', 'expert_mlp', 'expert_embed'),
+      )
+      shape, init = (num_experts, config.emb_dim, fan_in), initializers.kernel(config, 'expert')
+      for wi in input_kernel_names(config):
+        kernels[wi] = Kernel(shape, ('expert', 'expert_embed', 'expert_mlp'), init, name=wi)()
+    last = [
+      Kernel((num_experts, fan_in, width), axes, initializers.kernel(config, init), name=output)()
+      for output, (width, init) in self.outputs.items()
+    ]
+    return kernels | {name: last[0] if len(last) == 1 else jnp.concatenate(last, axis=-1)}
 
 
 class SwitchLayer(nn.Module):
   """Routes every token to an expert and returns the gated outputs.
 
   Attributes:
-    kind: what an expert is: the feed-forward network `mlp`, or one `linear` map.
-    out_dim: width of the output; None is `emb_dim`.
-    out_init: initial values of the last kernel of an expert.
+    kind: what an expert is: the feed-forward network `mlp`, or a `linear` map.
+    outputs: by name, the width and the initial values of each output kernel of an expert; None is `wo`, of `emb_dim`.
   """
 
   config: ModelConfig
   layout: Layout
   deterministic: bool
   kind: Kind = 'mlp'
-  out_dim: int | None = None
-  out_init: initializers.Kind = 'expert'
+  outputs: Outputs | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, real: jax.Array, never_drop: bool = False) -> tuple[jax.Array, RoutingStatistics]:
@@ -101,15 +112,15 @@ class SwitchLayer(nn.Module):
       never_drop: as many slots as needed and one group, whatever the configuration says (decoding).
 
     Returns:
-      `[batch, length, out_dim]` in the dtype of `x`, zero where a token was dropped; and the routing statistics,
-      arrays whose first axis is all groups of the batch.
+      `[batch, length, sum of the widths]` in the dtype of `x`, zero where a token was dropped; and the routing
+      statistics, arrays whose first axis is all groups of the batch.
     """
     config, moe = self.config, self.config.experts
-    out_dim = self.out_dim or config.emb_dim
+    outputs = self.outputs or {'wo': (config.emb_dim, 'expert')}
     logits = Router(config, self.deterministic, name='router')(x)
-    kernels = ExpertKernels(config, self.kind, out_dim, self.out_init, name='expert')()
+    kernels = ExpertKernels(config, self.kind, outputs, name='expert')()
     noise = {}
-    if moe.router == 'top1' and moe.exploration == 'sample' and not self.deterministic:
+    if moe.explores == 'sample' and not self.deterministic:
       noise['gumbel'] = jax.random.gumbel(self.make_rng('jitter'), logits.shape, jnp.float32)
     policy = moe.second_policy_eval if self.deterministic else moe.second_policy_train
     if moe.router == 'top2' and policy == 'random':
@@ -117,5 +128,6 @@ class SwitchLayer(nn.Module):
       noise['uniform'] = jax.random.uniform(key, real.shape, jnp.float32)
     dropout = moe.expert_dropout_rate > 0 and not self.deterministic and self.kind == 'mlp'
     dropout_key = self.make_rng('dropout') if dropout else None
+    out_dim = sum(width for width, _ in outputs.values())
     how = experts.Experts(config, self.layout, self.deterministic, self.kind, out_dim, never_drop)
     return experts.apply(how, x, logits, real, noise, kernels, dropout_key)

@@ -1,7 +1,8 @@
 """Switch attention (paper appendix A): experts in place of the matrices that make query, key and value.
 
-One set of experts makes the query, another a shared key and value. All of it is float32, whatever the activations are
-(in bfloat16 the paper saw it diverge); only the output is cast back to the residual stream's dtype.
+One router sends a token to an expert, which makes its query by one matrix and its shared key and value by another, of
+the same hidden units where experts are feed-forward networks (the paper's code). All of it is float32, whatever the
+activations are (in bfloat16 the paper saw it diverge); only the output is cast back to the residual stream's dtype.
 """
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from switch_jax.model.attention import Segments, draw_keep
 from switch_jax.model.cache import Pair, StepContext, attend_to_cache, heads_first, heads_last
 from switch_jax.model.layers import Dense
 from switch_jax.model.routing import RoutingStatistics
-from switch_jax.model.switch import SwitchLayer
+from switch_jax.model.switch import Outputs, SwitchLayer
 from switch_jax.parallel import Layout
 
 
@@ -31,10 +32,9 @@ class SwitchSelfAttention(nn.Module):
     config = self.config
     joined = config.num_heads * config.head_dim
 
-    def projection(init: initializers.Kind) -> SwitchLayer:
-      return SwitchLayer(config, self.layout, self.deterministic, config.experts.attention_expert, joined, init)
-
-    self.query, self.key_value = projection('query'), projection('attention')
+    outputs: Outputs = {'query': (joined, 'query'), 'key_value': (joined, 'attention')}
+    kind = config.experts.attention_expert
+    self.query_key_value = SwitchLayer(config, self.layout, self.deterministic, kind, outputs)
     init = initializers.kernel(config, 'attention')
     self.out = Dense((joined, config.emb_dim), ('joined_kv', 'embed'), init)
 
@@ -50,22 +50,18 @@ class SwitchSelfAttention(nn.Module):
       real: bool `[batch, length]`, False for padding.
 
     Returns:
-      `[batch, length, embed]` in the dtype of `x`, and the statistics of the two routers.
+      `[batch, length, embed]` in the dtype of `x`, and the statistics of the router.
     """
-    y = x.astype(jnp.float32)
-    (query, of_query), (key, of_key) = self.query(y, real), self.key_value(y, real)
-    query, key = (z.reshape(*z.shape[:-1], self.config.num_heads, -1) for z in (query, key))
+    y, statistics = self.query_key_value(x.astype(jnp.float32), real)
+    query, key = (z.reshape(*z.shape[:-1], self.config.num_heads, -1) for z in jnp.split(y, 2, axis=-1))
     keep = draw_keep(self, self.config, query.shape[0], key.shape[1])
     z = kernels.attention(self.layout, query, key, key, *segments, bias, keep, causal=self.causal)
     z = self.out(z.reshape(*z.shape[:-2], -1)).astype(x.dtype)
-    return z, {'attention_query': of_query, 'attention_key_value': of_key}
+    return z, {'attention': statistics}
 
   def step(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
     """As `MultiHeadAttention.step`."""
-    y = x.astype(jnp.float32)
-    query, key = (
-      heads_first(layer(y, context.real, never_drop=True)[0], self.config.num_heads)
-      for layer in (self.query, self.key_value)
-    )
+    y, _ = self.query_key_value(x.astype(jnp.float32), context.real, never_drop=True)
+    query, key = (heads_first(z, self.config.num_heads) for z in jnp.split(y, 2, axis=-1))
     z, kept = attend_to_cache(query, (key, key), kept, context)
     return self.out(heads_last(z)).astype(x.dtype), kept

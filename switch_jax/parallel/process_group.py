@@ -28,7 +28,7 @@ _FAREWELL = 15.0
 # a sign of life, and who is silent for long is given up.
 _SIGN_OF_LIFE, _SILENCE = 5.0, 45.0
 _LONGEST_MESSAGE = 1 << 20
-# The exit status where another host is lost (EX_TEMPFAIL of sysexits.h): nothing is wrong with this run, start it again.
+# The exit status where another host is lost (sysexits.h: EX_TEMPFAIL): nothing is wrong with the run, start it again.
 HOST_LOST = 75
 
 _REMEDY = 'Is the same command, with its own --process_id, running on every host?'

@@ -25,13 +25,15 @@ from switch_jax.model.placement import make_layout
 from switch_jax.parallel import Layout
 from switch_jax.plan import collectives, flops, loops
 from switch_jax.plan.checkpoint_size import bytes_by_host
+from switch_jax.plan.estimate import Estimate, estimate
+from switch_jax.plan.program import instructions
 from switch_jax.training.description import active_parameters, stack_routing
 from switch_jax.training.state import plan_state
 from switch_jax.training.step import make_train_step
 
 TOPOLOGIES = (
-  'v2:4x4, v3:4x4 (16 chips, 32 cores), v3:32x32, v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4: the generation and the chips '
-  'along each side, multiples of the 2 x 2 (x 1) of a host'
+  'v2:4x4, v3:4x4 (16 chips, 32 cores), v3:32x32, v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:2x2x4: the generation '
+  'and the chips along each side, multiples of the 2 x 2 (x 1) of a host'
 )
 
 # Read by libtpu when it is loaded: do not ask the metadata server of Google Cloud what this machine is, do not complain
@@ -59,7 +61,7 @@ class Plan:
   Attributes:
     topology: as asked for.
     device_kind: the compiler's name of the TPU.
-    cores: devices in JAX's sense; two a chip on v2, v3 and v4 here.
+    cores: devices in JAX's sense; two a chip on v2, v3, v4 and tpu7x here.
     mesh: sizes of the mesh's axes.
     parameters, active_parameters: all of them, and those that one token meets.
     parameter_bytes_per_core, optimizer_bytes_per_core: of the state.
@@ -74,11 +76,12 @@ class Plan:
     flops_per_core: the compiler's count, loops multiplied out; None where it does not fit.
     model_flops_per_core: what the model asks for, see `flops.model_flops`.
     score_flops_per_core: three times attention's products of queries, keys and values, which that leaves out.
+    empty_slot_flops_per_core: of experts' slots beyond a row for each token and choice, which it leaves out too.
     collectives: count and bytes by kind.
     slots_per_token: rows that the experts compute for a token in training, by stack; None is drop-free.
     capacity: slots of an expert in a routing group, by stack.
     compile_seconds: wall time of the compilation.
-    predicted_step_seconds: the compiler's estimate; not to choose by.
+    estimate: of the step's time, by the compiler's schedule; None where it does not fit or the device is unknown.
     loops: turns of the scans over layers by which FLOPs were multiplied, by stack.
   """
 
@@ -100,11 +103,12 @@ class Plan:
   flops_per_core: float | None
   model_flops_per_core: float
   score_flops_per_core: float
+  empty_slot_flops_per_core: float
   collectives: dict[str, dict[str, int]] | None
   slots_per_token: dict[str, float | None]
   capacity: dict[str, int | None]
   compile_seconds: float
-  predicted_step_seconds: float | None
+  estimate: Estimate | None
   loops: dict[str, int]
 
 
@@ -229,6 +233,7 @@ def make_plan(
     hbm_bytes_available=available,
     model_flops_per_core=flops.model_flops(run, layout.num_token_shards) / len(devices),
     score_flops_per_core=flops.score_flops(run, layout.num_token_shards) / len(devices),
+    empty_slot_flops_per_core=flops.empty_slot_flops(run, layout.num_token_shards) / len(devices),
     slots_per_token={r.stack: r.slots_per_token(r.train_capacity) for r in routings},
     capacity={r.stack: r.train_capacity for r in routings},
     loops=loops.turns(run.model),
@@ -249,7 +254,7 @@ def make_plan(
       flops_per_core=None,
       collectives=None,
       compile_seconds=time.monotonic() - start,
-      predicted_step_seconds=None,
+      estimate=None,
     )
   if serialize:
     pathlib.Path(serialize).write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
@@ -258,15 +263,14 @@ def make_plan(
   needed += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
   turns = known['loops']
   same = set(turns.values())
-  sent = collectives.collectives(compiled.as_text(), same.pop() if len(same) == 1 else None)
-  cost = loops.step_cost(run, layout, compiled, compile_step, note)
+  program = list(instructions(compiled.as_text(), same.pop() if len(same) == 1 else None))
   return Plan(
     **known,
     temporary_bytes_per_core=memory.temp_size_in_bytes,
     hbm_bytes_per_core=needed,
     fits=needed <= available,
-    flops_per_core=cost.flops,
-    collectives=collectives.summary(sent),
+    flops_per_core=loops.step_flops(run, layout, compiled, compile_step, note),
+    collectives=collectives.summary(list(collectives.of_instructions(program))),
     compile_seconds=seconds,
-    predicted_step_seconds=cost.seconds,
+    estimate=estimate(program, devices[0].device_kind, len(devices)),
   )

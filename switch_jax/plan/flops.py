@@ -17,6 +17,7 @@ class ForwardFlops:
     dense: feed-forward networks.
     experts: the rows that they compute: groups x experts x effective capacity, empty slots too; without dropping the
       tokens times their choices.
+    empty_slots: of those, what is above a row for each token and choice.
     router: its logits.
     logits: the output projection, in the decoder.
   """
@@ -25,13 +26,14 @@ class ForwardFlops:
   scores: float
   dense: float
   experts: float
+  empty_slots: float
   router: float
   logits: float
 
   @property
   def useful(self) -> float:
-    """The products of tokens with parameters, the router apart."""
-    return self.projections + self.dense + self.experts + self.logits
+    """The products of tokens with parameters, the router and empty slots apart."""
+    return self.projections + self.dense + self.experts - self.empty_slots + self.logits
 
   @property
   def layers(self) -> float:
@@ -68,28 +70,32 @@ def forward_flops(run: RunConfig, num_token_shards: int) -> dict[str, ForwardFlo
     projections = ((layers - switch_attention) * 4 + switch_attention) * projection * count
     scores = layers * 2 * 2 * joined * length[stack] * count
     dense = (layers - switch) * (inner + 1) * 2 * model.emb_dim * model.mlp_dim * count
-    experts = router = logits = 0
+    experts = empty_slots = router = logits = 0.0
     if stack in routings:
       slots, hidden = _expert_rows(routings[stack], choices), moe.expert_mlp_dim or model.mlp_dim
       experts = switch * (inner + 1) * 2 * model.emb_dim * hidden * slots
-      one = projection if moe.attention_expert == 'linear' else 2 * hidden * (inner * model.emb_dim + joined)
-      experts += 2 * switch_attention * one * slots  # the query's experts, and those of the shared key and value
-      router = (switch + 2 * switch_attention) * 2 * model.emb_dim * moe.num_experts * count
+      fan_in = model.emb_dim if moe.attention_expert == 'linear' else hidden
+      one = 2 * 2 * fan_in * joined  # the query, and the shared key and value
+      if moe.attention_expert == 'mlp':
+        one += inner * 2 * model.emb_dim * hidden
+      experts += switch_attention * one * slots
+      router = (switch + switch_attention) * 2 * model.emb_dim * moe.num_experts * count
+      empty_slots = experts * max(0.0, 1 - choices * count / slots)
     if stack == 'decoder':
       projections += layers * 2 * projection * (count + tokens['encoder'])
       scores += layers * 2 * 2 * joined * length['encoder'] * count
       logits = 2 * model.emb_dim * model.vocab_size * count
-    found[stack] = ForwardFlops(projections, scores, dense, experts, router, logits)
+    found[stack] = ForwardFlops(projections, scores, dense, experts, empty_slots, router, logits)
   return found
 
 
 def model_flops(run: RunConfig, num_token_shards: int) -> float:
   """Returns the FLOPs that a training step on the global batch needs: three times the forward pass's `useful` ones.
 
-  Those are the projections of attention, the dense feed-forward networks, the experts at their effective capacity and
-  the logits; the backward pass has two products for each. It is the usual 6 x parameters x tokens, with the parameters
-  that a token meets. Attention's scores (`score_flops`), the router, norms, softmax and the optimizer are left out,
-  so even a perfect program is somewhat above 1.0 times this number.
+  Those are the projections of attention, the dense feed-forward networks, one row of an expert for each token and
+  choice, and the logits; the backward pass has two products for each. It is the usual 6 x parameters x tokens, with
+  the parameters that a token meets. Empty slots (`empty_slot_flops`), attention's scores (`score_flops`), the router,
+  norms, softmax and the optimizer are left out, so even a perfect program is somewhat above 1.0 times this number.
   """
   return 3 * sum(stack.useful for stack in forward_flops(run, num_token_shards).values())
 
@@ -97,3 +103,8 @@ def model_flops(run: RunConfig, num_token_shards: int) -> float:
 def score_flops(run: RunConfig, num_token_shards: int) -> float:
   """Returns the FLOPs of attention's scores and weighted values in a training step, which `model_flops` leaves out."""
   return 3 * sum(stack.scores for stack in forward_flops(run, num_token_shards).values())
+
+
+def empty_slot_flops(run: RunConfig, num_token_shards: int) -> float:
+  """Returns the FLOPs of a training step that experts spend on slots beyond a row for each token and choice."""
+  return 3 * sum(stack.empty_slots for stack in forward_flops(run, num_token_shards).values())

@@ -1,4 +1,4 @@
-"""The cost of a step whose layers are scanned. XLA's cost analysis counts the body of a loop once."""
+"""The FLOPs of a step whose layers are scanned. XLA's cost analysis counts the body of a loop once."""
 
 import dataclasses
 import math
@@ -9,14 +9,6 @@ from switch_jax.config import ModelConfig, RunConfig
 from switch_jax.model.transformer import block_length
 from switch_jax.parallel import Layout
 from switch_jax.plan import flops
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-  """FLOPs of a core and the compiler's estimate of the seconds; None where it gives none."""
-
-  flops: float | None
-  seconds: float | None
 
 
 def turns(model: ModelConfig) -> dict[str, int]:
@@ -32,19 +24,18 @@ def turns(model: ModelConfig) -> dict[str, int]:
   return counts
 
 
-def _read(compiled: Any) -> Cost:
-  cost = compiled.cost_analysis() or {}
-  return Cost(cost.get('flops'), cost.get('optimal_seconds'))
+def _read(compiled: Any) -> float | None:
+  return (compiled.cost_analysis() or {}).get('flops')
 
 
-def step_cost(
+def step_flops(
   run: RunConfig,
   layout: Layout,
   compiled: Any,
   compile_step: Callable[[RunConfig, Layout], tuple[Any, float]],
   note: Callable[[str], None],
-) -> Cost:
-  """Returns the cost of the whole step.
+) -> float | None:
+  """Returns the FLOPs of a core in the whole step; None where the compiler does not say.
 
   The step is compiled once more with u blocks in each turn of the scans, everything else being equal: what that adds
   is u - 1 bodies, and all turns but the first are added to the cost of one. u is the smallest divisor of the turns
@@ -60,7 +51,7 @@ def step_cost(
     note: is told what is being compiled.
   """
   once, counts = _read(compiled), turns(run.model)
-  if not counts or once.flops is None:
+  if not counts or once is None:
     return once
   common = math.gcd(*counts.values())
   unroll = next((u for u in range(2, common + 1) if common % u == 0), 1)
@@ -72,8 +63,7 @@ def step_cost(
   model = dataclasses.replace(run.model, scan_unroll=unroll * run.model.scan_unroll)
   more = _read(compile_step(dataclasses.replace(run, model=model), layout)[0])
   factor = _mean_turns(run, layout, counts) - 1
-  add = lambda one, many: one + factor * (many - one) / (unroll - 1)  # noqa: E731
-  return Cost(add(once.flops, more.flops), once.seconds and add(once.seconds, more.seconds))
+  return once + factor * ((more or once) - once) / (unroll - 1)
 
 
 def _mean_turns(run: RunConfig, layout: Layout, counts: dict[str, int]) -> float:

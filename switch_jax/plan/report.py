@@ -55,12 +55,28 @@ def _work_lines(plan: Plan) -> list[str]:
   if plan.flops_per_core is None:
     return [f'FLOPs       {counted}', seconds]
   ratio = plan.flops_per_core / plan.model_flops_per_core
-  if plan.predicted_step_seconds is not None:
-    seconds += f'; predicted step {plan.predicted_step_seconds:.3g} s (the compiler estimates it; do not choose by it)'
+  more = {"attention's scores": plan.score_flops_per_core, 'empty slots': plan.empty_slot_flops_per_core}
+  added = [f'{name} {size / plan.model_flops_per_core:.2f}' for name, size in more.items() if size]
   return [
     f'FLOPs       {plan.flops_per_core:.3g} a core and step, {ratio:.2f} times the {counted} '
-    f"(attention's scores would add {plan.score_flops_per_core / plan.model_flops_per_core:.2f})",
+    f'(of this ratio {", ".join(added)})',
+    *_time_lines(plan),
     seconds,
+  ]
+
+
+def _time_lines(plan: Plan) -> list[str]:
+  found = plan.estimate
+  if found is None:
+    return [f'time        cannot be told: no figures of {plan.device_kind} are known here']
+  share = found.share_of_peak(plan.model_flops_per_core)
+  unpriced = ', '.join(f'{count} {opcode}' for opcode, count in found.unpriced.items())
+  return [
+    f"time        {1e3 * found.compute_seconds:.3g} ms a step by the compiler's cycles, {share:.0%} of the peak for "
+    'the products counted',
+    f'            and {1e3 * found.exchange_seconds:.3g} ms if the links of a chip carried the collectives evenly and '
+    'nothing overlapped',
+    f'            without {unpriced or "nothing"}: operations that the compiler has no price for',
   ]
 
 

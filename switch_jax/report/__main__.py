@@ -7,9 +7,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from etils import epath
+
 from switch_jax import launch
 from switch_jax.config import ConfigError, first_line
 from switch_jax.folders.model_dir import ModelDir
+from switch_jax.folders.remote import is_remote, is_storage_error
 from switch_jax.report import runs as runs_on_disk
 from switch_jax.report.runs import Run
 
@@ -39,6 +42,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def check_output(file: str) -> None:
   """Raises a `ConfigError` if a file cannot be written: before any work, and without touching it."""
+  if is_remote(file):
+    return  # its store says it when it is written
   path = pathlib.Path(file).absolute()
   if path.is_dir():
     raise ConfigError(
@@ -139,9 +144,12 @@ def _run(argv: Sequence[str]) -> int:
   problems = [*of_folders, *of_runs, *failed]
   page, runs = _render(runs, problems)
   try:
-    pathlib.Path(flags.out).write_text(page, encoding='utf-8')
-  except OSError as error:
-    raise ConfigError(f'--out is {flags.out!r}, which cannot be written ({error}); write elsewhere.') from error
+    epath.Path(flags.out).write_text(page, encoding='utf-8')
+  except Exception as error:
+    if not is_storage_error(error):
+      raise
+    cause = first_line(error)
+    raise ConfigError(f'--out is {flags.out!r}, which cannot be written ({cause}); write elsewhere.') from error
   for problem in problems:
     print(f'note: {problem}', file=sys.stderr)
   missing = [run.name for run in runs if run.moe and not run.experts]

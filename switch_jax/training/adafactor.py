@@ -40,16 +40,17 @@ class Factoring:
   largest: int
 
 
-def factoring(shape: tuple[int, ...], names: tuple[str | None, ...], min_dim_size: int) -> Factoring:
+def factoring(shape: tuple[int, ...], names: tuple[str | None, ...], config: OptimizerConfig) -> Factoring:
   """Decides how a parameter is treated from its shape and logical axes.
 
-  Experts' matrices are always factored, the router (an axis without a name) never, other matrices when both sides
-  are at least `min_dim_size`.
+  The router (an axis without a name) is never factored, other matrices when both sides are at least
+  `min_dim_size_to_factor`, experts' always or by the same rule (`factor_experts`).
   """
   depth = sum(name in STACKING_AXES for name in names)
   sides = shape[depth:]
   is_matrix = len(sides) == 2 and None not in names
-  factored = is_matrix and ('expert' in names or min(sides) >= min_dim_size)
+  always = 'expert' in names and config.factor_experts == 'always'
+  factored = is_matrix and (always or min(sides) >= config.min_dim_size_to_factor)
   return Factoring(depth, factored, -2 if factored and sides[0] > sides[1] else -1)
 
 

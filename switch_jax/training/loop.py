@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import jax
@@ -73,7 +73,7 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
     KeyboardInterrupt: a second Ctrl-C, which does not wait for the step.
   """
   began = time.perf_counter()
-  with contextlib.ExitStack() as stack:
+  with _storage_errors_said(run.model_dir), contextlib.ExitStack() as stack:
     store, claim = open_store(run, stack)
     if (step := _step_at_the_end(run, store)) is not None:
       return _result(run, restore_state(run, store, step), step, 'nothing to do')
@@ -89,14 +89,21 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
       opened.flush()
     except DivergenceError as error:
       raise _explained(error, store) from None
-    except Exception as error:
-      if not is_storage_error(error):
-        raise
-      raise ConfigError(
-        f'{run.model_dir} can no longer be written to: {_cause(error)}. See to the cause (free space and rights on the '
-        'disk, say) and run the same command again to continue from the newest checkpoint.'
-      ) from error
   return _result(run, training.state, training.step, reason, facts)
+
+
+@contextlib.contextmanager
+def _storage_errors_said(model_dir: str) -> Iterator[None]:
+  """A context in which what a disk or store says is the user's error; also where it says so when all is closed."""
+  try:
+    yield
+  except Exception as error:
+    if not is_storage_error(error):
+      raise
+    raise ConfigError(
+      f'{model_dir} can no longer be written to: {_cause(error)}. See to the cause (free space and rights on the disk, '
+      'say) and run the same command again to continue from the newest checkpoint.'
+    ) from error
 
 
 def _cause(error: Exception) -> str:

@@ -138,6 +138,8 @@ def open_run(
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
+  if source.description:
+    progress.note(f'text: {source.description}')
   require_agreement('data', source.fingerprint)
   vocabulary = data.describe_vocabulary(source.vocabulary)
   _check_vocabulary(run, source.vocabulary_size)

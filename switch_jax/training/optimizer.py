@@ -32,7 +32,7 @@ def make_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 def _treatment(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> Any:
   """Returns the tree of Adafactor's `Factoring` for parameters with these logical axes."""
-  decide = lambda x, names: factoring(x.shape, names, config.min_dim_size_to_factor)  # noqa: E731
+  decide = lambda x, names: factoring(x.shape, names, config)  # noqa: E731
   return jax.tree.map(decide, abstract_parameters, axes)
 
 

@@ -42,6 +42,14 @@ def test_only_what_is_below_a_path_is_compared():
     check_shapes(PATH, saved, shapes(w=(2,)), below='params/')
 
 
+def test_two_routers_in_attention_are_named():
+  saved = {'params': {'self_attention': {'key_value': {'router': {'w': np.zeros(2)}}}}}
+  with pytest.raises(
+    ConfigError, match=r'run has two routers in Switch attention, .* this one has one for all of them'
+  ):
+    check_shapes(PATH, saved, shapes(w=(2,)))
+
+
 @pytest.mark.parametrize(
   ('saved', 'given', 'line'),
   [

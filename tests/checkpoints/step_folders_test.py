@@ -31,6 +31,28 @@ def test_places_that_cannot_be_used(tmp_path, monkeypatch):
     make(tmp_path / 'run')
 
 
+def test_a_step_that_cannot_be_removed_is_said_and_no_step_any_more(tmp_path, monkeypatch, caplog):
+  steps = [epath.Path(tmp_path) / name for name in '12']
+  for step in steps:
+    step.mkdir()
+    (step / 'files.json').write_text('')
+    (step / 'config.json').write_text('')
+  step_folders.remove_steps(steps[:1])
+
+  def refuse(path):
+    raise PermissionError(13, 'Permission denied', os.fspath(path))
+
+  monkeypatch.setattr(type(steps[1]), 'rmtree', refuse)
+  step_folders.remove_steps(steps[1:])
+  assert sorted(os.fspath(path.relative_to(tmp_path)) for path in tmp_path.rglob('*')) == ['2', '2/config.json']
+  [record] = caplog.records
+  assert '2 is not to be kept and could not be removed: ' in record.getMessage()
+  caplog.clear()
+  (steps[1] / 'config.json').unlink()
+  step_folders.remove_steps(steps[1:])  # a store says that there is nothing when it is asked a second time
+  assert not caplog.records
+
+
 def test_leftovers_go_and_nothing_else_does(tmp_path):
   """A killed save, where folders are renamed and where not; a killed pruning; and what is not ours."""
   for place in (

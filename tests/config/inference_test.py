@@ -29,7 +29,7 @@ def test_decoding(fields, message):
     (dict(model_dir=''), 'set --gin.MODEL_DIR='),
     (dict(capacity_factors=()), r'give at least one: \(None,\) drops no token'),
     (dict(capacity_factors=(None, None)), 'name each factor once'),
-    (dict(capacity_factors=(-1.0,)), 'a factor must be at least 0'),
+    (dict(capacity_factors=(-1.0,)), 'a factor must be greater than 0'),
     (dict(step=3, checkpoints='all'), "it goes with checkpoints='latest', and that is 'all'"),
     (dict(poll_seconds=0.0), 'it must be greater than 0'),
   ],

@@ -22,7 +22,20 @@ MODEL = ModelConfig(
     (dict(router='top_1'), r"router is 'top_1'; it must be one of .* Did you mean 'top1'\?"),
     (dict(exploration='jitter'), r"exploration is 'jitter'; it must be one of 'argmax', .*"),
     (dict(second_policy_train='thresh'), r"Did you mean 'threshold'\?"),
-    (dict(train_capacity_factor=-1.0), r'train_capacity_factor is -1.0; it must be at least 0'),
+    (dict(train_capacity_factor=-1.0), r'train_capacity_factor is -1.0; it must be greater than 0'),
+    (dict(eval_capacity_factor=0.0), r'eval_capacity_factor is 0.0; it must be greater than 0'),
+    (dict(expert_capacity=0), r'expert_capacity is 0; it must be at least 1'),
+    (dict(min_expert_capacity=0), r'min_expert_capacity is 0; it must be at least 1'),
+    (
+      dict(router='top2', exploration='input_jitter'),
+      r"exploration is 'input_jitter'; the router top2 does not explore",
+    ),
+    (dict(router='top2', exploration='sample'), r"exploration is 'sample'; the router top2 does not explore"),
+    (dict(router='no_token_left_behind', exploration='sample'), r'no_token_left_behind does not sample; use "argmax"'),
+    (
+      dict(router='expert_choice', exploration='sample', decoder_layers=()),
+      r'expert_choice does not sample; .*jitter"',
+    ),
     (dict(eval_capacity_factor=float('nan')), r'eval_capacity_factor is nan; it must be a number or None'),
     (dict(num_experts=8.0), r'num_experts is 8.0; it must be an integer. Write 8\.'),
     (dict(num_experts=True), r'num_experts is True; it must be an integer'),
@@ -36,6 +49,19 @@ MODEL = ModelConfig(
 def test_impossible_experts_are_refused(fields, message):
   with pytest.raises(ConfigError, match=message):
     MoeConfig(**{'num_experts': 4, **fields})
+
+
+def test_exploration_is_the_default_of_the_router():
+  found = {router: MoeConfig(num_experts=4, router=router).explores for router in ('top1', 'top2')}
+  assert found == {'top1': 'input_jitter', 'top2': 'argmax'}
+  assert MoeConfig(num_experts=4, router='no_token_left_behind').explores == 'input_jitter'
+  assert MoeConfig(num_experts=4, exploration='sample').explores == 'sample'
+
+
+def test_what_older_versions_recorded_of_top2_is_read():
+  recorded = MoeConfig(num_experts=4, router='top2').to_json() | {'exploration': 'input_jitter'}
+  assert MoeConfig.from_json(recorded) == MoeConfig(num_experts=4, router='top2')
+  assert MoeConfig.from_json(recorded | {'router': 'top1'}).explores == 'input_jitter'
 
 
 @pytest.mark.parametrize('pattern', [5, (1, 4)])
@@ -67,7 +93,13 @@ def test_experts_of_a_model_without_any_are_an_error():
     (dict(mlp_activations=()), r'mlp_activations is \(\); give one, or two for a gated layer'),
     (dict(mlp_activations=('gelu', 'tanh')), 'it must be a tuple of one of'),
     (dict(dropout_rate=1.0), 'a rate must be at least 0 and less than 1'),
-    (dict(relpos_num_buckets=3), 'it must be at least 4'),
+    (dict(relpos_num_buckets=2), 'relpos_num_buckets is 2; it must be an even number of at least 4'),
+    (dict(relpos_num_buckets=33), 'relpos_num_buckets is 33; it must be an even number'),
+    (
+      dict(relpos_max_distance=16),
+      'relpos_max_distance is 16; of 32 buckets 16 are for exact distances; it must exceed 16',
+    ),
+    (dict(relpos_max_distance=2**31), 'relpos_max_distance is 2147483648; .*up to 2'),
   ],
 )
 def test_impossible_models_are_refused(fields, message):

@@ -66,6 +66,21 @@ def test_identity_leaves_out_what_may_change():
     assert other.identity() != RUN.identity()
 
 
+def test_identity_is_that_of_older_versions_where_nothing_changed():
+  """They recorded the defaults of their time, also of what had no effect."""
+  for router in ('top1', 'top2'):
+    model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, router=router))
+    identity = dataclasses.replace(RUN, model=model).identity()
+    assert identity['model.moe.exploration'] == 'input_jitter'
+    assert identity['model.moe.attention_expert'] == 'linear'
+    assert 'optimizer.factor_experts' not in identity
+  model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, encoder_attention_layers=1, exploration='argmax'))
+  changed = dataclasses.replace(RUN, model=model, optimizer=OptimizerConfig(factor_experts='by_size')).identity()
+  assert changed['model.moe.exploration'] == 'argmax'
+  assert changed['model.moe.attention_expert'] == 'mlp'
+  assert changed['optimizer.factor_experts'] == 'by_size'
+
+
 def test_groups_of_rows_that_do_not_divide_the_batch_are_refused():
   model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, sequences_per_group=3))
   with pytest.raises(ConfigError, match='sequences_per_group is 3, which does not divide the batch of 8 rows'):

@@ -5,7 +5,8 @@ import pathlib
 import pytest
 
 from switch_jax.config import ConfigError
-from switch_jax.data import corpus
+from switch_jax.data import corpus, text_task
+from switch_jax.data.quiet_tensorflow import tf
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,30 @@ def test_newlines_are_kept_as_marks_and_few_paragraphs_make_few_files():
   assert pathlib.Path(name).read_bytes() == b'two\x1elines\na b\n'
   assert list(made.paragraphs('train')) == ['two\nlines', 'a b']
   assert made.files('validation') == []
+
+
+def test_what_is_written_is_what_tensorflow_reads():
+  texts = ['a\rb', 'c\r\nd\r', 'e\x0bf\x0c\x85\u2028g\0h', '\r', 'i\x1e\n\nj é']
+  plain = ['a\nb', 'c\nd\n', 'e\x0bf\x0c\x85\u2028g\0h', '\n', 'i \n\nj é']
+  made = get(lambda writer: [writer.add(text, 'train') for text in texts], num_files=1)
+  assert list(made.paragraphs('train')) == plain
+  read = text_task.restore_text(tf.data.TextLineDataset(made.files('train'))).as_numpy_iterator()
+  assert [example['targets'].decode() for example in read] == [f'{text}\n' for text in plain]
+  # And so is what is digested.
+  assert get(lambda writer: [writer.add(text, 'train') for text in plain], 2, num_files=1).digest == made.digest
+
+
+def test_enough_is_held_out_whatever_the_hashes_are():
+  for seed in range(100):
+    pieces = [f'{seed}: piece {i}' for i in range(40)]
+    chosen = corpus.choose_held_out(pieces, 0.1)
+    assert len(chosen) in (4, 5)
+    assert corpus.choose_held_out([*pieces[::-1]], 0.1) == chosen
+  # Of few pieces the smallest, although it is more than asked for; of equal ones none.
+  assert corpus.choose_held_out(['a' * 50, 'b' * 30, 'c' * 40], 0.1) == {corpus.hash_text('b' * 30)}
+  assert corpus.choose_held_out(['a', 'b'], 0.1) in ({corpus.hash_text('a')}, {corpus.hash_text('b')})
+  assert corpus.choose_held_out(['same'] * 9, 0.1) == corpus.choose_held_out(['one'], 0.1) == frozenset()
+  assert corpus.choose_held_out([], 0.1) == frozenset()
 
 
 @pytest.mark.parametrize('damage', ['file gone', 'file shorter', 'summary broken'])

@@ -43,6 +43,12 @@ def test_the_same_text_elsewhere_is_the_same_corpus(config, tmp_path, text_patte
     providers.check_fingerprint(fingerprint(config), fingerprint(copied))
 
 
+def test_what_a_task_says_of_its_text(config, add_copy_task):
+  module = providers.import_task_module(config)
+  assert providers.describe_text(config, module).startswith('56,322 bytes of text in 1 file(s); held out are ')
+  assert providers.describe_text(add_copy_task('silent', [['abc']]), None) is None
+
+
 def test_all_differences_are_named():
   digests = 'a' * 64, 'b' * 64
   with pytest.raises(ConfigError) as error:

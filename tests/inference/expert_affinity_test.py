@@ -71,7 +71,7 @@ def test_counts_are_those_of_the_models_own_statistics(counted):
   params, batch, counts = counted
   _, statistics = Transformer(ATTENTION, Layout.single_device()).apply({'params': params}, batch)
   assert set(counts) == set(statistics)
-  assert 'decoder_1_attention_key_value' in counts
+  assert 'decoder_1_attention' in counts
   for layer, found in counts.items():
     wanted = np.sum(statistics[layer].expert_tokens, axis=0)
     np.testing.assert_array_equal(found.tokens.sum(axis=0), 2 * wanted)

@@ -1,16 +1,19 @@
 """Models read from a MODEL_DIR, onto any mesh, and what is said when there is none."""
 
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+import tensorstore
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import CheckpointConfig, ConfigError, MeshConfig
 from switch_jax.inference import load_model
 from switch_jax.inference.loading import check_batch_size, latest_step, make_inference_layout, open_store
 from tests.inference.written_checkpoints import MODEL, random_parameters
+from tests.interop.fuzz import seal
 
 
 def test_the_parameters_are_those_that_were_saved_and_lie_on_the_mesh(checkpoints):
@@ -50,6 +53,20 @@ def test_a_damaged_newest_step_is_passed_over_and_one_that_was_asked_for_is_an_e
   assert 'step 20 is damaged (config.json has other bytes than were written' in caplog.text
   assert 'going on from step 10.' in caplog.text
   with pytest.raises(CheckpointError, match=r'config\.json is damaged.* Other steps of that run: 10\.'):
+    load_model(open_store(tmp_path / 'run'), 20, MeshConfig())
+
+
+def test_descriptions_of_arrays_are_checked_before_memory_is_asked_for(checkpoints, tmp_path):
+  shutil.copytree(checkpoints, tmp_path / 'run')
+  step = tmp_path / 'run' / 'checkpoints' / '20'
+  base = {'driver': 'file', 'path': f'{step}/state/'}
+  arrays = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  key = next(key for key in arrays.list().result() if key.endswith(b'/.zarray'))
+  description = json.loads(arrays.read(key).result().value)
+  chunks = [2**40 for _ in description['chunks']]
+  arrays.write(key, json.dumps({**description, 'chunks': chunks}).encode()).result()
+  seal(tmp_path / 'run')
+  with pytest.raises(ConfigError, match=r'chunks is .* no larger than the array'):
     load_model(open_store(tmp_path / 'run'), 20, MeshConfig())
 
 

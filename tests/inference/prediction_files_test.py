@@ -60,6 +60,25 @@ def test_a_byte_order_mark_is_passed_over_and_a_whole_pair_is_kept(tmp_path):
   assert [line.number for line in read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')] == [2]
 
 
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_lines_end_as_in_training(tmp_path, end):
+  (tmp_path / 'in.jsonl').write_bytes(end.join(['{"text": "a"}', '', '"b\\rc"', '{"text":']).encode())
+  first, second, torn = read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')
+  assert (first.number, first.text) == (1, 'a')
+  assert (second.number, second.text) == (3, 'b\rc')
+  assert (torn.number, torn.record) == (4, None)
+
+
+def test_a_file_of_another_encoding_is_refused_before_the_model_is_read(tmp_path):
+  (tmp_path / 'in.jsonl').write_bytes('{"text": "a b"}\n'.encode('utf-16'))
+  config = PredictionConfig(
+    model_dir='no/such', input_file=str(tmp_path / 'in.jsonl'), output_file=str(tmp_path / 'out.jsonl'), batch_size=1
+  )
+  with pytest.raises(ConfigError, match=r'in\.jsonl is UTF-16, as its byte order mark says'):
+    predict_file(config)
+  assert {path.name for path in tmp_path.iterdir()} == {'in.jsonl'}
+
+
 def test_what_is_added_has_names_of_its_own(tmp_path):
   given = dict(model_dir='m', input_file='i', output_file='o', batch_size=1)
   for names in ({'score_field': 'prediction'}, {'prediction_field': 'inputs'}, {'score_field': 'was_cut'}):

@@ -285,6 +285,8 @@ def test_untied_in_the_config_only(written):
     ('num_heads', 3, 'says num_heads = 3, but the shapes of its tensors say 2'),
     ('num_experts', 8, 'says num_experts = 8, but the shapes of its tensors say 3'),
     ('num_decoder_layers', 2, 'says num_decoder_layers = 2, but the shapes of its tensors say 4'),
+    ('expert_capacity', 0, 'expert_capacity is 0; it must be'),
+    ('expert_capacity', 2.5, 'expert_capacity is 2.5; it must be'),
     ('dropout_rate', 'no', "dropout_rate is 'no'; it must be a number"),
     ('router_dtype', 'float16', "router_dtype of config.json is 'float16'; override it"),
   ],
@@ -296,4 +298,5 @@ def test_config_that_does_not_fit(written, field, value, match):
 
 def test_wrong_overrides(written):
   fails(written, "expert_capacities is no field .*Did you mean 'expert_capacity'", expert_capacities=3)
+  fails(written, 'MoeConfig.expert_capacity is 0; it must be at least 1', expert_capacity=0)
   fails(written, 'num_experts=4 contradicts the parameters', num_experts=4)

@@ -30,8 +30,8 @@ MODELS = {
 }
 # With experts in attention too, for which only our own format has names.
 ATTENTION = {
-  'linear': ModelConfig(**SIZES, moe=MoeConfig(num_experts=3, encoder_attention_layers=2)),
-  'mlp': ModelConfig(**SIZES, moe=MoeConfig(num_experts=3, decoder_attention_layers=(1, 3), attention_expert='mlp')),
+  'linear': ModelConfig(**SIZES, moe=MoeConfig(num_experts=3, encoder_attention_layers=2, attention_expert='linear')),
+  'mlp': ModelConfig(**SIZES, moe=MoeConfig(num_experts=3, decoder_attention_layers=(1, 3))),
 }
 
 

@@ -49,6 +49,15 @@ def test_parameters_of_another_model_are_named(tmp_path):
     own.open_checkpoint(str(tmp_path))
 
 
+def test_two_routers_in_attention_are_of_an_early_version(tmp_path):
+  params = zeros(ATTENTION['linear'])
+  layer = params['encoder']['layers_1']['attention'].pop('query_key_value')
+  params['encoder']['layers_1']['attention'] |= {'query': layer, 'key_value': layer}
+  save(tmp_path, 1, ATTENTION['linear'], params)
+  with pytest.raises(ConfigError, match=r'checkpoints/1 has two routers in Switch attention, .*train anew\.'):
+    own.open_checkpoint(str(tmp_path))
+
+
 def test_the_state_of_adamw_is_left_out(tmp_path):
   save(tmp_path, 1, MODELS['dense'], zeros(MODELS['dense']), run={'optimizer': {'name': 'adamw'}})
   checkpoint = own.open_checkpoint(str(tmp_path))

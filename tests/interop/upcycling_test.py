@@ -102,15 +102,18 @@ def test_experts_in_attention_are_copied_too(random_params, kind):
   arrays = random_params(sparse(3, **attention))
   old = Checkpoint('/c', {name: in_memory(array) for name, array in arrays.items()})
   new = upcycling.upcycle(old, sparse(6, **attention), UpcycleConfig()).arrays
-  query = 'encoder/layers_1/attention/query'
-  last, first = (f'{query}/expert/{k}/kernel' for k in (('w', 'w') if kind == 'linear' else ('wo', 'wi')))
-  np.testing.assert_array_equal(new[last].read(), np.concatenate([arrays[last]] * 2) * 2)
+  layer = 'encoder/layers_1/attention/query_key_value'
+  for last in (f'{layer}/expert/query/kernel', f'{layer}/expert/key_value/kernel'):
+    np.testing.assert_array_equal(new[last].read(), np.concatenate([arrays[last]] * 2) * 2)
   if kind == 'mlp':
+    first = f'{layer}/expert/wi/kernel'
     np.testing.assert_array_equal(new[first].read(), np.concatenate([arrays[first]] * 2))
-  router = f'{query}/router/router_weights/w/kernel'
+  router = f'{layer}/router/router_weights/w/kernel'
   np.testing.assert_array_equal(new[router].read()[:, :3], arrays[router])
   dense = Checkpoint('/c', {name: in_memory(array) for name, array in random_params(DENSE).items()})
-  with pytest.raises(ConfigError, match=r'these could be made: encoder/layers_1/attention/key_value/expert/w'):
+  with pytest.raises(
+    ConfigError, match=r'these could be made: encoder/layers_1/attention/query_key_value/expert/key_value'
+  ):
     upcycling.upcycle(dense, sparse(3, **attention), UpcycleConfig())
 
 

@@ -64,6 +64,15 @@ def test_what_is_not_known_is_refused(asked, message):
     MeshConfig(kernels=asked)
 
 
+def test_a_kernel_for_tpus_is_refused_elsewhere():
+  layout = layout_on('cpu')
+  layout.kernels = (('attention', 'fused'),)
+  with pytest.raises(ConfigError, match=r"'attention': 'fused', which is a kernel for TPUs.* use 'plain' or 'by_row'"):
+    table.forms.__wrapped__(layout)
+  layout = layout_on('tpu', 'TPU v3', 8)
+  assert table.forms.__wrapped__(layout)['attention'] == 'fused'
+
+
 def test_in_place_on_several_devices_is_refused():
   mesh = MeshConfig(kernels={'update': 'in_place'})
   layout = Layout.of(mesh, make_mesh(mesh, None, jax.devices()[:8]))

@@ -11,6 +11,7 @@ from switch_jax.config import ModelConfig
 from switch_jax.model.attention import (
   MultiHeadAttention,
   RelativePositionBias,
+  bucket_edges,
   by_offset,
   draw_keep,
   relative_position_bucket,
@@ -41,14 +42,49 @@ def bucket(offset, bidirectional, num_buckets, max_distance):
   return first + min(exact + int(steps + 1e-6), num_buckets - 1)
 
 
+SIZES = [(32, 128), (8, 20), (4, 3), (6, 4), (20, 100), (64, 256), (32, 17), (128, 10_000), (32, 10**9)]
+
+
+def bucket_of_t5x(offset, bidirectional, num_buckets, max_distance):
+  """T5X's formula, on the host in float32 as there."""
+  first, distance = 0, np.maximum(-offset, 0)
+  if bidirectional:
+    num_buckets //= 2
+    first, distance = num_buckets * (offset > 0), np.abs(offset)
+  exact = num_buckets // 2
+  ratio = np.log(distance.astype(np.float32) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
+  far = np.minimum(exact + (ratio * (num_buckets - exact)).astype(np.int32), num_buckets - 1)
+  return first + np.where(distance < exact, distance, far)
+
+
 @pytest.mark.parametrize('bidirectional', [True, False])
-@pytest.mark.parametrize(('num_buckets', 'max_distance'), [(32, 128), (8, 20)])
+@pytest.mark.parametrize(('num_buckets', 'max_distance'), SIZES)
 def test_buckets(bidirectional, num_buckets, max_distance):
+  """Those of T5X, at lengths of millions too; the small ones by the formula in words as well."""
+  how = dict(bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance)
+  offsets = np.concatenate([np.arange(-20_000, 20_001), 99_991 * np.arange(-9999, 10_000)]).astype(np.int32)
+  found = jax.jit(lambda x: relative_position_bucket(x, **how))(offsets)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, bucket_of_t5x(offsets, **how))
   offsets = np.array([*range(-40, 41), -127, -128, -500, 127, 128, 500])
-  found = relative_position_bucket(
-    offsets, bidirectional=bidirectional, num_buckets=num_buckets, max_distance=max_distance
-  )
+  found = relative_position_bucket(offsets, **how)
   np.testing.assert_array_equal(found, [bucket(o, bidirectional, num_buckets, max_distance) for o in offsets.tolist()])
+
+
+def test_distances_on_an_edge_belong_to_the_bucket_that_begins_there():
+  assert bucket_edges(16, 128) == (12, 16, 23, 32, 46, 64, 91)
+  found = relative_position_bucket(
+    -np.array([15, 16, 31, 32, 63, 64]), bidirectional=True, num_buckets=32, max_distance=128
+  )
+  assert found.tolist() == [9, 10, 11, 12, 13, 14]
+
+
+def test_no_logarithm_decides_on_the_device():
+  text = str(
+    jax.make_jaxpr(lambda p: RelativePositionBias(CONFIG, True).init_with_output(jax.random.key(0), 4, 6, p)[0])(3)
+  )
+  assert ' log ' not in text
+  assert ' pow ' not in text
 
 
 def test_values_by_offset_are_laid_out_as_a_matrix():

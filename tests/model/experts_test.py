@@ -78,7 +78,7 @@ def test_slots(kind, mesh):
 
 
 @pytest.mark.parametrize('kind', KERNELS)
-@pytest.mark.parametrize('fields', [dict(eval_capacity_factor=None), dict(expert_capacity=0, never_drop=True)], ids=str)
+@pytest.mark.parametrize('fields', [dict(eval_capacity_factor=None), dict(expert_capacity=1, never_drop=True)], ids=str)
 def test_without_dropping(kind, fields):
   found, statistics = applied(kind, **fields)
   np.testing.assert_allclose(found, expected(kind, LENGTH)[0], atol=1e-5)

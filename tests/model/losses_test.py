@@ -60,7 +60,8 @@ def statistics_of(seed=1, empty=()):
   wanted = random.multinomial(8, [1 / EXPERTS] * EXPERTS, GROUPS).astype(np.float32)
   probability = random.dirichlet([1.0] * EXPERTS, GROUPS).astype(np.float32) * 8
   rest = random.random((3, GROUPS)).astype(np.float32) * 8
-  found = RoutingStatistics(np.full(GROUPS, 8, np.float32), wanted, probability, *rest)
+  first = wanted[::-1]  # what is balanced need not be the first choices
+  found = RoutingStatistics(np.full(GROUPS, 8, np.float32), first, wanted, probability, *rest)
   full = ~np.isin(np.arange(GROUPS), empty)
   return jax.tree.map(lambda x: jnp.asarray((x.T * full).T), found)
 
@@ -68,7 +69,7 @@ def statistics_of(seed=1, empty=()):
 def balance(statistics):
   """Returns the balance loss of each group that has tokens (equation 4)."""
   has = np.asarray(statistics.tokens) > 0
-  fraction, probability = (np.asarray(x)[has] / 8 for x in (statistics.expert_tokens, statistics.expert_probability))
+  fraction, probability = (np.asarray(x)[has] / 8 for x in (statistics.balanced_tokens, statistics.expert_probability))
   return EXPERTS * (fraction * probability).sum(-1)
 
 

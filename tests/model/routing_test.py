@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from switch_jax.config import MoeConfig
+from switch_jax.kernels.positions import positions_cumulative, positions_sorted
 from switch_jax.model import losses
 from switch_jax.model.dispatch import one_hot_dispatch
 from switch_jax.model.routing import expert_capacity, first_come_slots, route
@@ -43,7 +44,6 @@ def decide(logits, capacity, real=None, deterministic=True, **fields):
     (6, 0.1, 'floor', 1, 1),
     (6, 0.1, 'floor', 4, 4),
     (2, 1.0, 'floor', 4, 2),  # never more than the group has
-    (6, 0.0, 'floor', 0, 0),
     (6, None, 'floor', 1, None),
   ],
 )
@@ -155,6 +155,23 @@ def test_no_token_left_behind_tries_the_next_choice():
   np.testing.assert_allclose(routing.gate[0, :, 0], [*probabilities, 0], rtol=1e-5)
   assert statistics.dropped == 1
   np.testing.assert_array_equal(statistics.expert_tokens, [[4, 0, 0]])
+
+
+@pytest.mark.parametrize('positions', [positions_sorted, positions_cumulative])
+def test_no_token_left_behind_balances_all_choices(positions):
+  """As Mesh TensorFlow's code, whose mean of f P is over choices too; padding does not count."""
+  random = np.random.default_rng(0)
+  logits, real = random.normal(size=(2, 7, 5)).astype(np.float32), np.arange(7) < np.array([[7], [4]])
+  config = moe(5, router='no_token_left_behind', num_choices=3)
+  _, statistics = route(jnp.asarray(logits), real, config, 2, deterministic=True, positions=positions)
+  loss = 0
+  for group, count in enumerate((7, 4)):
+    probabilities = np.asarray(jax.nn.softmax(logits[group, :count]))
+    best = np.argsort(-probabilities, axis=-1)[:, :3]
+    fractions = [np.bincount(best[:, k], minlength=5) / count for k in range(3)]
+    np.testing.assert_array_equal(statistics.expert_tokens[group], fractions[0] * count)
+    loss += 5 * 5 * np.mean([fraction * probabilities.mean(0) for fraction in fractions])
+  np.testing.assert_allclose(losses.balance_loss_sum(statistics), loss, rtol=1e-5)
 
 
 def test_no_token_left_behind_fills_behind_earlier_choices():

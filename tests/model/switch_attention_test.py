@@ -33,30 +33,47 @@ def attend(config, x, params=None, causal=False):
   return params, *jax.jit(module.apply)(params, *arguments)
 
 
-@pytest.fixture(scope='module')
-def one_expert():
-  return attend(CONFIG, X)
-
-
-@pytest.mark.parametrize('causal', [False, True])
-def test_one_expert_is_the_formula(one_expert, causal):
-  params, found, statistics = one_expert
-  if causal:
-    found = attend(CONFIG, X, params, causal=True)[1]
-  query, key = (X @ params['params'][name]['expert']['w']['kernel'][0] for name in ('query', 'key_value'))
-  query, key = (np.asarray(y * REAL[..., None]).reshape(2, 5, 2, 4) for y in (query, key))
+def attention(query, key, params, causal=False):
+  """Returns the attention of queries and keys, which are values too, each `[2, 5, 8]`."""
+  query, key = (y.reshape(2, 5, 2, 4) for y in (query, key))
   scores = np.einsum('bqhd,bkhd->bhqk', query, key) + BIAS
   allowed = REAL[:, None, None] & (np.tril(np.ones((5, 5), bool)) if causal else True)
   weights = np.exp(np.where(allowed, scores, -np.inf))
   weights /= weights.sum(-1, keepdims=True)
-  expected = np.einsum('bhqk,bkhd->bqhd', weights, key).reshape(2, 5, 8) @ params['params']['out']['kernel']
+  return np.einsum('bhqk,bkhd->bqhd', weights, key).reshape(2, 5, 8) @ params['params']['out']['kernel']
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('kind', ['mlp', 'linear'])
+def test_one_expert_is_the_formula(kind, causal):
+  config = dataclasses.replace(CONFIG, moe=dataclasses.replace(CONFIG.moe, attention_expert=kind))
+  params, found, statistics = attend(config, X, causal=causal)
+  experts = {name: value['kernel'][0] for name, value in params['params']['query_key_value']['expert'].items()}
+  hidden = np.maximum(X @ experts['wi'], 0) if kind == 'mlp' else X
+  query, key = (hidden @ experts[name] for name in ('query', 'key_value'))
+  expected = attention(*(np.asarray(y * REAL[..., None]) for y in (query, key)), params, causal)
   np.testing.assert_allclose(found[REAL], expected[REAL], atol=1e-5)
-  assert sorted(statistics) == ['attention_key_value', 'attention_query']
-  assert [value.tokens.tolist() for value in statistics.values()] == [[8], [8]]
+  assert {name: value.tokens.tolist() for name, value in statistics.items()} == {'attention': [8]}
 
 
-def test_bfloat16_is_computed_in_float32(one_expert):
-  params, *_ = one_expert
+def test_one_router_sends_query_key_and_value_to_one_expert():
+  """As Mesh TensorFlow's: two outputs of the same hidden units, both times the gate."""
+  config = dataclasses.replace(CONFIG, moe=dataclasses.replace(CONFIG.moe, num_experts=3))
+  params, found, _ = attend(config, X)
+  layer = params['params']['query_key_value']
+  assert sorted(layer) == ['expert', 'router']
+  assert sorted(layer['expert']) == ['key_value', 'query', 'wi']
+  gates = np.asarray(jax.nn.softmax(X @ layer['router']['router_weights']['w']['kernel']))
+  query, key = np.zeros((2, 2, 5, 8))
+  for row, token in np.argwhere(REAL):
+    expert = gates[row, token].argmax()
+    hidden = np.maximum(X[row, token] @ layer['expert']['wi']['kernel'][expert], 0) * gates[row, token, expert]
+    query[row, token], key[row, token] = (hidden @ layer['expert'][n]['kernel'][expert] for n in ('query', 'key_value'))
+  np.testing.assert_allclose(found[REAL], attention(query, key, params)[REAL], atol=1e-5)
+
+
+def test_bfloat16_is_computed_in_float32():
+  params, *_ = attend(CONFIG, X)
   x = jnp.asarray(X, jnp.bfloat16)
   low = attend(dataclasses.replace(CONFIG, activation_dtype='bfloat16'), x, params)[1]
   assert low.dtype == jnp.bfloat16

@@ -83,11 +83,21 @@ def test_the_gate_is_the_softmax_probability_and_dropped_tokens_are_zero():
   assert statistics.dropped.sum() > 0
 
 
-def test_capacity_zero_leaves_the_residual_only():
-  config = model_config(expert_capacity=0)
-  y, statistics = apply(config, parameters(config))
-  np.testing.assert_array_equal(y, 0)
-  np.testing.assert_array_equal(statistics.dropped, statistics.tokens)
+@pytest.mark.parametrize('router', ['top1', 'no_token_left_behind', 'expert_choice'])
+@pytest.mark.parametrize('noise', [dict(jitter_noise=0.3), dict(exploration='input_dropout')], ids=str)
+def test_noise_is_seen_by_the_router_in_training_only(router, noise):
+  """For every router that explores in Mesh TensorFlow; jitter is the default."""
+  noisy = model_config(router=router, **{'exploration': None, **noise})
+  params = parameters(noisy)
+  plain = dataclasses.replace(noisy, moe=dataclasses.replace(noisy.moe, exploration='argmax'))
+  probabilities = {}
+  for name, config in (('noisy', noisy), ('plain', plain)):
+    for deterministic in (True, False):
+      statistics = apply(config, params, deterministic=deterministic)[1]
+      probabilities[name, deterministic] = np.asarray(statistics.expert_probability)
+  np.testing.assert_array_equal(probabilities['noisy', True], probabilities['plain', True])
+  np.testing.assert_array_equal(probabilities['plain', False], probabilities['plain', True])
+  assert np.abs(probabilities['noisy', False] - probabilities['plain', False]).max() > 1e-3
 
 
 def test_jitter_reaches_neither_evaluation_nor_the_experts():

@@ -162,7 +162,7 @@ def scenes(steps, local):
   teach(3, local)
   convert_both_ways(steps, local)
   sweep_there(local)
-  succeed(report.main, RUN, f'{BUCKET}/student', f'--out={local}/report.html')
+  succeed(report.main, RUN, f'{BUCKET}/student', f'--out={BUCKET}/report.html')
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ KEYS = {
   'topology', 'cores', 'parameters', 'active_parameters', 'parameter_bytes_per_core', 'optimizer_bytes_per_core',
   'temporary_bytes_per_core', 'hbm_bytes_per_core', 'hbm_bytes_available', 'fits', 'flops_per_core',
   'checkpoint_bytes', 'checkpoint_bytes_per_host', 'hosts',
-  'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'predicted_step_seconds',
+  'model_flops_per_core', 'collectives', 'slots_per_token', 'compile_seconds', 'estimate', 'empty_slot_flops_per_core',
 }  # fmt: skip
 
 TINY = ModelConfig(
@@ -69,6 +69,9 @@ class TestAheadOfTime:
     assert scanned[0].flops_per_core == pytest.approx(one_by_one.flops_per_core, rel=0.02)
     assert scanned[0].collectives['all-to-all'] == one_by_one.collectives['all-to-all']
     assert scanned[0].flops_per_core >= scanned[0].model_flops_per_core
+    # The body of a loop is scheduled otherwise than the same layers in a row.
+    assert scanned[0].estimate.compute_seconds == pytest.approx(one_by_one.estimate.compute_seconds, rel=0.5)
+    assert scanned[0].estimate.exchange_seconds == pytest.approx(one_by_one.estimate.exchange_seconds, rel=0.2)
 
   def test_executable_is_kept(self, scanned):
     payload, in_tree, out_tree = pickle.loads(scanned[1].read_bytes())
@@ -81,14 +84,14 @@ class TestAheadOfTime:
     assert 'of the 15.48 GiB' in text
     assert 'fits' in text
     assert '32 all-to-all' in text
-    assert re.search(r'^checkpoint  (.*) MiB, of which a host writes \1 MiB \(1 host\)$', text, re.M)
+    assert re.search(r'^checkpoint  (.* [GM]iB), of which a host writes \1 \(1 host\)$', text, re.M)
 
   @pytest.mark.parametrize(
     ('name', 'message'),
     [
       ('v3:3x5', r"--topology is 'v3:3x5', which libtpu refuses: .*not divisible.* Valid are v2:4x4, v3:4x4"),
       ('v9:4x4', 'which libtpu refuses: Invalid TPU'),
-      ('a pod', 'v5e:4x4, v5p:4x4x4, v6e:4x4: the generation and the chips along each side'),
+      ('a pod', 'v5p:4x4x4, v6e:4x4, tpu7x:2x2x4: the generation and the chips along each side'),
     ],
   )
   def test_unknown_topology(self, name, message):

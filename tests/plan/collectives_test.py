@@ -6,7 +6,7 @@ import pytest
 
 from switch_jax.config import MeshConfig
 from switch_jax.parallel import make_mesh
-from switch_jax.plan.collectives import collectives, shape_bytes, summary
+from switch_jax.plan.collectives import collectives, summary
 
 TEXT = """\
 HloModule step
@@ -68,10 +68,15 @@ def test_turns_that_xla_has_noted():
 
 
 @pytest.mark.parametrize(
-  ('text', 'size'), [('bf16[128,40,768]{2,1,0}', 7864320), ('(f32[3], s32[])', 16), ('pred[7]', 7), ('token[]', 0)]
+  ('groups', 'size'), [('replica_groups={{0,1,2,3},{4,5,6,7}}', 4), ('replica_groups=[16,2]<=[32]', 2), ('', None)]
 )
-def test_bytes_of_a_shape(text, size):
-  assert shape_bytes(text) == size
+def test_how_many_take_part(groups, size):
+  text = TEXT.replace('metadata={op_name', f'{groups}, metadata={{op_name')
+  assert [c.group_size for c in collectives(text) if c.kind == 'all-to-all'] == [size]
+
+
+def test_a_ragged_exchange_is_one_too():
+  assert summary(collectives(TEXT.replace(' all-to-all(', ' ragged-all-to-all(')))['all-to-all']['count'] == 6
 
 
 def test_on_a_program_of_this_machine():

@@ -8,6 +8,7 @@ import pytest
 from switch_jax import main
 from switch_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig, RunConfig
 from switch_jax.plan.ahead_of_time import Plan
+from switch_jax.plan.estimate import Estimate
 from switch_jax.plan.report import check_outputs, describe, write_json
 
 GIB = 2**30
@@ -16,13 +17,14 @@ PLAN = Plan(
   parameters=12345, active_parameters=2345, parameter_bytes_per_core=GIB, optimizer_bytes_per_core=GIB // 2,
   temporary_bytes_per_core=4 * GIB, hbm_bytes_per_core=6 * GIB, hbm_bytes_available=15 * GIB, fits=True,
   checkpoint_bytes=12 * GIB, checkpoint_bytes_per_host=7 * GIB, hosts=2,
-  flops_per_core=3e12, model_flops_per_core=2e12, score_flops_per_core=5e11,
+  flops_per_core=3e12, model_flops_per_core=2e12, score_flops_per_core=5e11, empty_slot_flops_per_core=3e11,
   collectives={'all-to-all': {'count': 32, 'bytes': 2 * GIB}}, slots_per_token={'encoder': 1.25, 'decoder': None},
-  capacity={'encoder': 10, 'decoder': None}, compile_seconds=12.3, predicted_step_seconds=0.25, loops={},
+  capacity={'encoder': 10, 'decoder': None}, compile_seconds=12.3, loops={},
+  estimate=Estimate(0.125, 0.003, {'fusion': 7, 'sort': 2}, 64e12),
 )  # fmt: skip
 TOO_LARGE = dataclasses.replace(
   PLAN, temporary_bytes_per_core=None, hbm_bytes_per_core=20 * GIB, fits=False, flops_per_core=None, collectives=None,
-  predicted_step_seconds=None,
+  estimate=None,
 )  # fmt: skip
 
 
@@ -43,11 +45,19 @@ def test_what_fits():
     'memory      6.00 GiB of the 15.00 GiB that the compiler grants a program on TPU v3: fits, 9.00 GiB to spare',
     'checkpoint  12.00 GiB, of which a host writes 7.00 GiB (2 hosts)',
     "FLOPs       3e+12 a core and step, 1.50 times the 2e+12 counted in the model's products with parameters "
-    "(attention's scores would add 0.25)",
-    'compiled    in 12 s; predicted step 0.25 s (the compiler estimates it; do not choose by it)',
+    "(of this ratio attention's scores 0.25, empty slots 0.15)",
+    "time        125 ms a step by the compiler's cycles, 25% of the peak for the products counted",
+    '            and 3 ms if the links of a chip carried the collectives evenly and nothing overlapped',
+    '            without 7 fusion, 2 sort: operations that the compiler has no price for',
+    'compiled    in 12 s',
     'routing     encoder capacity 10 an expert and group = 1.25 slots a token, decoder drop-free',
     'collectives 32 all-to-all (2.00 GiB) a step, bytes on each core',
   ]
+
+
+def test_a_device_without_figures():
+  lines = describe(dataclasses.replace(PLAN, device_kind='TPU v9', estimate=None), run_of()).splitlines()
+  assert 'time        cannot be told: no figures of TPU v9 are known here' in lines
 
 
 def test_what_does_not_fit_names_what_would_help_most():

@@ -4,11 +4,11 @@ from switch_jax.report.routing import layers_of, load_maps, over_time, what_expe
 
 
 def test_loads_over_time_are_shares_by_expert():
-  lines = [{'step': s, 'encoder_1': [1, 3], 'decoder_0_attention_query': [2, 2], 'decoder_1': [0, 4]} for s in (1, 9)]
+  lines = [{'step': s, 'encoder_1': [1, 3], 'decoder_0_attention': [2, 2], 'decoder_1': [0, 4]} for s in (1, 9)]
   torn_apart = {'step': 5, 'encoder_1': [1, 2, 3]}  # a line that does not fit the others
   maps = load_maps([lines[0], torn_apart, lines[1]])
   assert maps['steps'] == [1, 9]
-  assert list(maps['layers']) == ['encoder_1', 'decoder_0_attention_query', 'decoder_1']
+  assert list(maps['layers']) == ['encoder_1', 'decoder_0_attention', 'decoder_1']
   assert maps['layers']['encoder_1'] == [[0.5, 0.5], [1.5, 1.5]]
   assert maps['layers']['decoder_1'] == [[0, 0], [2, 2]]
 
@@ -31,7 +31,7 @@ def test_routing_over_time_by_layer_encoder_first(write_run, read_all):
 
 
 def test_layers_are_in_the_order_of_the_model(write_run, read_all):
-  layers = ['encoder_2', 'encoder_10', 'decoder_1_attention_query', 'decoder_1_mlp', 'decoder_11']
+  layers = ['encoder_2', 'encoder_10', 'decoder_1_attention', 'decoder_1_mlp', 'decoder_11']
   lines = [{'step': 1}, {'step': 2, 'fraction_dropped': 0.2, **{f'fraction_dropped/{name}': 0.1 for name in layers}}]
   write_run('a', train=lines)
   [run] = read_all()

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 
+from benchmarks.short_texts import make_text
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus
 from tasks import text_files
@@ -17,11 +19,11 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 
 
-def config(pattern, batch_size=2):
+def config(pattern, batch_size=2, lengths=None):
   """Returns a configuration that reads a pattern."""
   return DataConfig(
     mixture_or_task_name=text_files.NAME,
-    feature_lengths={'inputs': 32, 'targets': 16},
+    feature_lengths=lengths or {'inputs': 32, 'targets': 16},
     batch_size=batch_size,
     text_files=pattern,
   )
@@ -111,15 +113,160 @@ def test_what_is_not_json(tmp_path):
   refused('c.jsonl', r"c\.jsonl:1 has no text: it is \['text'\]")
 
 
-def test_too_little_text_for_a_held_out_batch(tmp_path):
-  text = '\n\n'.join(f'Paragraph number {i} of this text.' for i in range(100))
-  (tmp_path / 'a.txt').write_text(text)
-  refused(
-    'a.txt',
-    r'with 3\d\d\d bytes of text; its held-out \d+ bytes make \d+ rows .* less than a batch of 64; use more',
-    batch_size=64,
+@pytest.mark.parametrize(
+  ('line', 'said'),
+  [
+    ('{"text": null}', 'has no text: its "text" is null; each line must'),
+    ('{"text": 5.0}', r'has no text: its "text" is 5\.0, which is no string'),
+    ('{"text": true}', 'has no text: its "text" is true, which is no string'),
+    ('{"text": ["a", null]}', r'has no text: its "text" is \["a", null\], which is no string'),
+    ('{}', 'has no text: it is an object with nothing in it'),
+    ('null', 'has no text: it is None'),
+    ('[' * 100_000, 'is no JSON that can be read: it is nested too deeply'),
+    ('{"text": "a", "x": ' + '[' * 100_000, 'is no JSON that can be read: it is nested too deeply'),
+    ('{"text": "a"', r'is not JSON \(Expecting'),
+  ],
+)
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_each_line_that_has_no_text_is_named_with_its_cause(tmp_path, line, said, end):
+  (tmp_path / 'a.jsonl').write_bytes(end.join(['{"text": "fine"}', '', line, '{"text": "fine"}']).encode())
+  refused('a.jsonl', rf'a\.jsonl:3 {said}')
+
+
+def test_other_encodings_are_named(tmp_path):
+  for suffix, text in (('txt', 'A line.\nAnd another line.\n'), ('jsonl', '{"text": "a b"}\n{"text": "c"}\n')):
+    path = tmp_path / f'a.{suffix}'
+    path.write_bytes(text.encode('utf-16'))
+    refused(path.name, rf'a\.{suffix} is UTF-16, as its byte order mark says, and only UTF-8 is read')
+    path.write_bytes(text.encode('utf-16-le'))
+    refused(path.name, rf'a\.{suffix} is UTF-16LE, as the places')
+
+
+def test_a_name_that_looks_like_a_pattern(tmp_path):
+  (tmp_path / 'report[1].txt').write_text('text')
+  assert [path.name for path in text_files.find_files('report[1].txt')] == ['report[1].txt']
+
+
+def test_only_regular_files_are_opened(tmp_path):
+  os.mkfifo(tmp_path / 'a.txt')  # would wait for a writer for ever
+  refused('a.txt', r'a\.txt is no regular file')
+
+
+def test_too_little_text_for_a_row(tmp_path):
+  (tmp_path / 'a.txt').write_text('\n'.join(f'Line {i}.' for i in range(100)))
+  row = r'bytes of text, \d+ of them to train on and \d+ held out; a row of TASK_FEATURE_LENGTHS takes 1136 bytes; '
+  refused('a.txt', row + r'use more text \(about 2272 bytes do\) or shorter', lengths={'inputs': 1024, 'targets': 228})
+  # What is said to do does; that less than a batch is held out is no matter.
+  (tmp_path / 'a.txt').write_text(''.join(f'Line {i:04}.\n' for i in range(228)))
+  text_files.register(config('a.txt', 64, {'inputs': 1024, 'targets': 228}))
+
+
+def test_too_little_text_to_hold_any_out(tmp_path):
+  for text in ('one line of a few words', '{"text": "a"}'):
+    suffix = 'jsonl' if '{' in text else 'txt'
+    (tmp_path / f'a.{suffix}').write_text(text)
+    refused(f'a.{suffix}', r'its \d+ bytes of text are too few for a part that is held out; about 512 bytes do')
+  (tmp_path / 'a.txt').write_text(' '.join(f'w{i}' for i in range(140)))  # 512 bytes in one line
+  text_files.register(config('a.txt'))
+
+
+def test_equal_lines_are_blamed_and_not_the_split(tmp_path):
+  line = 'The same line again and again.'
+  for text in ('\n'.join([line] * 20_000), '\n\n'.join([line] * 20_000)):
+    (tmp_path / 'a.txt').write_text(text)
+    refused(
+      'a.txt', r"its 20,000 lines, .* are all equal \('The same .*other text is 0 bytes; at least \d+ bytes of other"
+    )
+  (tmp_path / 'a.jsonl').write_text(f'{json.dumps({"text": line})}\n' * 20_000)
+  refused('a.jsonl', r'its 20,000 lines, of at most \d+ bytes each, are all equal')
+  (tmp_path / 'a.txt').write_text('\n'.join(['A title', *[line] * 20_000]))
+  with pytest.raises(
+    ConfigError, match=r'20,000 of its lines, .* are equal .* all other text is 8 bytes; at least'
+  ) as error:
+    text_files.register(config('a.txt'))
+  # The number that is said to do does.
+  needed = int(re.search(r'at least (\d+) bytes', str(error.value))[1])
+  others = [f'Another line, {i:04}' for i in range(needed // 19 + 1)]
+  (tmp_path / 'a.txt').write_text('\n'.join([*[line] * 20_000, *others]))
+  text_files.register(config('a.txt'))
+  held_out = '\n'.join(text_files.get_corpus('a.txt').paragraphs(corpus.VALIDATION)).split('\n')
+  assert set(held_out) <= {line, *others}
+  assert held_out.count(line) < len(held_out) / 2  # some pieces are where both meet
+  # Two lines in turn: each is a piece, so that what is held out is not trained on.
+  (tmp_path / 'a.txt').write_text(f'{line}\nThe other line is this.\n' * 1000)
+  assert set(text_files.get_corpus('a.txt').paragraphs(corpus.VALIDATION)) == {'The other line is this.'}
+
+
+def test_nothing_but_blank_lines(tmp_path):
+  (tmp_path / 'a.txt').write_bytes(b'\xef\xbb\xbf \n\r\r\n\t\n')
+  refused('a.txt', r'its 1 file\(s\) have nothing but blank lines and empty texts')
+  (tmp_path / 'b.jsonl').write_text('{"text": ""}\n{"text": " "}\n')
+  refused('*.*', r'its 2 file\(s\) have nothing but blank lines and empty texts')
+
+
+@pytest.mark.parametrize('size', [20_000, 60_000, 100_000])
+def test_short_texts_without_blank_lines_can_be_split(tmp_path, size):
+  for seed in range(20):
+    (tmp_path / 'a.txt').write_text(text := make_text(size, seed))
+    text_files.register(config('a.txt', 64, {'inputs': 64, 'targets': 14}))
+    made = text_files.get_corpus('a.txt')
+    assert 0.05 < made.num_bytes(corpus.VALIDATION) / size < 0.5
+    pieces = {split: list(made.paragraphs(split)) for split in (corpus.TRAIN, corpus.VALIDATION)}
+    assert not set(pieces[corpus.TRAIN]) & set(pieces[corpus.VALIDATION])
+    lines = [line for split in pieces.values() for piece in split for line in piece.split('\n')]
+    assert sorted(' '.join(lines).split()) == sorted(text.split())
+
+
+def test_what_is_held_out_is_said(tmp_path):
+  (tmp_path / 'a.txt').write_text(make_text(20_000, 0))
+  assert re.fullmatch(
+    r'20,000 bytes of text in 1 file\(s\), cut into pieces of at most 156 bytes; held out are 2,\d{3} bytes '
+    r'\(1\d\.\d%\), \d\d of 1\d\d pieces',
+    text_files.describe(config('a.txt')),
   )
-  text_files.register(config('a.txt', batch_size=2))
+  (tmp_path / 'a.txt').write_text(make_text(60_000, 0).replace('\n', '\n\n'))
+  assert 'cut into' not in text_files.describe(config('a.txt'))
+
+
+def test_a_few_long_documents_are_split_by_pieces(tmp_path):
+  documents = [' '.join(f'{i}:{j}' for j in range(30_000)) for i in range(3)]
+  (tmp_path / 'a.jsonl').write_text('\n'.join(json.dumps({'text': text}) for text in documents))
+  made = text_files.get_corpus('a.jsonl')
+  total = made.num_bytes(corpus.TRAIN) + made.num_bytes(corpus.VALIDATION)
+  assert 0.05 < made.num_bytes(corpus.VALIDATION) / total < 0.2
+
+
+@pytest.mark.parametrize('suffix', ['txt', 'jsonl'])
+@pytest.mark.parametrize('size', [30_000, 800_000])
+def test_the_ends_of_lines_are_no_part_of_the_text(tmp_path, suffix, size):
+  text = make_text(size, 0)
+  if suffix == 'jsonl':
+    text = ''.join(json.dumps({'text': f'{line}\nand more', 'id': 5}) + '\n' for line in text.split('\n'))
+  found = []
+  for end in ('\n', '\r\n', '\r'):
+    (tmp_path / end.encode().hex()).mkdir()
+    path = tmp_path / end.encode().hex() / f'a.{suffix}'
+    mark = b'\xef\xbb\xbf' if end == '\r\n' else b''
+    inside = json.dumps(end)[1:-1] if size < 100_000 else '\\n'  # makes the file longer, which counts for the share
+    path.write_bytes(mark + text.replace('\n', end).replace('\\n', inside).encode())
+    made = text_files.get_corpus(str(path))
+    found.append((made.digest, [list(made.paragraphs(split)) for split in (corpus.TRAIN, corpus.VALIDATION)]))
+  assert found[1] == found[2] == found[0]
+  if suffix == 'txt':  # the bytes of these are the same too
+    digests = {text_files.corpus_digest(config(str(path))) for path in tmp_path.glob(f'*/a.{suffix}')}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+  ('text', 'digest'),
+  [
+    (make_text(60_000, 0).replace('\n', '\n\n'), 'ff435413bfe3b750'),
+    (make_text(1_000_000, 0), 'ab0b52eb112ee80c'),
+  ],
+)
+def test_runs_that_began_before_texts_were_cut_smaller_go_on(tmp_path, text, digest):
+  (tmp_path / 'a.txt').write_text(text)
+  assert text_files.corpus_digest(config('a.txt'))[:16] == digest  # as commit 3bc4dc6 has it
 
 
 def test_the_digest_follows_the_contents(tmp_path):

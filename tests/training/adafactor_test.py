@@ -31,7 +31,7 @@ def updates(parameter, how, in_place=False):
 @pytest.mark.parametrize('shape', [(6, 8), (8, 6), (5, 5), (3, 8), (7,)], ids=str)
 def test_equals_optax_on_one_tensor(shape):
   parameter = jax.random.normal(jax.random.key(0), shape)
-  how = factoring(shape, ('embed', 'mlp')[: len(shape)], CONFIG.min_dim_size_to_factor)
+  how = factoring(shape, ('embed', 'mlp')[: len(shape)], CONFIG)
   assert how.factored == (len(shape) == 2 and min(shape) >= 4)
   ours, _ = updates(parameter, how)
   peer = optax.chain(
@@ -56,7 +56,7 @@ def test_a_stack_equals_its_parts(names, in_place):
   parameter = jax.random.normal(jax.random.key(0), shape) * scale.reshape(
     scale.shape + (1,) * (len(shape) - scale.ndim)
   )
-  how = factoring(shape, names, CONFIG.min_dim_size_to_factor)
+  how = factoring(shape, names, CONFIG)
   stacked, _ = updates(parameter, how, in_place)
   alone = dataclasses.replace(how, stack_depth=0)
   optimizer = scale_by_adafactor(CONFIG, alone)
@@ -68,21 +68,36 @@ def test_a_stack_equals_its_parts(names, in_place):
 
 
 def test_which_parameters_are_factored():
-  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), 128) == Factoring(1, True, -1)
-  assert factoring((512, 256, 64), ('expert', 'expert_mlp', 'embed'), 128) == Factoring(1, True, -2)
-  assert factoring((768, 128), ('embed', None), 128) == Factoring(0, False, -1)  # the router
-  assert factoring((768, 3072), ('embed', 'mlp'), 128).factored
-  assert not factoring((768, 64), ('embed', 'mlp'), 128).factored
-  assert factoring((6, 768, 3072), ('layers', 'embed', 'mlp'), 128) == Factoring(1, True, -1)
+  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), OptimizerConfig()) == Factoring(1, True, -1)
+  assert factoring((512, 256, 64), ('expert', 'expert_mlp', 'embed'), OptimizerConfig()) == Factoring(1, True, -2)
+  assert factoring((768, 128), ('embed', None), OptimizerConfig()) == Factoring(0, False, -1)  # the router
+  assert factoring((768, 3072), ('embed', 'mlp'), OptimizerConfig()).factored
+  assert not factoring((768, 64), ('embed', 'mlp'), OptimizerConfig()).factored
+  assert factoring((6, 768, 3072), ('layers', 'embed', 'mlp'), OptimizerConfig()) == Factoring(1, True, -1)
+  by_size = OptimizerConfig(factor_experts='by_size')
+  assert factoring((512, 128, 256), ('expert', 'embed', 'expert_mlp'), by_size) == Factoring(1, True, -1)
+  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), by_size) == Factoring(1, False, -1)
+
+
+@pytest.mark.parametrize('shape', [(6, 8), (8, 6), (2, 8)], ids=str)
+@pytest.mark.parametrize('in_place', [False, True])
+def test_by_size_one_expert_is_a_dense_matrix(shape, in_place):
+  config = dataclasses.replace(CONFIG, factor_experts='by_size')
+  dense = factoring(shape, ('embed', 'mlp'), config)
+  expert = factoring((1, *shape), ('expert', 'expert_embed', 'expert_mlp'), config)
+  assert (expert.stack_depth, expert.factored, expert.largest) == (1, dense.factored, dense.largest)
+  parameter = jax.random.normal(jax.random.key(0), shape)
+  found, _ = updates(parameter[None], expert, in_place)
+  np.testing.assert_allclose(found[:, 0], updates(parameter, dense, in_place)[0], rtol=1e-5)
 
 
 def test_moments_keep_the_axes_of_t5x():
   """A row averages the longer side away: released checkpoints have v_row (E, D) and v_col (E, F) for both kernels."""
-  wi = factoring((4, 8, 16), ('expert', 'embed', 'expert_mlp'), 4)
+  wi = factoring((4, 8, 16), ('expert', 'embed', 'expert_mlp'), CONFIG)
   assert moment_axes(('expert', 'embed', 'expert_mlp'), wi) == {
     'v_row': ('expert', 'embed'), 'v_col': ('expert', 'expert_mlp')
   }  # fmt: skip
-  wo = factoring((4, 16, 8), ('expert', 'expert_mlp', 'embed'), 4)
+  wo = factoring((4, 16, 8), ('expert', 'expert_mlp', 'embed'), CONFIG)
   assert moment_axes(('expert', 'expert_mlp', 'embed'), wo) == {
     'v_row': ('expert', 'embed'), 'v_col': ('expert', 'expert_mlp')
   }  # fmt: skip

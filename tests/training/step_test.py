@@ -9,7 +9,8 @@ import pytest
 from switch_jax import config
 from switch_jax.model import Transformer, init_parameters
 from switch_jax.parallel import Layout
-from switch_jax.training.step import step_streams
+from switch_jax.training.state import init_state, plan_state
+from switch_jax.training.step import make_train_step, step_streams
 from tests.training.short_runs import EIGHT, FOUR, LOSS, MODEL, MOE, ONE, QUIET, batch, train
 
 
@@ -36,6 +37,52 @@ def test_bfloat16_trains_on_eight_devices():
 def test_rematerialisation_changes_no_number(policy):
   losses = train(dataclasses.replace(MODEL, remat_policy=policy), ONE)[0]
   np.testing.assert_allclose(losses, train(MODEL, ONE)[0], rtol=2e-6)
+
+
+def three_steps(model, change=lambda params: params):
+  """Trains by one rule of factoring; returns the parameters of the beginning, the last loss and the parameters."""
+  data = config.DataConfig(mixture_or_task_name='x', feature_lengths={'inputs': 12, 'targets': 6}, batch_size=8)
+  optimizer = config.OptimizerConfig(factor_experts='by_size', warmup_steps=25)
+  run = config.RunConfig(model_dir='x', model=model, data=data, train_steps=3, random_seed=0, optimizer=optimizer)
+  layout = Layout.single_device()
+  plan = plan_state(run, layout)
+  state, step = init_state(run, layout, plan), make_train_step(run, layout, plan)
+  start = change(jax.device_get(state.params))
+  state = dataclasses.replace(state, params=jax.tree.map(jax.device_put, start, plan.shardings.params))
+  for _ in range(3):
+    state, metrics = step(state, jax.device_put(batch(), layout.batch_sharding()))
+  return start, float(metrics['cross_ent_loss']), jax.device_get(state.params)
+
+
+def test_one_expert_learns_as_the_dense_model():
+  """From the same weights; the router of one expert learns nothing."""
+  start, loss, dense = three_steps(dataclasses.replace(QUIET, moe=None))
+
+  def from_dense(params):
+    for stack in ('encoder', 'decoder'):
+      router = params[stack]['layers_0']['mlp']['router']
+      params[stack] = start[stack] | {'layers_0': dict(start[stack]['layers_0'])}
+      params[stack]['layers_0']['mlp'] = {'expert': one_expert(start[stack]), 'router': router}
+    return params | {'token_embedder': start['token_embedder']}
+
+  moe = dataclasses.replace(QUIET.experts, num_experts=1, router_z_loss_factor=0.0, train_capacity_factor=1.0)
+  begun, found_loss, found = three_steps(dataclasses.replace(QUIET, moe=moe), from_dense)
+  np.testing.assert_allclose(found_loss, loss, rtol=1e-6)
+  for stack in ('encoder', 'decoder'):
+    expected = {'expert': one_expert(dense[stack]), 'router': begun[stack]['layers_0']['mlp']['router']}
+    dense[stack]['layers_0']['mlp'] = expected
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, dense)
+  assert (
+    np.abs(
+      found['encoder']['layers_0']['mlp']['expert']['wi']['kernel'] - one_expert(start['encoder'])['wi']['kernel']
+    ).max()
+    > 1e-2
+  )
+
+
+def one_expert(stack):
+  """Returns the dense feed-forward network of a stack's first layer as a stack of one expert."""
+  return jax.tree.map(lambda x: x[None], stack['layers_0']['mlp'])
 
 
 @pytest.mark.parametrize(('shape', 'parts'), [(ONE, 1), (FOUR, 2)])

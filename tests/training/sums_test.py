@@ -21,13 +21,19 @@ BATCH = {
   'decoder_loss_weights': np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 0, 0]], np.int32),
   'decoder_group_ids': np.array([[1, 1, 1], [2, 2, 2], [1, 0, 1], [0, 0, 0]], np.int32),
 }
-# By routing group: tokens, tokens and probability of each expert, dropped, entropy, squared log-partition.
+# By routing group: tokens, tokens (twice) and probability of each expert, dropped, entropy, squared log-partition.
 STATISTICS = {
   'encoder_1': RoutingStatistics(
-    *(np.array(x, np.float32) for x in ([4, 0], [[3, 1], [0, 0]], [[2, 2], [0, 0]], [1, 0], [2, 0], [8, 0]))
+    *(
+      np.array(x, np.float32)
+      for x in ([4, 0], [[3, 1], [0, 0]], [[3, 1], [0, 0]], [[2, 2], [0, 0]], [1, 0], [2, 0], [8, 0])
+    )
   ),
   'decoder_1': RoutingStatistics(
-    *(np.array(x, np.float32) for x in ([2, 4], [[2, 0], [4, 0]], [[1, 1], [3, 1]], [0, 3], [1, 1], [4, 8]))
+    *(
+      np.array(x, np.float32)
+      for x in ([2, 4], [[2, 0], [4, 0]], [[2, 0], [4, 0]], [[1, 1], [3, 1]], [0, 3], [1, 1], [4, 8])
+    )
   ),
 }
 MODEL = ModelConfig(

@@ -1,0 +1,188 @@
+"""The programs of benchmarks/: studies run to tables and pictures, each says what it is, no name hides another."""
+
+import argparse
+import ast
+import importlib
+import json
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from switch_jax import launch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / 'benchmarks'
+SWEEPS = sorted(path.stem for path in (BENCHMARKS / 'study').glob('*.gin') if 'SweepConfig' in path.read_text())
+SCRIPTS = sorted(
+  str(path.relative_to(BENCHMARKS))
+  for path in (*BENCHMARKS.glob('*.py'), BENCHMARKS / 'study', BENCHMARKS / 'distillation')
+  if path.name != 'runs.py'
+)
+STUDIES = ('study', 'distillation', 'finetune_demo', 'multilingual_finetune', 'multilingual_study', 'span_corruption')
+# One device, and programs of two steps that are compiled soon and run slowly.
+FAST = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+
+
+@pytest.fixture(scope='module')
+def studies(tmp_path_factory):
+  """Runs all of them in one process, with caches of its own; returns its folder."""
+  out = tmp_path_factory.mktemp('studies')
+  environment = {**os.environ, 'XLA_FLAGS': FAST, 'SWITCH_JAX_CACHE': str(out / 'cache')}
+  command = [sys.executable, '-m', 'tests.shortened_studies', str(out), *STUDIES]
+  done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+  print(done.stdout)
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+  return out
+
+
+def picture(path):
+  return path.read_bytes()[:4] == b'\x89PNG' and path.stat().st_size > 5000
+
+
+def numbers(row):
+  """Returns what a row of a table has in its cells after the first."""
+  return [cell.strip() for cell in row.strip('| \n').split('|')[1:]]
+
+
+@pytest.mark.parametrize('name', SWEEPS)
+def test_a_study_of_the_paper(studies, name):
+  text = (studies / 'study.txt').read_text()
+  (title,) = re.findall(rf'\| \*\*(.+)\*\* \| \| `python benchmarks/study {name}`', text)
+  claims = text.partition(f'**{title}**')[2].partition('| **')[0].partition('\n\n')[0].splitlines()[1:]
+  assert claims
+  for claim in claims:
+    assert 'not run here' not in claim
+    assert claim.rstrip(' |').endswith('cannot tell')  # one seed never can
+  assert picture(studies / 'study' / f'{name}.png')
+  points = text.partition(f'\n\n{title}\n\n')[2].partition('\n\n')[0].splitlines()[2:]
+  with (studies / 'study' / name / 'summary.csv').open() as file:
+    assert len(points) == len(file.readlines()) - 1
+  for point in points:
+    assert re.fullmatch(r'\d\.\d{4} \(1 seed\)', numbers(point)[2]), point
+
+
+def test_the_study_of_distillation(studies):
+  text = (studies / 'distillation.txt').read_text()
+  rows = [line for line in text.splitlines() if re.search(r'^\| .* \| [\d,]+ \| ', line)]
+  assert len(rows) == 6 + 3
+  assert 'Teacher of 2 experts: ' in text
+  assert 'With the 4 largest logits: ' in text
+  found = json.loads((studies / 'distillation' / 'results.json').read_text())
+  assert set(found['finetuning']) == {'dense', 'teacher', 'student'}
+  assert all(0 <= x <= 100 for part in found['finetuning'].values() for x in part['values'])
+  assert all(1 < x < 8 for part in found['pretraining'].values() for x in part['values'])
+  assert picture(studies / 'distillation' / 'distillation.png')
+
+
+def test_the_demo_of_fine_tuning(studies):
+  text = (studies / 'finetune_demo.txt').read_text()
+  assert len(re.findall(r'^  [ \d]{3}\.\d   (?:pre-trained, then|from scratch|always)', text, re.M)) == 3
+  assert re.search(r'^  [ \d]{3}\.\d [ \d]{3}\.\d [ \d]{3}\.\d   pre-trained', text, re.M)
+  assert text.count('    description: ') == text.count('    topic: ') == 3
+
+
+def test_the_fine_tuning_of_many_languages(studies):
+  found = json.loads((studies / 'multilingual_finetune' / 'results.json').read_text())
+  assert set(found) == {'multilingual_language_id', 'message_translation'}
+  assert {'chrf', 'bleu', 'accuracy'} <= set(found['message_translation'][0]['model'])
+
+
+def test_the_study_of_many_languages(studies):
+  found = json.loads((studies / 'multilingual_study' / 'results.json').read_text())
+  assert len(found['languages']) >= 6
+  assert '| mean step speed-up | ' in (studies / 'multilingual_study.txt').read_text()
+  assert picture(studies / 'multilingual_study' / 'multilingual.png')
+  assert (studies / 'multilingual_study' / 'report.html').stat().st_size > 10**6
+
+
+def test_the_comparison_of_span_corruption(studies):
+  text = (studies / 'span_corruption.txt').read_text()
+  assert 'rows, their lengths and their spans are as many: True' in text
+  assert text.count('inputs and targets together are the text: True') == 2
+  assert text.count('p = 1.00') == 2
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_a_program_says_what_it_is(script, monkeypatch, capsys):
+  if script.startswith('huggingface_'):
+    pytest.importorskip('torch', reason='the program of the other environment')
+  monkeypatch.setattr(os, 'environ', os.environ.copy())
+  for name in ('restart_with_huge_pages', 'keep_freed_memory'):  # what is for a whole process
+    monkeypatch.setattr(launch, name, lambda: None)
+  monkeypatch.setattr(sys, 'argv', [script, '--help'])
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), str(ROOT), *sys.path])
+  before = set(sys.modules)
+  with pytest.raises(SystemExit) as end:
+    runpy.run_path(str(BENCHMARKS / script), run_name='__main__')
+  for name in set(sys.modules) - before:  # another program has a module of the same name
+    if str(getattr(sys.modules[name], '__file__', '')).startswith(str(BENCHMARKS)):
+      del sys.modules[name]
+  assert not end.value.code
+  assert 'usage: ' in capsys.readouterr().out
+
+
+def test_shortened_runs_lie_beside_the_real_ones(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), *sys.path])
+  runs = importlib.import_module('runs')
+  for given, place in (([], 'x_shortened'), (['--out=y'], 'y')):
+    monkeypatch.setattr(sys, 'argv', ['study', '--shortened', *given])
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('x'))
+    assert runs.parse_flags(parser).out == pathlib.Path(place)
+  del sys.modules['runs']
+
+
+def hidden(tree):
+  """Yields the functions that bind a name under which their file imports something, and the name."""
+  imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+  names = {alias.asname or alias.name.partition('.')[0] for node in imports for alias in node.names}
+  for function in ast.walk(tree):
+    if isinstance(function, ast.FunctionDef):
+      bound = {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+      bound |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+      yield from ((function.name, name) for name in bound & names)
+
+
+def test_no_name_hides_what_a_file_imports():
+  assert set(hidden(ast.parse('import runs\ndef f():\n  runs = {}\n  for x in runs: pass\n'))) == {('f', 'runs')}
+  files = [path for folder in ('benchmarks', 'tasks', 'tests') for path in (ROOT / folder).glob('**/*.py')]
+  assert not [(path.name, *found) for path in files for found in hidden(ast.parse(path.read_text()))]
+
+
+def missing(tree):
+  """Yields what a file takes from our modules, anywhere in it, and is not there."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module.partition('.')[0] in OURS:
+      for alias in node.names:
+        if not hasattr(importlib.import_module(node.module), alias.name):
+          try:
+            importlib.import_module(f'{node.module}.{alias.name}')
+          except ImportError:
+            yield f'{node.module}.{alias.name}'
+  names = {
+    alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names if alias.name in OURS
+  }
+  for node in ast.walk(tree):
+    if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names):
+      continue
+    if not hasattr(importlib.import_module(node.value.id), node.attr):
+      yield f'{node.value.id}.{node.attr}'
+
+
+OURS = ('switch_jax', 'tasks', 'tests', 'runs', 'measures', 'studies', 'speedup', 'pictures', 'flops')
+
+
+def test_what_programs_import_anywhere_is_there(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), str(BENCHMARKS / 'study'), str(ROOT), *sys.path])
+  assert list(missing(ast.parse('import runs\nfrom switch_jax import nothing\ndef f(): runs.nothing()'))) == [
+    'switch_jax.nothing', 'runs.nothing',
+  ]  # fmt: skip
+  found = {path.name: list(missing(ast.parse(path.read_text()))) for path in BENCHMARKS.glob('**/*.py')}
+  for name in OURS[3:]:
+    sys.modules.pop(name, None)
+  assert not {name: names for name, names in found.items() if names}
