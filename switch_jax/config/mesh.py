@@ -60,6 +60,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
   'positions': {
     'cumulative': "a cumulative sum over one-hots, as the paper's code",
     'sorted': 'a sort of the choices, whose memory does not grow with the experts',
+    'products': 'exact products of one-hots, for TPUs: no sort, no scatter',
   },
   'drop_free': {
     'ragged': 'a ragged product over the runs of the experts',

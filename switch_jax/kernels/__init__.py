@@ -6,24 +6,23 @@ devices of a layout get. A form changes no number beyond rounding and is no part
 """
 
 from switch_jax.kernels.attention import MASKED, attention
+from switch_jax.kernels.decisions import SORTED, Decisions, decisions
 from switch_jax.kernels.drop_free import apply_to_all
 from switch_jax.kernels.expert_product import expert_product
-from switch_jax.kernels.positions import Positions, positions, positions_sorted
-from switch_jax.kernels.slots import SlotIndex, from_slots, slot_index, to_slots
+from switch_jax.kernels.slots import SlotIndex, from_slots, to_slots
 from switch_jax.kernels.table import describe, forms
 
 __all__ = [
   'MASKED',
-  'Positions',
+  'SORTED',
+  'Decisions',
   'SlotIndex',
   'apply_to_all',
   'attention',
+  'decisions',
   'describe',
   'expert_product',
   'forms',
   'from_slots',
-  'positions',
-  'positions_sorted',
-  'slot_index',
   'to_slots',
 ]

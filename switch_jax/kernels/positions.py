@@ -5,18 +5,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from switch_jax.kernels.table import forms
-from switch_jax.parallel import Layout
-
 # (int32 `[g, n]` experts in order of priority, `num_experts` standing for "none"; num_experts) to int32 `[g, n]`: how
 # many earlier entries of the same row name the same expert (of the entries that name one); and int32 `[g, e]`: how
 # often each expert is named.
 Positions = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
 
-
-def positions(layout: Layout) -> Positions:
-  """Returns the form for a layout's devices."""
-  return {'cumulative': positions_cumulative, 'sorted': positions_sorted}[forms(layout)['positions']]
+# Of the choices whose counts fit bfloat16.
+_BLOCK = 128
 
 
 def positions_cumulative(expert: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
@@ -37,3 +32,28 @@ def positions_sorted(expert: jax.Array, num_experts: int) -> tuple[jax.Array, ja
   rank = jnp.arange(length, dtype=jnp.int32) - jnp.take_along_axis(starts, ranked, axis=-1)
   found = jnp.zeros_like(expert).at[group, order].set(rank, unique_indices=True)
   return found, counts[:, :-1]
+
+
+def positions_by_products(expert: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
+  """Counts in products with triangular matrices, for TPUs: neither a sort nor a scatter nor scalars that are gathered.
+
+  Exact in bfloat16: within a block of 128 the counts are sums of ones, and the counts of whole blocks, at most 128,
+  have no more bits than it has. The sums are in float32.
+  """
+  groups, length = expert.shape
+  padded = jnp.pad(expert, ((0, 0), (0, -length % _BLOCK)), constant_values=num_experts)
+  named = padded[..., None] == jnp.arange(num_experts, dtype=expert.dtype)
+  ones = named.reshape(groups, -1, _BLOCK, num_experts).astype(jnp.bfloat16)
+  totals = jnp.sum(ones, axis=2, dtype=jnp.float32)  # [g, blocks, e]
+  within = _sum_of_earlier('ij,gbje->gbie', _BLOCK, ones)
+  before = _sum_of_earlier('bc,gce->gbe', totals.shape[1], totals.astype(jnp.bfloat16))
+  position = jnp.where(named, (within + before[:, :, None]).reshape(named.shape), 0.0)
+  return (
+    jnp.sum(position, axis=-1)[:, :length].astype(jnp.int32),
+    jnp.sum(totals, axis=1).astype(jnp.int32),
+  )
+
+
+def _sum_of_earlier(axes: str, count: int, values: jax.Array) -> jax.Array:
+  earlier = jnp.tril(jnp.ones((count, count), jnp.bfloat16), -1)
+  return jnp.einsum(axes, earlier, values, preferred_element_type=jnp.float32)

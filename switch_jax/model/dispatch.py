@@ -20,10 +20,12 @@ Send = Callable[[jax.Array], jax.Array]
 Receive = Callable[[jax.Array], jax.Array]
 
 
-def by_index(routing: Routing, num_experts: int, capacity: int) -> tuple[Send, Receive]:
+def by_index(
+  routing: Routing, num_experts: int, capacity: int, decisions: kernels.Decisions = kernels.SORTED
+) -> tuple[Send, Receive]:
   """Returns the two ways of the tokens of a shard by integer index. Empty slots hold some token's row."""
   groups, tokens, choices = routing.expert.shape
-  index = kernels.slot_index(routing.expert, routing.slot, num_experts, capacity)
+  index = decisions.slot_index(routing.expert, routing.slot, num_experts, capacity)
 
   def send(x):
     return kernels.to_slots(x, index, choices).reshape(num_experts, groups * capacity, x.shape[-1])
@@ -34,8 +36,11 @@ def by_index(routing: Routing, num_experts: int, capacity: int) -> tuple[Send, R
   return send, receive
 
 
-def by_one_hot(routing: Routing, num_experts: int, capacity: int) -> tuple[Send, Receive]:
+def by_one_hot(
+  routing: Routing, num_experts: int, capacity: int, decisions: kernels.Decisions = kernels.SORTED
+) -> tuple[Send, Receive]:
   """Returns the two ways of the tokens of a shard as products with one-hot tensors. Empty slots are 0."""
+  del decisions  # there are none in a product
   groups, tokens, _ = routing.expert.shape
   dispatch, combine = one_hot_dispatch(routing, num_experts, capacity)
 

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from switch_jax.config import ConfigError, ModelConfig
-from switch_jax.kernels import apply_to_all, expert_product, positions
+from switch_jax.kernels import apply_to_all, decisions, expert_product
 from switch_jax.kernels.drop_free import Product, block_size
 from switch_jax.model import dispatch
 from switch_jax.model.layers import activate, input_kernel_names
@@ -109,7 +109,7 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
     moe,
     capacity,
     deterministic=how.deterministic,
-    positions=positions(layout),
+    decisions=decisions(layout),
     **{name: by_group(value) for name, value in noise.items()},
   )
   # Each device of the model axis has its part of a gate's gradient, and of a token's if they have the same tokens.
@@ -122,7 +122,7 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   if capacity is None:
     y = _without_dropping(how, x, routing, kernels, dropout_key)
   else:
-    send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity)
+    send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity, decisions(layout))
     y = receive(_on_slots(how, send(x), groups, kernels, dropout_key))
   if how.kind == 'mlp' and layout.model_axes and not layout.exchanged_width_axes:
     y = jax.lax.psum(y, 'model')

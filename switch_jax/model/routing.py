@@ -1,7 +1,7 @@
 """Routing decisions: which token goes to which expert, and which slot it gets. Pure functions, no parameters.
 
 Axes: g groups, s tokens of a group, k choices of a token, e experts. Where each choice stands in its expert's queue is
-told by `kernels.positions`; functions that need it are given the form.
+told by `kernels.decisions`; functions that need it are given the form.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from switch_jax.config import MoeConfig
-from switch_jax.kernels import Positions, positions_sorted
+from switch_jax.kernels import SORTED, Decisions
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +75,7 @@ def first_come_slots(
   num_experts: int,
   capacity: int | None,
   priority: jax.Array | None = None,
-  positions: Positions = positions_sorted,
+  decisions: Decisions = SORTED,
 ) -> jax.Array:
   """Returns the slot of every choice, -1 where the expert is full.
 
@@ -87,14 +87,14 @@ def first_come_slots(
     num_experts: e.
     capacity: slots of each expert and group; None for as many as needed.
     priority: float32 `[g, s]` or None.
-    positions: see `kernels.positions`.
+    decisions: see `kernels.decisions`.
   """
   groups, tokens, choices = expert.shape
   by_choice = expert.swapaxes(1, 2)  # [g, k, s]
   if priority is not None:
     order = jnp.argsort(-priority, axis=-1, stable=True)[:, None, :]
     by_choice = jnp.take_along_axis(by_choice, order, axis=-1)
-  slots, _ = positions(by_choice.reshape(groups, choices * tokens), num_experts)
+  slots, _ = decisions.positions(by_choice.reshape(groups, choices * tokens), num_experts)
   slots = slots.reshape(groups, choices, tokens)
   taken = by_choice < num_experts
   if capacity is not None:
@@ -105,18 +105,13 @@ def first_come_slots(
   return slots.swapaxes(1, 2)
 
 
-def _take_probability(probabilities: jax.Array, expert: jax.Array) -> jax.Array:
-  """Returns the probabilities `[g, s, k]` of the experts `[g, s, k]`."""
-  return jnp.take_along_axis(probabilities, expert, axis=-1)
-
-
 def route_top1(
   probabilities: jax.Array,
   chosen_by: jax.Array,
   takes_slot: jax.Array,
   config: MoeConfig,
   capacity: int | None,
-  positions: Positions = positions_sorted,
+  decisions: Decisions = SORTED,
 ) -> Routing:
   """The Switch router: one expert a token, its full-softmax probability as the gate (section 2.1).
 
@@ -126,13 +121,13 @@ def route_top1(
     takes_slot: bool `[g, s]`.
     config: gives the slot priority.
     capacity: slots of each expert and group; None drops nothing.
-    positions: see `kernels.positions`.
+    decisions: see `kernels.decisions`.
   """
   best = jnp.argmax(chosen_by, axis=-1)[..., None].astype(jnp.int32)
-  gate = _take_probability(probabilities, best)
+  gate = decisions.pick(probabilities, best)
   priority = gate[..., 0] if config.slot_priority == 'probability' else None
   wanted = jnp.where(takes_slot[..., None], best, config.num_experts)
-  slot = first_come_slots(wanted, config.num_experts, capacity, priority, positions)
+  slot = first_come_slots(wanted, config.num_experts, capacity, priority, decisions)
   return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
 
 
@@ -143,7 +138,7 @@ def route_top2(
   capacity: int | None,
   policy: str,
   uniform: jax.Array | None,
-  positions: Positions = positions_sorted,
+  decisions: Decisions = SORTED,
 ) -> Routing:
   """The top-2 router of Mixture-of-Experts, Table 1's baseline (Shazeer et al. 2017; Lepikhin et al. 2020).
 
@@ -154,11 +149,11 @@ def route_top2(
     capacity: slots of each expert and group, with no factor for the two choices; None drops nothing.
     policy: which second experts are used: `all`, `none`, `threshold` or `random`.
     uniform: float32 `[g, s]` in [0, 1), drawn for the policy `random`.
-    positions: see `kernels.positions`.
+    decisions: see `kernels.decisions`.
   """
   _, best = jax.lax.top_k(probabilities, 2)
   best = best.astype(jnp.int32)
-  gate = _take_probability(probabilities, best)
+  gate = decisions.pick(probabilities, best)
   priority = gate[..., 0] if config.slot_priority == 'probability' else None
   if config.normalize_gates:
     gate = gate / (jnp.sum(gate, axis=-1, keepdims=True) + 1e-9)
@@ -172,7 +167,7 @@ def route_top2(
     wants_second = jnp.full_like(takes_slot, policy == 'all')
   wants = jnp.stack([takes_slot, takes_slot & wants_second], axis=-1)
   wanted = jnp.where(wants, best, config.num_experts)
-  slot = first_come_slots(wanted, config.num_experts, capacity, priority, positions)
+  slot = first_come_slots(wanted, config.num_experts, capacity, priority, decisions)
   return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
 
 
@@ -181,7 +176,7 @@ def route_no_token_left_behind(
   takes_slot: jax.Array,
   config: MoeConfig,
   capacity: int | None,
-  positions: Positions = positions_sorted,
+  decisions: Decisions = SORTED,
 ) -> Routing:
   """Tokens that overflow try their second choice, then the third, and so on (appendix B).
 
@@ -193,7 +188,7 @@ def route_no_token_left_behind(
   used = jnp.zeros((probabilities.shape[0], config.num_experts), jnp.int32)
   for choice in range(config.num_choices):
     wanted = jnp.where(takes_slot & (slot < 0), ranked[..., choice], config.num_experts)
-    position, counts = positions(wanted, config.num_experts)
+    position, counts = decisions.positions(wanted, config.num_experts)
     position += jnp.take_along_axis(used, jnp.minimum(wanted, config.num_experts - 1), axis=-1)
     taken = wanted < config.num_experts
     if capacity is not None:
@@ -202,7 +197,7 @@ def route_no_token_left_behind(
     expert, slot = jnp.where(taken, wanted, expert), jnp.where(taken, position, slot)
     used += counts
   expert, slot = expert[..., None], slot[..., None]
-  return Routing(expert, slot, jnp.where(slot >= 0, _take_probability(probabilities, expert), 0.0))
+  return Routing(expert, slot, jnp.where(slot >= 0, decisions.pick(probabilities, expert), 0.0))
 
 
 def route_expert_choice(probabilities: jax.Array, takes_slot: jax.Array, config: MoeConfig, capacity: int) -> Routing:
@@ -228,7 +223,7 @@ def route(
   deterministic: bool,
   gumbel: jax.Array | None = None,
   uniform: jax.Array | None = None,
-  positions: Positions = positions_sorted,
+  decisions: Decisions = SORTED,
 ) -> tuple[Routing, RoutingStatistics]:
   """Routes the tokens of each group.
 
@@ -240,7 +235,7 @@ def route(
     deterministic: evaluation: no exploration, the evaluation policy for second experts.
     gumbel: standard Gumbel noise `[g, s, e]` for the exploration `sample`.
     uniform: noise in [0, 1) `[g, s]` for the second policy `random`.
-    positions: see `kernels.positions`.
+    decisions: see `kernels.decisions`.
   """
   # Selective precision (section 2.4): all of this is float32, unless Table 2's bfloat16 router is asked for.
   logits = logits.astype(config.router_dtype)
@@ -251,21 +246,21 @@ def route(
     chosen_by = logits
     if gumbel is not None:
       chosen_by = logits / config.sample_temperature + gumbel
-    routing = route_top1(probabilities, chosen_by, counted, config, capacity, positions)
+    routing = route_top1(probabilities, chosen_by, counted, config, capacity, decisions)
   elif config.router == 'top2':
     policy = config.second_policy_eval if deterministic else config.second_policy_train
-    routing = route_top2(probabilities, counted, config, capacity, policy, uniform, positions)
+    routing = route_top2(probabilities, counted, config, capacity, policy, uniform, decisions)
   elif config.router == 'no_token_left_behind':
-    routing = route_no_token_left_behind(probabilities, counted, config, capacity, positions)
+    routing = route_no_token_left_behind(probabilities, counted, config, capacity, decisions)
   else:
     assert capacity is not None, 'MoeConfig refuses experts that choose tokens without a capacity'
     routing = route_expert_choice(probabilities, counted, config, capacity)
   first = jnp.argmax(logits, axis=-1) if config.router != 'top1' else routing.expert[..., 0]
-  sums = statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, positions)
+  sums = statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, decisions)
   if config.router == 'no_token_left_behind':
     _, ranked = jax.lax.top_k(probabilities, config.num_choices)
     wanted = jnp.where(counted[..., None], ranked, config.num_experts).reshape(len(ranked), -1)
-    _, choices = positions(wanted.astype(jnp.int32), config.num_experts)
+    _, choices = decisions.positions(wanted.astype(jnp.int32), config.num_experts)
     sums = dataclasses.replace(sums, balanced_tokens=choices.astype(jnp.float32) / config.num_choices)
   return routing, sums
 
@@ -277,7 +272,7 @@ def statistics(
   first_choice: jax.Array,
   slot: jax.Array,
   counted: jax.Array,
-  positions: Positions = positions_sorted,
+  decisions: Decisions = SORTED,
 ) -> RoutingStatistics:
   """Sums what losses and metrics need over the tokens that count.
 
@@ -287,11 +282,11 @@ def statistics(
     first_choice: int32 `[g, s]`.
     slot: int32 `[g, s, k]`, -1 for no slot.
     counted: bool `[g, s]`.
-    positions: see `kernels.positions`.
+    decisions: see `kernels.decisions`.
   """
   num_experts = logits.shape[-1]
   weight = counted.astype(jnp.float32)
-  _, expert_tokens = positions(jnp.where(counted, first_choice, num_experts), num_experts)
+  _, expert_tokens = decisions.positions(jnp.where(counted, first_choice, num_experts), num_experts)
   expert_tokens = jax.lax.stop_gradient(expert_tokens.astype(jnp.float32))
   log_partition = log_partition.astype(jnp.float32)
   # H = logsumexp - sum p logits needs no logarithm of a probability that may be zero.

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switch_jax import kernels
-from switch_jax.kernels.positions import positions_cumulative, positions_sorted
-from switch_jax.parallel import Layout
+from switch_jax.kernels.positions import positions_by_products, positions_cumulative, positions_sorted
 
-FORMS = {'cumulative': positions_cumulative, 'sorted': positions_sorted}
+FORMS = {'cumulative': positions_cumulative, 'sorted': positions_sorted, 'products': positions_by_products}
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -21,14 +19,18 @@ def test_positions_count_earlier_mentions(form):
   assert positions.dtype == counts.dtype == jnp.int32
 
 
-def test_the_forms_are_equal():
-  expert = jax.random.randint(jax.random.key(0), (3, 50), 0, 8)  # 7 experts and "none"
-  (a, counts), (b, others) = (form(expert, 7) for form in FORMS.values())
+@pytest.mark.parametrize(('length', 'num_experts'), [(50, 7), (128, 3), (1000, 7), (4097, 2), (300, 200)])
+@pytest.mark.parametrize('form', ['sorted', 'products'])
+def test_the_forms_are_equal(form, length, num_experts):
+  expert = jax.random.randint(jax.random.key(0), (3, length), 0, num_experts + 1)  # and "none"
+  (a, counts), (b, others) = (FORMS[name](expert, num_experts) for name in ('cumulative', form))
   np.testing.assert_array_equal(counts, others)
-  np.testing.assert_array_equal(np.where(expert < 7, a, 0), np.where(expert < 7, b, 0))
+  named = expert < num_experts
+  np.testing.assert_array_equal(np.where(named, a, 0), np.where(named, b, 0))
 
 
-def test_the_layout_chooses():
-  single = Layout.single_device()
-  assert kernels.positions(single) is positions_sorted
-  assert kernels.positions(Layout(single.mesh, kernels=(('positions', 'cumulative'),))) is positions_cumulative
+def test_one_queue_of_all():
+  """All choices of one expert: the largest counts."""
+  position, counts = positions_by_products(jnp.zeros((1, 40_000), jnp.int32), 1)
+  np.testing.assert_array_equal(position[0], np.arange(40_000))
+  np.testing.assert_array_equal(counts, [[40_000]])

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from switch_jax.kernels import from_slots, slot_index, to_slots
+from switch_jax.kernels import from_slots, to_slots
+from switch_jax.kernels.slots import slot_index
 
 # Two groups of three tokens, one choice each, two experts of one slot: (group 0) tokens 0 and 2 get slots.
 EXPERT = jnp.array([[[0], [0], [1]], [[1], [1], [0]]], jnp.int32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from switch_jax.config import MoeConfig
-from switch_jax.kernels.positions import positions_cumulative, positions_sorted
+from switch_jax.kernels.decisions import BY_PRODUCTS, CUMULATIVE, SORTED
 from switch_jax.model import losses
 from switch_jax.model.dispatch import one_hot_dispatch
 from switch_jax.model.routing import expert_capacity, first_come_slots, route
@@ -157,13 +157,13 @@ def test_no_token_left_behind_tries_the_next_choice():
   np.testing.assert_array_equal(statistics.expert_tokens, [[4, 0, 0]])
 
 
-@pytest.mark.parametrize('positions', [positions_sorted, positions_cumulative])
-def test_no_token_left_behind_balances_all_choices(positions):
+@pytest.mark.parametrize('decisions', [SORTED, CUMULATIVE, BY_PRODUCTS], ids=['sorted', 'cumulative', 'products'])
+def test_no_token_left_behind_balances_all_choices(decisions):
   """As Mesh TensorFlow's code, whose mean of f P is over choices too; padding does not count."""
   random = np.random.default_rng(0)
   logits, real = random.normal(size=(2, 7, 5)).astype(np.float32), np.arange(7) < np.array([[7], [4]])
   config = moe(5, router='no_token_left_behind', num_choices=3)
-  _, statistics = route(jnp.asarray(logits), real, config, 2, deterministic=True, positions=positions)
+  _, statistics = route(jnp.asarray(logits), real, config, 2, deterministic=True, decisions=decisions)
   loss = 0
   for group, count in enumerate((7, 4)):
     probabilities = np.asarray(jax.nn.softmax(logits[group, :count]))
