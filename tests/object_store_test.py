@@ -33,16 +33,22 @@ def lines(store, name):
 
 
 def kill_while_saving(bucket, after):
-  """Starts the run; kills it with SIGKILL while it writes a step after the given one is complete."""
+  """Starts the run; kills it with SIGKILL while it writes a step after the given one is complete.
+
+  Every fortieth request is answered with 503 or 429 at first.
+  """
+  requests = itertools.count(1)
+  bucket.store.failing = lambda method, path: {0: 503, 40: 429}.get(next(requests) % 80)
   process = bucket.start(['-m', 'switch_jax.main', *SHRUNK, f'--gin.MODEL_DIR={RUN}', '--gin.TRAIN_STEPS=100000'])
   whole, began = f'run/checkpoints/{after}/commit_success.txt', time.monotonic()
   try:
     while whole not in bucket.store.names('run/checkpoints/'):
       assert process.poll() is None, process.stdout.read()
-      assert time.monotonic() < began + 120
+      assert time.monotonic() < began + 240
       time.sleep(0.01)
     time.sleep(0.05)
   finally:
+    bucket.store.failing = lambda method, path: None
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
@@ -66,6 +72,7 @@ def test_every_mode(bucket, tmp_path):
       store.put('bucket', beside, data, {})
     if not name.endswith('files.json'):
       store.put('bucket', name.replace(f'checkpoints/{newest}/', 'checkpoints/1/'), data, {})
+  store.put('bucket', f'run/checkpoints/{newest + 9}/', b'', {})  # killed before anything was in it
   store.reset_counts()
   steps = newest + 5
   status, output = bucket.run(['-m', 'tests.object_store.scenes', str(steps), str(tmp_path)], 300)

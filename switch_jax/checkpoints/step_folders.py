@@ -63,7 +63,8 @@ def _is_leftover(path: epath.Path) -> bool:
   """Whether a step's folder is one that Orbax had not committed, or that was being pruned; with nothing else in it."""
   names = {p.name for p in path.iterdir()} if path.is_dir() else set()
   ours = {STATE, DATA, CONFIG, FILES, '_CHECKPOINT_METADATA', COMMITTED}
-  # The folder itself is an object on some stores, with no name of its own in it.
+  if is_remote(path) and not names:
+    return True  # its folder is all that was made, an object of its own on some stores
   is_ours = bool(names & ours) and names <= ours
   return is_ours and not (FILES in names and ocp.utils.is_checkpoint_finalized(path))
 
