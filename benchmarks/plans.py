@@ -7,8 +7,7 @@ are kept as `plans/<row>.json`, and rows that are there already are not compiled
 hour and 10 GiB of memory on two cores.
 
 Beside switch_base on 32 cores stands what T5X and flaxformer's step compiles to, same sizes, same compiler: 4.59e12
-FLOPs a core, 3.7 GiB of temporaries, 48 all-to-alls, 36 all-gathers, 78 all-reduces, 0.186 s predicted, 134 s to
-compile.
+FLOPs a core, 3.7 GiB of temporaries, 48 all-to-alls, 36 all-gathers, 78 all-reduces, 134 s to compile.
 """
 
 import argparse
@@ -57,8 +56,9 @@ ROWS = {
 }
 
 COLUMNS = (
-  'model', 'TPU', 'mesh', 'batch', 'parameters', 'state', 'temporaries', 'HBM needed', 'FLOPs a core', 'of counted',
-  'all-to-all', 'all-gather', 'reduce', 'slots a token', 'compiled in', 'predicted step',
+  'model', 'TPU', 'mesh', 'batch', 'parameters', 'state', 'temporaries', 'HBM needed', 'FLOPs a core', 'of useful',
+  'empty slots', 'all-to-all', 'all-gather', 'reduce', 'slots a token', 'compiled in', 'step by cycles', 'links',
+  'unpriced',
 )  # fmt: skip
 
 
@@ -72,8 +72,8 @@ def cells(row: Row, plan: dict) -> list[str]:
   start.append(gib(plan['temporary_bytes_per_core']))
   start.append(f'{gib(plan["hbm_bytes_per_core"])} of {gib(plan["hbm_bytes_available"])}')
   if not plan['fits']:
-    return [*start, '-', '-', '-', '-', '-', slots, f'{plan["compile_seconds"]:.0f} s', 'does not fit']
-  sent = plan['collectives']
+    return [*start, '-', '-', '-', '-', '-', '-', slots, f'{plan["compile_seconds"]:.0f} s', 'does not fit', '-', '-']
+  sent, estimate = plan['collectives'], plan['estimate']
   count = lambda *kinds: sum(sent.get(kind, {'count': 0})['count'] for kind in kinds)  # noqa: E731
   size = lambda *kinds: gib(sum(sent.get(kind, {'bytes': 0})['bytes'] for kind in kinds))  # noqa: E731
   kinds = (('all-to-all',), ('all-gather',), ('all-reduce', 'reduce-scatter'))
@@ -81,10 +81,13 @@ def cells(row: Row, plan: dict) -> list[str]:
     *start,
     f'{plan["flops_per_core"]:.3g}',
     f'{plan["flops_per_core"] / plan["model_flops_per_core"]:.2f}',
+    f'{plan["empty_slot_flops_per_core"] / plan["model_flops_per_core"]:.2f}',
     *(f'{count(*kind)} ({size(*kind)})' for kind in kinds),
     slots,
     f'{plan["compile_seconds"]:.0f} s',
-    f'{plan["predicted_step_seconds"]:.3f} s',
+    f'{1e3 * estimate["compute_seconds"]:.0f} ms',
+    f'{1e3 * estimate["exchange_seconds"]:.1f} ms',
+    ', '.join(f'{count} {opcode}' for opcode, count in estimate['unpriced'].items()),
   ]
 
 

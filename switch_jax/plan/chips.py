@@ -10,18 +10,20 @@ class Chip:
   Attributes:
     clock: cycles a second.
     peak_flops: bfloat16 FLOPs a second.
+    vector_lanes: values that its vector units take in a cycle.
     link_bytes: a second, that leave a device over all links of its chip in one direction; the devices of a chip share
       them.
   """
 
   clock: float
   peak_flops: float
+  vector_lanes: int
   link_bytes: float
 
 
-def _chip(clock_mhz: float, peak_tflops: float, link_gigabytes: float, devices: int) -> Chip:
-  """Takes the peak and the links of a whole chip, and how many devices JAX sees in it."""
-  return Chip(clock_mhz * 1e6, peak_tflops * 1e12 / devices, link_gigabytes * 1e9 / devices)
+def _chip(clock_mhz: float, peak_tflops: float, link_gigabytes: float, devices: int, cores: int = 1) -> Chip:
+  """Takes the peak and the links of a whole chip, how many devices JAX sees in it, and their cores."""
+  return Chip(clock_mhz * 1e6, peak_tflops * 1e12 / devices, cores * 1024, link_gigabytes * 1e9 / devices)
 
 
 # Peaks and links are from the pages of Cloud TPU's documentation (where these give both directions, half). The clocks
@@ -32,7 +34,7 @@ CHIPS = {
   'TPU v3': _chip(940, 123, 328, 2),
   'TPU v4': _chip(1050, 275, 300, 2),
   'TPU v5 lite': _chip(1500, 197, 200, 1),
-  'TPU v5': _chip(1750, 459, 600, 1),
+  'TPU v5': _chip(1750, 459, 600, 1, 2),
   'TPU v6 lite': _chip(1750, 918, 400, 1),
   'TPU7x': _chip(2200, 2307, 600, 2),
 }

@@ -19,6 +19,7 @@ _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _CONSTANT = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)')
 _KNOWN_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_DECLARED = re.compile(r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)"')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -47,6 +48,12 @@ class Instruction:
     """What the compiler's scheduler takes it to cost, once; None where it has no estimate."""
     found = _CYCLES.search(self.arguments)
     return int(found[1]) if found else None
+
+  @property
+  def declared_cost(self) -> tuple[int, int] | None:
+    """FLOPs and transcendentals that a kernel of Pallas says it has; None where nothing is said."""
+    found = _DECLARED.search(self.arguments)
+    return (int(found[1]), int(found[2])) if found else None
 
   @property
   def op_name(self) -> str:

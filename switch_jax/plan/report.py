@@ -71,9 +71,10 @@ def _time_lines(plan: Plan) -> list[str]:
     return [f'time        cannot be told: no figures of {plan.device_kind} are known here']
   share = found.share_of_peak(plan.model_flops_per_core)
   unpriced = ', '.join(f'{count} {opcode}' for opcode, count in found.unpriced.items())
+  kernels = f' ({1e3 * found.kernel_seconds:.3g} ms of it kernels, by their products)' if found.kernel_seconds else ''
   return [
-    f"time        {1e3 * found.compute_seconds:.3g} ms a step by the compiler's cycles, {share:.0%} of the peak for "
-    'the products counted',
+    f"time        {1e3 * found.compute_seconds:.3g} ms a step by the compiler's cycles{kernels}, {share:.0%} of the "
+    'peak for the products counted',
     f'            and {1e3 * found.exchange_seconds:.3g} ms if the links of a chip carried the collectives evenly and '
     'nothing overlapped',
     f'            without {unpriced or "nothing"}: operations that the compiler has no price for',

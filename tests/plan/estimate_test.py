@@ -50,6 +50,20 @@ def test_what_leaves_a_device(kind, sent):
   assert bytes_sent(Collective(kind, '', 100, 3, '', None), 4) == 3 * sent
 
 
+def test_a_kernel_is_priced_by_what_it_declares():
+  declared = '"cost_estimate":{"flops":"6000","transcendentals":"512","bytes_accessed":"1"}'
+  kernel = Instruction(
+    'k', 'f32[1024]{0}', 'custom-call', f'%x), custom_call_target="tpu_custom_call", {declared}', 3, False
+  )
+  found, chip = estimate([kernel], 'TPU v3', 1), CHIPS['TPU v3']
+  assert found.kernel_seconds == pytest.approx(3 * (2 * 6000 / chip.peak_flops + 16 * 512 / 1024 / 940e6))
+  assert found.compute_seconds == found.kernel_seconds
+  assert found.unpriced == {}
+
+
 def test_more_layers_from_two_depths():
-  few, more = Estimate(1.0, 0.1, {'sort': 2}, 1e12), Estimate(1.5, 0.2, {'sort': 4, 'fusion': 1}, 1e12)
-  assert extrapolate(few, more, 5) == Estimate(pytest.approx(3.5), pytest.approx(0.6), {'fusion': 5, 'sort': 12}, 1e12)
+  few, more = Estimate(1.0, 0.5, 0.1, {'sort': 2}, 1e12), Estimate(1.5, 0.75, 0.2, {'sort': 4, 'fusion': 1}, 1e12)
+  found = extrapolate(few, more, 5)
+  assert (found.compute_seconds, found.kernel_seconds) == (3.5, 1.75)
+  assert found.exchange_seconds == pytest.approx(0.6)
+  assert found.unpriced == {'fusion': 5, 'sort': 12}

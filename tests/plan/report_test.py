@@ -20,7 +20,7 @@ PLAN = Plan(
   flops_per_core=3e12, model_flops_per_core=2e12, score_flops_per_core=5e11, empty_slot_flops_per_core=3e11,
   collectives={'all-to-all': {'count': 32, 'bytes': 2 * GIB}}, slots_per_token={'encoder': 1.25, 'decoder': None},
   capacity={'encoder': 10, 'decoder': None}, compile_seconds=12.3, loops={},
-  estimate=Estimate(0.125, 0.003, {'fusion': 7, 'sort': 2}, 64e12),
+  estimate=Estimate(0.125, 0.025, 0.003, {'fusion': 7, 'sort': 2}, 64e12),
 )  # fmt: skip
 TOO_LARGE = dataclasses.replace(
   PLAN, temporary_bytes_per_core=None, hbm_bytes_per_core=20 * GIB, fits=False, flops_per_core=None, collectives=None,
@@ -46,7 +46,8 @@ def test_what_fits():
     'checkpoint  12.00 GiB, of which a host writes 7.00 GiB (2 hosts)',
     "FLOPs       3e+12 a core and step, 1.50 times the 2e+12 counted in the model's products with parameters "
     "(of this ratio attention's scores 0.25, empty slots 0.15)",
-    "time        125 ms a step by the compiler's cycles, 25% of the peak for the products counted",
+    "time        125 ms a step by the compiler's cycles (25 ms of it kernels, by their products), 25% of the "
+    'peak for the products counted',
     '            and 3 ms if the links of a chip carried the collectives evenly and nothing overlapped',
     '            without 7 fusion, 2 sort: operations that the compiler has no price for',
     'compiled    in 12 s',
