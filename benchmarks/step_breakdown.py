@@ -82,7 +82,8 @@ def main() -> None:
   useful = flops.model_flops(run, layout.num_token_shards) / len(devices)
   print(
     f'{1e3 * whole.compute_seconds:.1f} ms on {len(devices)} {devices[0].device_kind} '
-    f'({1e3 * whole.kernel_seconds:.1f} of it kernels), {whole.share_of_peak(useful):.1%} of peak; without a price: {whole.unpriced}'
+    f'({1e3 * whole.kernel_seconds:.1f} of it kernels), {whole.share_of_peak(useful):.1%} of peak; '
+    f'without a price: {whole.unpriced}'
   )
 
 
