@@ -171,10 +171,14 @@ def test_what_a_task_module_raises(source, message, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.delitem(__import__('sys').modules, 'own_tasks', raising=False)
   config = dataclasses.replace(CONFIG, task_module='own_tasks')
-  with pytest.raises(ConfigError) as caught:
+
+  def begin():
     module = providers.import_task_module(config)
     providers.fingerprint(config, 0, module, providers.find_provider(config, 'train'))
     providers.describe_text(config, module)
+
+  with pytest.raises(ConfigError) as caught:
+    begin()
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
 
