@@ -105,8 +105,9 @@ def _check_macros(effective: _Effective, history: Sequence[Binding]) -> None:
       for name in stray
       if name in gin_t5x.MACROS and not macros[name].file
     ]
+    misspelt = [name for name in stray if name not in gin_t5x.MACROS]
     for name, place in missing.items():
-      if near := difflib.get_close_matches(name, stray, n=1, cutoff=0.75):
+      if near := difflib.get_close_matches(name, misspelt, n=1, cutoff=0.75):
         hints.append(f'%{name} ({place}) has no value, but {macros[near[0]].place} is used nowhere: write {name}.')
       elif name in macros or name in _EXAMPLES:  # the user is to give it, whatever it resembles
         continue

@@ -120,10 +120,12 @@ def split_gin_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _plain_boolean(argument: str) -> str:
   """Returns `--dry_run` for absl's `--dry_run=true`, and nothing for `--nodry_run` and `--dry_run=false`."""
-  match = re.fullmatch(r'--(no)?(dry_run|debug|alsologtostderr|logtostderr)(?:=(true|false))?', argument, re.I)
-  if not match or (match[1] and match[3]):
+  match = re.fullmatch(
+    r'--(no)?(dry_run|debug|alsologtostderr|logtostderr)(?:=(?:(true|t|1)|false|f|0))?', argument, re.I
+  )
+  if not match or (match[1] and '=' in argument):
     return argument
-  return '' if match[1] or (match[3] or 'true').lower() == 'false' else f'--{match[2]}'
+  return '' if match[1] or ('=' in argument and not match[3]) else f'--{match[2]}'
 
 
 def _refuse(argument: str, flags: Sequence[str]) -> None:

@@ -200,6 +200,10 @@ class TestMistakes:
     with pytest.raises(ConfigError, match=r'TEXT_FILE=x is used nowhere: write TEXT_FILES'):
       load('gin/examples/my_text.gin', bindings=['TEXT_FILE=x'])
 
+  def test_macro_of_t5x_is_not_a_misspelling(self):
+    with pytest.raises(ConfigError, match=r'changes nothing: here it is config\.DataConfig\.task_module\.$'):
+      load('gin/models/t5_tiny.gin', 'gin/runs/pretrain.gin', bindings=['MIXTURE_OR_TASK_MODULE=t5.data.mixtures'])
+
   def test_wrong_value_in_a_file_names_the_line(self):
     write('mine.gin', "include 'gin/examples/quickstart.gin'", 'config.ModelConfig:', "  mlp_dim = '512'")
     with pytest.raises(ConfigError, match=r"mlp_dim is '512'; it must be an integer.*mine\.gin line 5"):

@@ -135,7 +135,17 @@ def test_a_file_made_for_t5x_is_told_from_one_that_imports_tasks(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('flag', 'dry'), [('--dry_run=True', True), ('--nodry_run', False), ('--dry_run=false', False), ('--dry_run', True)]
+  ('flag', 'dry'),
+  [
+    ('--dry_run=True', True),
+    ('--nodry_run', False),
+    ('--dry_run=false', False),
+    ('--dry_run', True),
+    ('--dry_run=1', True),
+    ('--dry_run=T', True),
+    ('--dry_run=0', False),
+    ('--dry_run=f', False),
+  ],
 )
 def test_booleans_as_absl_writes_them(flag, dry):
   assert main.parse_flags([MODEL, flag])[0].dry_run is dry

@@ -8,7 +8,7 @@ import types
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data.features import NEW_IN_FINGERPRINT, describe_features, fingerprint_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from switch_jax.data.task_errors import check_features, check_rates, explain, failing
+from switch_jax.data.task_errors import OF_USERS, check_features, check_rates, explain, failing
 from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, vocabulary_digest
 
 # Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
@@ -31,7 +31,7 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
     module = importlib.import_module(name)
   except ConfigError:
     raise
-  except (Exception, SystemExit) as error:  # whatever a user's module does wrong while it is imported
+  except OF_USERS as error:  # whatever a user's module does wrong while it is imported
     rule = 'mend the module (--debug has the traceback).'
     if isinstance(error, ImportError | TypeError | ValueError) and f'{name}.'.startswith(
       f'{getattr(error, "name", "")}.'
@@ -141,18 +141,27 @@ def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider
   """Returns what identifies the text, from the task's module or else from what SeqIO knows of the sources."""
   if module is not None and hasattr(module, 'corpus_digest'):
     with failing(f'corpus_digest() of the task module {config.task_module} failed', 'mend it there'):
-      return module.corpus_digest(config)
+      digest = module.corpus_digest(config)
+    if not isinstance(digest, str | int | None):
+      raise ConfigError(
+        f'corpus_digest() of the task module {config.task_module} returned {digest!r}'[:300]
+        + '; it must return text, such as a hexadecimal sha256.'
+      )
+    return digest
   tasks = []
   for task in seqio.get_subtasks(provider):
     with failing(f'the number of examples of {task.name} cannot be had', 'mend num_input_examples of its source'):
-      has_split = config.train_split in task.splits
-      tasks.append([task.name, task.num_input_examples(config.train_split) if has_split else None])
+      count = task.num_input_examples(config.train_split) if config.train_split in task.splits else None
+      tasks.append([task.name, count if isinstance(count, int | float | None) else int(count)])  # NumPy's are neither
   return hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
 
 
 def describe_text(config: DataConfig, module: types.ModuleType | None) -> str | None:
   """Returns what the task's module says of its text when a run begins, one line, or None."""
-  return module.describe(config) if module is not None and hasattr(module, 'describe') else None
+  if module is None or not hasattr(module, 'describe'):
+    return None
+  with failing(f'describe() of the task module {config.task_module} failed', 'mend it there'):
+    return ' '.join(str(module.describe(config)).split())
 
 
 def fingerprint(

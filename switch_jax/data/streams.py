@@ -16,7 +16,7 @@ from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data.groups import GROUP, to_grouped_rows
 from switch_jax.data.layout import HostBatch
 from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
-from switch_jax.data.task_errors import explain, reading_error
+from switch_jax.data.task_errors import OF_USERS, explain, reading_error
 
 
 def add_missing_features(batch: HostBatch) -> HostBatch:
@@ -136,7 +136,7 @@ def reading(config: DataConfig, task: str | None = None) -> Iterator[None]:
     yield
   except ConfigError:
     raise
-  except Exception as error:
+  except OF_USERS as error:
     which = 'which' if task in (None, config.mixture_or_task_name) else f'whose task {task}'
     raise ConfigError(
       f'DataConfig.mixture_or_task_name is {config.mixture_or_task_name!r}, {which} cannot be read as configured: '
@@ -214,7 +214,7 @@ def make_stream(
 
 
 def explain_reading(
-  provider: seqio.Task | seqio.Mixture, config: DataConfig, split: str, error: Exception
+  provider: seqio.Task | seqio.Mixture, config: DataConfig, split: str, error: BaseException
 ) -> ConfigError:
   """Returns the error to raise where iterating over the examples of a task or mixture failed; it names the task."""
 

@@ -5,6 +5,7 @@ raise in its own errors, with the traceback in the message; what is shown is the
 """
 
 import contextlib
+import copy
 import re
 import sysconfig
 import time
@@ -25,6 +26,8 @@ _OF_TENSORFLOW = re.compile(
 )
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 _LONGEST = 300
+# What the code of a user may raise; `sys.exit()` in it is an error like others, and Ctrl-C is none.
+OF_USERS = (Exception, SystemExit)
 # How long the task is looked for that made a mixture fail.
 _SEARCH_SECONDS = 20.0
 
@@ -60,12 +63,12 @@ def failing(what: str, remedy: str) -> Iterator[None]:
     yield
   except ConfigError:
     raise
-  except Exception as error:
+  except OF_USERS as error:
     raise ConfigError(f'{what}: {explain(error)}; {remedy} (--debug has the traceback).') from error
 
 
 def reading_error(
-  provider: seqio.Task | seqio.Mixture, split: str, read: Callable[[seqio.Task], tf.data.Dataset], error: Exception
+  provider: seqio.Task | seqio.Mixture, split: str, read: Callable[[seqio.Task], tf.data.Dataset], error: BaseException
 ) -> ConfigError:
   """Returns what to raise where the examples of a task or mixture could not be read to their end.
 
@@ -85,7 +88,7 @@ def reading_error(
       for _ in read(task):
         if time.monotonic() > ends:
           break
-    except Exception as found:
+    except OF_USERS as found:
       who, error = f'the task {task.name}', found
       break
   if isinstance(error, ConfigError):
@@ -104,8 +107,8 @@ def check_rates(mixture: seqio.Mixture, split: str) -> None:
       rate = mixture.get_rate(task)
     except ConfigError:
       raise
-    except Exception as error:
-      if uncounted := list(_uncounted(mixture, split)):
+    except OF_USERS as error:
+      if (uncounted := list(_uncounted(mixture, split))) and _would_have_rate(mixture, task):
         raise ConfigError(
           f'{what} ({explain(error)}): {", ".join(uncounted)} {"has" if len(uncounted) == 1 else "have"} no number of '
           f'examples. Give the source num_input_examples={{{split!r}: ...}}, or give the task a fixed rate in the '
@@ -126,8 +129,19 @@ def _uncounted(mixture: seqio.Mixture, split: str) -> Iterator[str]:
     try:
       if split in task.splits and task.num_input_examples(split) is None:
         yield task.name
-    except Exception:
+    except OF_USERS:
       yield task.name
+
+
+def _would_have_rate(mixture: seqio.Mixture, task: seqio.Task) -> bool:
+  """Whether the rate of a task can be computed where its source knows a number of examples."""
+  counted = copy.copy(task)
+  counted.num_input_examples = lambda split: 1000
+  try:
+    mixture.get_rate(counted)
+  except OF_USERS:
+    return False
+  return True
 
 
 def check_features(provider: seqio.Task | seqio.Mixture, features: Mapping[str, seqio.Feature]) -> None:

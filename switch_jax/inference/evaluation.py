@@ -21,7 +21,7 @@ from switch_jax.data.features import differing_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.sentinels import decode_tokens
 from switch_jax.data.streams import check_ids, explain_reading
-from switch_jax.data.task_errors import failing, said_and_where
+from switch_jax.data.task_errors import OF_USERS, failing, said_and_where
 from switch_jax.data.vocabularies import vocabulary_digest
 from switch_jax.inference.decoding import Ids
 from switch_jax.inference.evaluation_records import EvaluationFiles, mixture_averages, note
@@ -77,7 +77,7 @@ class TaskEvaluator:
         f'{data.mixture_or_task_name} cannot be read ({first_line(error)}); put its data set where TensorFlow '
         'Datasets looks (TFDS_DATA_DIR), or see to the files that the task names.'
       ) from error
-    except Exception as error:
+    except OF_USERS as error:
       raise explain_reading(provider, data, data.eval_split, error) from error
     for task in self.tasks:
       if self.sizes[task.name] == 0:
@@ -150,6 +150,12 @@ class TaskEvaluator:
       raise ConfigError(
         f'a metric cannot be computed: Failed to evaluate task {match[1]}{where}: {said}; see to its metric_fns and '
         'its postprocess_fn (--debug has the traceback).'
+      ) from error
+    except SystemExit as error:  # which SeqIO lets through
+      said, where = said_and_where(error)
+      raise ConfigError(
+        f'a metric of {self.config.data.mixture_or_task_name} ended the program{where}: {said}; see to metric_fns and '
+        'postprocess_fn of its tasks (--debug has the traceback).'
       ) from error
     finally:
       logger.setLevel(level)

@@ -162,8 +162,6 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
       f'ModelConfig.mlp_activations is {config.mlp_activations!r}: its SwitchTransformers classes have one input '
       'kernel (wi), and a gated layer has two (wi_0, wi_1)'
     )
-  if gated and config.mlp_activations[0] != 'gelu':
-    _refuse(f'ModelConfig.mlp_activations is {config.mlp_activations!r}: its gated layer is gated-gelu')
   result = {
     'architectures': ['SwitchTransformersForConditionalGeneration' if moe else 'T5ForConditionalGeneration'],
     'model_type': 'switch_transformers' if moe else 't5',
@@ -188,7 +186,7 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
   }
   if moe is None:
     # What transformers understands as the tanh approximation is called gated-gelu in the gated layer only.
-    result['feed_forward_proj'] = 'gated-gelu' if gated else activation
+    result['feed_forward_proj'] = f'gated-{config.mlp_activations[0]}' if gated else activation
     return result
   if moe.router != 'top1':
     _refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")

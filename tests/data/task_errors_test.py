@@ -1,7 +1,9 @@
 """What the code of a task raises: one line with the task's name and the place, wherever it is raised."""
 
 import dataclasses
+import sys
 
+import numpy as np
 import pytest
 
 from switch_jax.config import ConfigError, DataConfig
@@ -23,6 +25,10 @@ def counted(texts=TEXTS, counts=True):
 
 def fails_at_once(dataset):
   raise RuntimeError('not today')
+
+
+def exits(dataset):
+  sys.exit('not now')
 
 
 def fails_in_python(dataset):
@@ -57,6 +63,7 @@ def tasks():
     'uncounted': {'source': counted(counts=False)},
     'empty': {'source': counted([])},
     'at_once': {'before': [fails_at_once]},
+    'exits': {'before': [exits]},
     'in_python': {'before': [fails_in_python]},
     'while_traced': {'before': [fails_while_traced]},
     'no_targets': {'before': [lacks_targets]},
@@ -78,6 +85,8 @@ def tasks():
     'with_others': (['good', 'other_bytes'], 1.0),
     'with_python': (['good', 'in_python'], 1.0),
     'with_at_once': (['good', 'at_once'], 1.0),
+    'with_exit': (['good', 'exits'], 1.0),
+    'with_words': (['uncounted', 'good'], 'often'),
     'without_rate': (['good', 'good_too'], lambda task: 1 / 0),
     'with_nan': (['good', 'good_too'], float('nan')),
     'of_mixture': (['with_counts'], seqio.mixing_rate_num_examples),
@@ -103,6 +112,9 @@ def tasks():
     ('with_others', ['different vocabularies: inputs of other_bytes', '262 ids, and of good', '359 ids']),
     ('with_python', ['the task in_python failed', 'LookupError: seven is odd (task_errors_test.py, line']),
     ('with_at_once', ['whose task at_once', 'RuntimeError: not today (task_errors_test.py, line', 'in fails_at_once)']),
+    ('exits', ["is 'exits', which cannot be read as configured: SystemExit: not now (task_errors_test.py, line"]),
+    ('with_exit', ['whose task exits', 'SystemExit: not now']),
+    ('with_words', ["in the mixture with_words cannot be computed: could not convert string to float: 'often'; give"]),
     ('without_rate', ['rate of good in the mixture without_rate', 'ZeroDivisionError']),
     ('with_nan', ['the rate of good in the mixture with_nan is nan']),
     ('of_mixture', ['in the mixture of_mixture', "'rate' for sub-mixture 'with_counts' must be a number"]),
@@ -146,6 +158,12 @@ def test_a_mixture_in_a_mixture_with_numbers_is_read():
       'def corpus_digest(data):\n  raise OSError("no disk")\n',
       'corpus_digest() of the task module own_tasks failed: OSError: no disk (own_tasks.py, line 2, in corpus_digest)',
     ),
+    (
+      'def corpus_digest(data):\n  return b"1"\n',
+      "corpus_digest() of the task module own_tasks returned b'1'; it must",
+    ),
+    ('def describe(data):\n  return data.nothing\n', 'describe() of the task module own_tasks failed: AttributeError'),
+    ('def describe(data, more):\n  return more\n', 'describe() of the task module own_tasks failed: TypeError'),
   ],
 )
 def test_what_a_task_module_raises(source, message, tmp_path, monkeypatch):
@@ -153,10 +171,23 @@ def test_what_a_task_module_raises(source, message, tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.delitem(__import__('sys').modules, 'own_tasks', raising=False)
   config = dataclasses.replace(CONFIG, task_module='own_tasks')
+
+  def begin():
+    module = providers.import_task_module(config)
+    providers.fingerprint(config, 0, module, providers.find_provider(config, 'train'))
+    providers.describe_text(config, module)
+
   with pytest.raises(ConfigError) as caught:
-    providers.fingerprint(config, 0, providers.import_task_module(config), providers.find_provider(config, 'train'))
+    begin()
   assert message in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+def test_numbers_of_examples_may_be_numpys(monkeypatch):
+  task = providers.find_provider(CONFIG, 'train')
+  digest = providers.fingerprint(CONFIG, 0, None, task)['corpus']
+  monkeypatch.setattr(task.source, '_num_input_examples', dict.fromkeys(task.splits, np.int64(len(TEXTS))))
+  assert providers.fingerprint(CONFIG, 0, None, task)['corpus'] == digest
 
 
 def test_what_tensorflow_puts_around_an_error_is_left_out():

@@ -77,6 +77,16 @@ def test_switch_layers_nowhere_is_a_t5():
   assert not any('sparse' in name or 'expert' in name for name in content)
 
 
+@pytest.mark.parametrize('activation', ['relu', 'gelu', 'silu', 'linear'])
+@pytest.mark.parametrize('gate', [(), ('linear',)])
+def test_every_activation_comes_back(tmp_path, activation, gate):
+  config = dataclasses.replace(MODELS['dense'], mlp_activations=(activation, *gate))
+  save_own(tmp_path / 'ours', config, with_optimizer=False)
+  assert run(f'switch_jax:{tmp_path}/ours', f'huggingface:{tmp_path}/theirs') == 0
+  again, _ = interop.load('huggingface', tmp_path / 'theirs')
+  assert again.mlp_activations == config.mlp_activations
+
+
 # Each stack as encoder and as decoder; two stacks without experts are a T5.
 PAIRS = [*itertools.pairwise(STACKS), (STACKS[-1], STACKS[0]), (STACKS[0], STACKS[4])]
 
