@@ -137,8 +137,13 @@ def vocabulary_of(config: DataConfig) -> seqio.Vocabulary:
   return find_provider(config, config.train_split).output_features['targets'].vocabulary
 
 
-def _corpus_digest(config: DataConfig, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture) -> str:
-  """Returns what identifies the text, from the task's module or else from what SeqIO knows of the sources."""
+def _corpus_digest(
+  config: DataConfig, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture
+) -> str | int | None:
+  """Returns what identifies the text, from the task's module or else from what SeqIO knows of the sources.
+
+  Modules may give a number, or None for nothing: runs that recorded these go on.
+  """
   if module is not None and hasattr(module, 'corpus_digest'):
     with failing(f'corpus_digest() of the task module {config.task_module} failed', 'mend it there'):
       digest = module.corpus_digest(config)
