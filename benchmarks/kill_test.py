@@ -97,7 +97,7 @@ def run_until_killed(
       os.kill(process.pid, signal.SIGKILL)
       process.wait()
       return f'{kind}, {time.monotonic() - began:.0f} s after its start, after step {step}; saving: {saving}'
-    time.sleep(0.002)
+    time.sleep(0.01)
   if process.returncode:
     raise SystemExit(f'the run ended with {process.returncode} by itself:\n{log.read_text()}')
   return None
