@@ -21,7 +21,7 @@ SWEEPS = sorted(path.stem for path in (BENCHMARKS / 'study').glob('*.gin') if 'S
 SCRIPTS = sorted(
   str(path.relative_to(BENCHMARKS))
   for path in (*BENCHMARKS.glob('*.py'), BENCHMARKS / 'study', BENCHMARKS / 'distillation')
-  if path.name != 'runs.py'
+  if path.name not in ('runs.py', 'places.py')  # what programs share
 )
 STUDIES = ('study', 'distillation', 'finetune_demo', 'multilingual_finetune', 'multilingual_study', 'span_corruption')
 # One device, and programs of two steps that are compiled soon and run slowly.
