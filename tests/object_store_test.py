@@ -73,6 +73,7 @@ def test_every_mode(bucket, tmp_path):
     if not name.endswith('files.json'):
       store.put('bucket', name.replace(f'checkpoints/{newest}/', 'checkpoints/1/'), data, {})
   store.put('bucket', f'run/checkpoints/{newest + 9}/', b'', {})  # killed before anything was in it
+  store.put('bucket', 'run/train/.tmpcompose/metrics.jsonl', b'{"st', {})
   store.reset_counts()
   steps = newest + 5
   status, output = bucket.run(['-m', 'tests.object_store.scenes', str(steps), str(tmp_path)], 300)

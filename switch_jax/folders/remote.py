@@ -46,6 +46,13 @@ def _kinds(error: BaseException) -> set[str]:
   return {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith('tensorflow.')}
 
 
+def remove_unfinished(folder: epath.Path) -> None:
+  """Removes what a killed process had sent of new bytes and not put behind the others yet; nobody appends meanwhile."""
+  unfinished = folder / '.tmpcompose'  # TensorFlow's name
+  if unfinished.exists():
+    unfinished.rmtree()
+
+
 class Appender:
   """Appends to files on an object store from a thread of its own, which runs from the first bytes to `close`.
 

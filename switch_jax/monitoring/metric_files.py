@@ -23,7 +23,7 @@ from etils import epath
 from switch_jax.config import first_line
 from switch_jax.folders.metric_lines import LineWriter
 from switch_jax.folders.model_dir import EXPERT_TOKENS_FILE, METRICS_FILE
-from switch_jax.folders.remote import Appender, is_remote
+from switch_jax.folders.remote import Appender, is_remote, remove_unfinished
 
 
 class MetricFiles:
@@ -173,6 +173,8 @@ class MetricFiles:
     self._opened = self._directory.is_dir()
     self._lines.cut(step)
     self._expert_lines.cut(step)
+    if self._appender is not None:
+      remove_unfinished(self._directory)
 
   def _write_scalars(self, step: int, plain: Mapping[str, float]) -> None:
     if events := self._event_writer():

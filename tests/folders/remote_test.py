@@ -136,3 +136,13 @@ def test_a_store_that_takes_nothing_for_long_is_given_up_and_spoken_of_once(path
   assert len(caplog.records) == 1
   assert 'cannot be written to at the moment' in caplog.text
   appender.close()
+
+
+def test_what_a_killed_process_had_not_put_behind_the_rest_goes(tmp_path):
+  folder = epath.Path(tmp_path)
+  remote.remove_unfinished(folder)
+  (folder / '.tmpcompose').mkdir()
+  (folder / '.tmpcompose' / 'metrics.jsonl').write_text('{"st')
+  (folder / 'metrics.jsonl').write_text('{}\n')
+  remote.remove_unfinished(folder)
+  assert [path.name for path in folder.iterdir()] == ['metrics.jsonl']
