@@ -13,6 +13,7 @@ import numpy as np
 
 from switch_jax.checkpoints.__main__ import main as verify_checkpoints
 from switch_jax.folders.metric_lines import read_metrics
+from switch_jax.parallel.process_group import HOST_LOST
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, PERIOD = 60, 5
@@ -49,7 +50,7 @@ def kill_once_saved(pair, logs, number, model_dir, step):
     time.sleep(0.005)
   pair[number].send_signal(signal.SIGKILL)
   pair[number].wait()
-  assert pair[1 - number].wait(20) == 1
+  assert pair[1 - number].wait(20) == HOST_LOST
   log = logs[1 - number].read_text()
   assert log.splitlines()[-1].startswith(f'error: process {number} (')
   if number:  # with process 0 goes JAX's coordination service, and JAX may begin to say so too

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Literal
 
 import jax
@@ -73,12 +74,15 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
     KeyboardInterrupt: a second Ctrl-C, which does not wait for the step.
   """
   began = time.perf_counter()
-  with _storage_errors_said(run.model_dir), contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack:
+    # First, so that it hears what all others say when they close.
+    storage = stack.enter_context(_Storage(run.model_dir))
     store, claim = open_store(run, stack)
     if (step := _step_at_the_end(run, store)) is not None:
       return _result(run, restore_state(run, store, step), step, 'nothing to do')
     opened = open_run(run, store, profile, stack)
     training = _Training(opened, claim)
+    storage.is_written_to = True
     try:
       if jax.process_index() == 0:
         record_beginning(run)
@@ -92,18 +96,20 @@ def train(run: RunConfig, *, config_gin: str = '', profile: bool | Sequence[Wind
   return _result(run, training.state, training.step, reason, facts)
 
 
-@contextlib.contextmanager
-def _storage_errors_said(model_dir: str) -> Iterator[None]:
-  """A context in which what a disk or store says is the user's error; also where it says so when all is closed."""
-  try:
-    yield
-  except Exception as error:
-    if not is_storage_error(error):
-      raise
-    raise ConfigError(
-      f'{model_dir} can no longer be written to: {_cause(error)}. See to the cause (free space and rights on the disk, '
-      'say) and run the same command again to continue from the newest checkpoint.'
-    ) from error
+class _Storage(contextlib.AbstractContextManager):
+  """A context in which what a disk or store says of a MODEL_DIR is the user's error, once it is written to."""
+
+  def __init__(self, model_dir: str):
+    self._model_dir, self.is_written_to = model_dir, False
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+  ) -> None:
+    if self.is_written_to and isinstance(error, Exception) and is_storage_error(error):
+      raise ConfigError(
+        f'{self._model_dir} can no longer be written to: {_cause(error)}. See to the cause (free space and rights on '
+        'the disk, say) and run the same command again to continue from the newest checkpoint.'
+      ) from error
 
 
 def _cause(error: Exception) -> str:

@@ -29,7 +29,10 @@ def test_a_teacher_with_experts_in_attention(teacher):
 
 def test_a_student_with_experts_in_attention(teacher):
   found = find_inheritance(teacher, ('attention',), ATTENTION['linear'])
-  assert found.new['encoder/layers_1/attention/query/expert/w/kernel'] == "experts and routers are the student's own"
+  assert (
+    found.new['encoder/layers_1/attention/query_key_value/expert/query/kernel']
+    == "experts and routers are the student's own"
+  )
   assert found.new['decoder/decoder_norm/scale'] == 'not asked for'
   assert all('attention' in name or 'rel_embedding' in name for name in found.taken)
 
@@ -48,7 +51,7 @@ def test_nothing_to_take(teacher):
     ('encoder/layers_0/mlp/wi_0/kernel', 'mlp'),
     ('encoder/relpos_bias/rel_embedding', 'attention'),
     ('decoder/layers_0/self_attention/query/kernel', 'attention'),
-    ('decoder/layers_1/self_attention/query/expert/w/kernel', None),
+    ('decoder/layers_1/self_attention/query_key_value/expert/query/kernel', None),
     ('decoder/layers_1/mlp/router/router_weights/w/kernel', None),
   ],
 )

@@ -29,11 +29,11 @@ def test_values_of_moments_go_with_their_parameters(tmp_path):
   """Separate layers of a scanned model: row b of a block's moments is those of its layer."""
   state = save_own(tmp_path / 'ours', dataclasses.replace(ATTENTION['mlp'], scan_layers=True))
   assert run(f'switch_jax:{tmp_path}/ours', f'switch_jax:{tmp_path}/other', '--gin.scan_layers=False') == 0
-  block = state.opt_state[0].moments['decoder']['blocks']['layers_1']['self_attention']['query']['expert']
+  block = state.opt_state[0].moments['decoder']['blocks']['layers_1']['self_attention']['query_key_value']['expert']
   moments = state_of(tmp_path / 'other')['opt_state'][0]['moments']['decoder']
   for row, layer in enumerate((1, 3)):
     one = jax.tree.map(lambda array, row=row: array[row], block)
-    assert_same(moments[f'layers_{layer}']['self_attention']['query']['expert'], one)
+    assert_same(moments[f'layers_{layer}']['self_attention']['query_key_value']['expert'], one)
 
 
 def test_the_record_stays_and_the_optimizer_goes(tmp_path):

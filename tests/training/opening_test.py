@@ -22,6 +22,7 @@ class Source:
 
   vocabulary, vocabulary_size, fingerprint = VOCABULARY, 12, {'seed': 0}
   features = types.MappingProxyType({'inputs': {}, 'targets': {}})
+  description = None
 
   def __init__(self, done):
     self._done = done
