@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 
 from switch_jax.parallel import Layout
 
-MASKED = -1e10  # as `attention.MASKED`
+# Large enough that adding a score leaves it unchanged in float32: a query without keys averages all values, as T5X.
+MASKED = -1e10
 # Runs the kernels in Python, on any platform: for tests.
 INTERPRET = False
 _LANES, _SUBLANES = 128, 8
@@ -55,20 +56,9 @@ def fits(layout: Layout, query: jax.Array, key: jax.Array) -> bool:
   return _Cut(_core(layout), query, key, key, None, None, None, None).block > 0
 
 
-def attend_fused(
-  layout: Layout,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  query_segments: jax.Array,
-  key_segments: jax.Array,
-  bias: jax.Array | None = None,
-  keep: jax.Array | None = None,
-  *,
-  causal: bool = False,
-) -> jax.Array:
-  """The form of `attention` for TPUs; arguments and result are those of `attention`."""
-  return _attend(layout, causal, query, key, value, query_segments, key_segments, bias, keep)
+def attend_fused(layout: Layout, *arguments: jax.Array | None, causal: bool = False) -> jax.Array:
+  """The form of `attention` for TPUs; arguments, from the query to what dropout keeps, and result are those of it."""
+  return _attend(layout, causal, *arguments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
