@@ -61,6 +61,14 @@ class _Connection:
     ours = all(isinstance(message, dict) for message in messages) and len(self._buffer) < _LONGEST_MESSAGE
     return messages if received and ours else None
 
+  def end_sending(self) -> None:
+    """Says that no more will be sent. Only after the other side has ended too may the connection be closed.
+
+    Closing it earlier, with a sign of life still unread, resets it, and the other side loses what it has not read yet.
+    """
+    with contextlib.suppress(OSError):
+      self._socket.shutdown(socket.SHUT_WR)
+
   def close(self) -> None:
     self._socket.close()
 
@@ -95,7 +103,8 @@ def join(address: str, count: int, process: int, seconds: float) -> 'ProcessGrou
   """
   patience = _Patience(seconds)
   if process:
-    return ProcessGroup(process, {0: _enter(address, count, process, patience)}, {0: address})
+    connection, messages = _enter(address, count, process, patience)
+    return ProcessGroup(process, {0: connection}, {0: address}, messages)
   return _gather(address, count, patience)
 
 
@@ -161,8 +170,12 @@ def _take_in(connection: _Connection, count: int, here: dict[int, _Connection], 
   return True
 
 
-def _enter(address: str, count: int, process: int, patience: _Patience) -> _Connection:
-  """A process other than 0: goes to process 0 and waits there for the rest."""
+def _enter(address: str, count: int, process: int, patience: _Patience) -> tuple[_Connection, list[dict[str, Any]]]:
+  """A process other than 0: goes to process 0 and waits there for the rest.
+
+  Returns:
+    The connection, and what process 0 has said in the same breath after all were there: that it leaves, perhaps.
+  """
   host, _, port = address.rpartition(':')
   reason = ''
   while True:
@@ -181,12 +194,12 @@ def _enter(address: str, count: int, process: int, patience: _Patience) -> _Conn
           messages = connection.receive()
           if messages is None:
             break
-          for message in messages:
+          for number, message in enumerate(messages, 1):
             if 'refused' in message:
               connection.close()
               raise ConfigError(str(message['refused']))
             if 'complete' in message:
-              return connection
+              return connection, messages[number:]
       connection.close()
     if patience.is_over(f'process 0 of {count} at {address} ({reason})'):
       raise ConfigError(f'process {process} of {count} could not join process 0 at {address}: {reason}. {_REMEDY}')
@@ -200,10 +213,18 @@ class ProcessGroup:
     process: which one this is.
     connections: process 0 has one to every other process, the others have one to process 0.
     names: of the hosts at their ends, by process.
+    messages: of process 0, that have come already.
   """
 
-  def __init__(self, process: int, connections: dict[int, _Connection], names: dict[int, str]):
+  def __init__(
+    self,
+    process: int,
+    connections: dict[int, _Connection],
+    names: dict[int, str],
+    messages: list[dict[str, Any]] | None = None,
+  ):
     self._process, self._connections, self._names = process, connections, names
+    self._early, self._said_farewell = messages or [], set[int]()
     self._heard, self._failing, self._left = threading.Event(), threading.Event(), threading.Event()
     self._thread = threading.Thread(target=self._listen, name='process_group', daemon=True)
 
@@ -231,7 +252,7 @@ class ProcessGroup:
 
   def leave(self) -> None:
     """Leaves in good order: waits until all have come to their end, so that the failure of one is still heard."""
-    self._tell(left=True)  # before the thread knows, which closes the connection to whoever has left too
+    self._tell(left=True)  # before the thread knows, which ends sending to whoever has left too
     self._left.set()
     self._thread.join()
     for connection in self._connections.values():
@@ -254,29 +275,38 @@ class ProcessGroup:
     with selectors.DefaultSelector() as selector:
       for number, connection in self._connections.items():
         selector.register(connection, selectors.EVENT_READ, number)
-      said_farewell: set[int] = set()
-      told = time.monotonic()
+      self._take(0, self._early)
+      told, parting = time.monotonic(), 0.0
       heard = dict.fromkeys(self._connections, told)
       while self._connections:
         for key, _ in selector.select(0.2):
           number, connection = key.data, self._connections[key.data]
           heard[number] = time.monotonic()
           messages = connection.receive()
-          for message in messages or ():
-            if 'left' in message:
-              said_farewell.add(number)
-            elif 'failed' in message:
-              said_farewell.add(number)
-              self._end(str(message['failed']), number, int(message['status']), _GRACE)
-          if messages is None and number not in said_farewell and not self._failing.is_set():
+          self._take(number, messages or [])
+          if messages is None and number not in self._said_farewell and not self._failing.is_set():
             name = self._names[number]
             self._end(f'process {number} ({name}) has died or cannot be reached any more', number, HOST_LOST)
-          if messages is None or (number in said_farewell and self._left.is_set()):
+          if messages is None:
             selector.unregister(connection)
             self._connections.pop(number).close()
-        if self._left.is_set() and said_farewell.issuperset(self._connections):
-          return
+        if self._left.is_set():
+          for number in self._said_farewell.intersection(self._connections):
+            self._connections[number].end_sending()
+          if self._said_farewell.issuperset(self._connections):
+            parting = parting or time.monotonic()
+            if time.monotonic() - parting > _FAREWELL:
+              return
         told = self._tell_of_life(told, heard)
+
+  def _take(self, number: int, messages: list[dict[str, Any]]) -> None:
+    """Takes what a process has said: that it leaves, or has failed, which ends this one."""
+    for message in messages:
+      if 'left' in message:
+        self._said_farewell.add(number)
+      elif 'failed' in message:
+        self._said_farewell.add(number)
+        self._end(str(message['failed']), number, int(message['status']), _GRACE)
 
   def _tell_of_life(self, told: float, heard: dict[int, float]) -> float:
     """Tells the others that this process lives, and ends it if one of them has been silent for long.
