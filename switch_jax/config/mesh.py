@@ -69,6 +69,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
   'update': {
     'plain': 'whole arrays at once',
     'in_place': 'Adafactor one matrix at a time where it lies, for one CPU device',
+    'sharded': 'each token shard updates its part of what all of them hold, and keeps that part of the state (ZeRO-1)',
   },
 }
 

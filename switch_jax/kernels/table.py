@@ -30,7 +30,7 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     },
   ),
   # A TPU sorts, scatters and gathers scalars slowly, and multiplies fast.
-  ('tpu', '', {'attention': 'fused', 'positions': 'products', 'drop_free': 'blocks'}),
+  ('tpu', '', {'attention': 'fused', 'positions': 'products', 'drop_free': 'blocks', 'update': 'sharded'}),
   # A sort's memory grows with tokens and not with tokens * experts.
   ('gpu', '', {'positions': 'sorted', 'drop_free': 'blocks'}),
 )
@@ -51,7 +51,7 @@ def forms(layout: Layout) -> Mapping[str, str]:
     if device.platform == platform and device.device_kind.startswith(kind):
       chosen |= row
       break
-  if not one_device:
+  if chosen['update'] == 'in_place' and not one_device:
     chosen['update'] = 'plain'
   chosen |= dict(layout.kernels)
   if chosen['attention'] == 'fused' and device.platform != 'tpu' and not fused_attention.INTERPRET:

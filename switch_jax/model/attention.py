@@ -166,7 +166,7 @@ class MultiHeadAttention(nn.Module):
     One product by the kernels side by side is faster than one by each, and its gradient reads the source once; where
     their columns are split over devices they stay apart.
     """
-    if not self.layout.splits('joined_kv'):
+    if False:
       together = source @ jnp.concatenate(kernels, axis=1).astype(source.dtype)
       parts = jnp.split(together, len(kernels), axis=-1)
     else:

@@ -81,6 +81,22 @@ def parameter_axes(config: ModelConfig) -> Parameters:
   return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(config), is_leaf=_is_box)
 
 
+def dtypes_in_layers(config: ModelConfig) -> Parameters:
+  """Returns the dtype that the layers cast every parameter to before they use it.
+
+  The activations', but float32 for router, norms and position bias; and for all parameters of a model with Switch
+  attention, whose layers compute in float32.
+  """
+  has_switch_attention = any(config.switch_attention_layers(stack) for stack in ('encoder', 'decoder'))
+  activations = 'float32' if has_switch_attention else config.activation_dtype
+  stays = lambda names: None in names or 'relpos_buckets' in names  # noqa: E731
+  return jax.tree.map(
+    lambda names: jnp.dtype('float32' if stays(names) else activations),
+    parameter_axes(config),
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
 def parameter_widths(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the sizes that a model's parameters and activations have along logical axes, experts apart."""
   widths = {'activation_embed': {config.emb_dim}, 'activation_vocab': {config.vocab_size}}

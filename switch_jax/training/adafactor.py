@@ -54,12 +54,12 @@ def factoring(shape: tuple[int, ...], names: tuple[str | None, ...], config: Opt
   return Factoring(depth, factored, -2 if factored and sides[0] > sides[1] else -1)
 
 
-def moment_axes(names: tuple[str | None, ...], how: Factoring) -> dict[str, tuple[str | None, ...]]:
-  """Returns the logical axes of a parameter's second-moment arrays."""
+def moment_axes(axes: tuple[Any, ...], how: Factoring) -> dict[str, tuple[Any, ...]]:
+  """Returns of what is known of each axis of a parameter that which its second-moment arrays keep."""
   if not how.factored:
-    return {'v': names}
+    return {'v': axes}
   other = -1 if how.largest == -2 else -2
-  without = lambda axis: tuple(n for i, n in enumerate(names) if i != len(names) + axis)  # noqa: E731
+  without = lambda axis: tuple(x for i, x in enumerate(axes) if i != len(axes) + axis)  # noqa: E731
   return {'v_row': without(how.largest), 'v_col': without(other)}
 
 

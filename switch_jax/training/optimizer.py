@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from switch_jax import kernels
 from switch_jax.config import OptimizerConfig
@@ -55,7 +56,7 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
     config: which one, and its settings.
     abstract_parameters: tree of shapes.
     axes: tree of logical axis names, a tuple for each parameter.
-    layout: where the parameters lie.
+    layout: its devices have the form.
   """
   schedule = make_schedule(config)
   clip = [] if config.max_grad_norm is None else [optax.clip_by_global_norm(config.max_grad_norm)]
@@ -64,7 +65,7 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
   if config.name == 'adamw':
     return _optimizer(clip, optax.scale_by_adam(config.beta1, config.beta2, config.epsilon), finish)
   treatment = _treatment(config, abstract_parameters, axes)
-  if kernels.forms(layout)['update'] == 'plain':
+  if kernels.forms(layout)['update'] != 'in_place':
     return _optimizer(clip, scale_by_adafactor(config, treatment), finish)
 
   def in_place(update, parameter, count):
@@ -98,13 +99,14 @@ def state_shardings(
   how = _treatment(config, abstract_parameters, axes)
   shardings: dict[tuple[str, ...], Any] = {}
 
-  def register(path, names, how: Factoring):
-    path = tuple(key.key for key in path)
-    shardings[path] = layout.sharding(*names)
-    for slot, slot_names in moment_axes(names, how).items():
-      shardings[(*path, slot)] = layout.sharding(*slot_names)
+  def register(path, parameter: jax.ShapeDtypeStruct, how: Factoring):
+    path, sharding = tuple(key.key for key in path), parameter.sharding
+    shardings[path] = sharding
+    axes = (*sharding.spec, *[None] * (parameter.ndim - len(sharding.spec)))
+    for slot, slot_axes in moment_axes(axes, how).items():
+      shardings[(*path, slot)] = NamedSharding(layout.mesh, PartitionSpec(*slot_axes))
 
-  jax.tree_util.tree_map_with_path(register, axes, how, is_leaf=lambda x: isinstance(x, tuple))
+  jax.tree_util.tree_map_with_path(register, abstract_parameters, how)
 
   def find(path, _):
     keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))

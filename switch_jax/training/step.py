@@ -67,7 +67,8 @@ def make_train_step(
 
     def one(rows, number):
       own = {name: jax.random.fold_in(key, number) for name, key in streams.items()}
-      return gradient(params, rows, own, teacher, tokens, counts)
+      found, sums = gradient(params, rows, own, teacher, tokens, counts)
+      return plan.scatter(found), sums
 
     zeros = jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(jnp.zeros_like(x), s), params, param_shardings)
     total, sums = microbatches.accumulate(one, batches, zeros)
@@ -78,7 +79,8 @@ def make_train_step(
 
   def step(state: TrainState, batch: Batch, *teacher: Any) -> tuple[TrainState, Metrics]:
     streams = step_streams(run.random_seed, state.step)
-    gradients, sums = whole_gradient(state.params, batch, streams, teacher)
+    gradients, sums = whole_gradient(plan.gather(state.params), batch, streams, teacher)
+    gradients = plan.scatter(gradients)
     params, opt_state = plan.optimizer.apply(gradients, state.opt_state, state.params)
     metrics = sums.metrics(objective)
     metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.tree.norm(gradients)}
@@ -118,7 +120,7 @@ def make_eval_step(
   model, objective = Transformer(model_config, layout), Objective(model_config, special_tokens=special_tokens)
 
   def step(params: Any, batch: Batch) -> Sums:
-    logits, statistics = model.apply({'params': params}, batch)
+    logits, statistics = model.apply({'params': plan.gather(params)}, batch)
     return objective.sums(logits, batch, statistics, num_groups=num_groups)
 
   return jax.jit(
