@@ -11,7 +11,7 @@ from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
 from switch_jax.model.cache import Pair, StepContext, attend_to_cache, attend_to_memory, heads_first, heads_last
-from switch_jax.model.layers import Dense, Kernel
+from switch_jax.model.layers import Dense, Kernel, product
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
 
@@ -170,7 +170,7 @@ class MultiHeadAttention(nn.Module):
       together = source @ jnp.concatenate(kernels, axis=1).astype(source.dtype)
       parts = jnp.split(together, len(kernels), axis=-1)
     else:
-      parts = [source @ kernel.astype(source.dtype) for kernel in kernels]
+      parts = [product(source, kernel) for kernel in kernels]
     return [y.reshape(*y.shape[:-1], self.config.num_heads, self.config.head_dim) for y in parts]
 
 

@@ -34,6 +34,28 @@ def activate(config: ModelConfig, hidden: Sequence[jax.Array]) -> jax.Array:
   return functools.reduce(operator.mul, activated)
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Multiplies tokens `[batch, length, d]` by a float32 kernel `[d, f]`, in the dtype of the tokens.
+
+  The kernel's gradient is made and summed over the devices in float32, also where the tokens are bfloat16.
+  """
+  return x @ kernel if x.dtype == kernel.dtype else _mixed_product(x, kernel)
+
+
+@jax.custom_vjp
+def _mixed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return x @ kernel.astype(x.dtype)
+
+
+def _mixed_product_backward(kept, gradient):
+  x, kernel = kept
+  to_kernel = jnp.einsum('bld,blf->df', x, gradient, preferred_element_type=jnp.float32)
+  return jnp.einsum('blf,df->bld', gradient, kernel.astype(x.dtype)), to_kernel
+
+
+_mixed_product.defvjp(lambda x, kernel: (_mixed_product(x, kernel), (x, kernel)), _mixed_product_backward)
+
+
 class Kernel(nn.Module):
   """A matrix, or a stack of them, that knows the logical names of its axes."""
 
@@ -58,7 +80,7 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., fan_in]` to `[..., fan_out]` in the dtype of `x`."""
     kernel = self.param('kernel', nn.with_logical_partitioning(self.init, self.names), self.shape, jnp.float32)
-    return x @ kernel.astype(x.dtype)
+    return product(x, kernel)
 
 
 class LayerNorm(nn.Module):

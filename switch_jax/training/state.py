@@ -67,10 +67,13 @@ class StatePlan:
     return jax.tree.map(one, params, self.abstract.params, self.in_layers)
 
   def scatter(self, gradients: Any) -> Any:
-    """Tells the compiler to sum gradients straight into the parts of the parameters that are kept."""
+    """Returns the parts of the gradients, as they come from the layers, that belong to the kept parameters."""
     if self.in_layers is None:
       return gradients
-    return jax.lax.with_sharding_constraint(gradients, self.shardings.params)
+    # First as they come: asked for parts at once, the partitioner would gather the tokens of all shards to look them up
+    # in an embedding that is split, and turn products into rings of small ones.
+    whole = jax.lax.with_sharding_constraint(gradients, jax.tree.map(lambda x: x.sharding, self.in_layers))
+    return jax.lax.with_sharding_constraint(whole, self.shardings.params)
 
 
 def plan_state(run: RunConfig, layout: Layout) -> StatePlan:
