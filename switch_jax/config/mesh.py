@@ -53,6 +53,10 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
     'by_row': 'one row of the batch at a time, for XLA:CPU',
     'fused': "a kernel for TPUs in which scores stay in the core's memory",
   },
+  'projections': {
+    'apart': 'query, key and value each by its own product',
+    'together': 'by one product with their matrices side by side, which reads the tokens once: for XLA:CPU',
+  },
   'expert_product': {
     'plain': 'one batched product',
     'own_gradient': 'the same with a derivative that transposes nothing, for XLA:CPU',

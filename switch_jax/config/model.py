@@ -152,6 +152,8 @@ class ModelConfig(Checked):
     logits_via_embedding: tie the output projection to the embedding (then scaled by emb_dim ** -0.5).
     dropout_rate: dropout outside the experts.
     activation_dtype: dtype of activations and of the residual stream; parameters are always float32.
+    gradient_dtype: in which the gradients of dense kernels are made and summed over the devices where activations are
+      bfloat16; those of experts and router always are float32.
     init: `paper`: truncated normal of variance `init_scale` / fan_in for every matrix, router included; `released`:
       the distributions of the released checkpoints' configuration.
     init_scale: the s of section 2.4 (0.1; 1.0 is the usual initialisation of Transformers).
@@ -177,6 +179,7 @@ class ModelConfig(Checked):
   logits_via_embedding: bool = True
   dropout_rate: float = 0.0
   activation_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  gradient_dtype: Literal['float32', 'bfloat16'] = 'float32'
   init: Literal['paper', 'released'] = 'paper'
   init_scale: float = 0.1
   relpos_num_buckets: int = 32

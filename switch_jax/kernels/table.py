@@ -23,13 +23,15 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     '',
     {
       'attention': 'by_row',
+      'projections': 'together',
       'expert_product': 'own_gradient',
       'positions': 'sorted',
       'drop_free': 'blocks',
       'update': 'in_place',
     },
   ),
-  # A TPU sorts, scatters and gathers scalars slowly, and multiplies fast.
+  # A TPU sorts, scatters and gathers scalars slowly, and multiplies fast. It would copy the parts of a joint projection
+  # out of it, and back into its gradient.
   ('tpu', '', {'attention': 'fused', 'positions': 'products', 'drop_free': 'blocks', 'update': 'sharded'}),
   # A sort's memory grows with tokens and not with tokens * experts.
   ('gpu', '', {'positions': 'sorted', 'drop_free': 'blocks'}),

@@ -109,7 +109,7 @@ class MultiHeadAttention(nn.Module):
       return Kernel(joined, ('embed', 'joined_kv'), initializers.kernel(config, kind))
 
     self.query, self.key, self.value = kernel('query'), kernel('attention'), kernel('attention')
-    self.out = Dense(joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'))
+    self.out = Dense(config, joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'))
 
   def __call__(
     self,
@@ -160,17 +160,15 @@ class MultiHeadAttention(nn.Module):
   def _heads_first(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return heads_first(x @ kernel.astype(x.dtype), self.config.num_heads)
 
-  def _project(self, source: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
-    """Maps `[batch, length, embed]` by each kernel to `[batch, length, heads, kv]`.
+  def _project(self, source: jax.Array, *matrices: jax.Array) -> list[jax.Array]:
+    """Maps `[batch, length, embed]` by each matrix to `[batch, length, heads, kv]`.
 
-    One product by the kernels side by side is faster than one by each, and its gradient reads the source once; where
-    their columns are split over devices they stay apart.
+    Where their columns are split over devices they stay apart whatever the form.
     """
-    if False:
-      together = source @ jnp.concatenate(kernels, axis=1).astype(source.dtype)
-      parts = jnp.split(together, len(kernels), axis=-1)
+    if kernels.forms(self.layout)['projections'] == 'together' and not self.layout.splits('joined_kv'):
+      parts = jnp.split(product(source, jnp.concatenate(matrices, axis=1), self.config), len(matrices), axis=-1)
     else:
-      parts = [product(source, kernel) for kernel in kernels]
+      parts = [product(source, matrix, self.config) for matrix in matrices]
     return [y.reshape(*y.shape[:-1], self.config.num_heads, self.config.head_dim) for y in parts]
 
 

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
 
-ACTIVATIONS = {'relu': jax.nn.relu, 'gelu': jax.nn.gelu, 'silu': jax.nn.silu, 'linear': lambda x: x}
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+  """The larger of x and 0; its gradient looks at the result, which the next product keeps anyway, and not at x."""
+  return jnp.maximum(x, 0)
+
+
+relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
+
+ACTIVATIONS = {'relu': relu, 'gelu': jax.nn.gelu, 'silu': jax.nn.silu, 'linear': lambda x: x}
 
 
 def activation_dtype(config: ModelConfig) -> jnp.dtype:
@@ -34,26 +43,41 @@ def activate(config: ModelConfig, hidden: Sequence[jax.Array]) -> jax.Array:
   return functools.reduce(operator.mul, activated)
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Multiplies tokens `[batch, length, d]` by a float32 kernel `[d, f]`, in the dtype of the tokens.
+def product(
+  x: jax.Array, kernel: jax.Array, config: ModelConfig, axes: str = 'df', dtype: jnp.dtype | None = None
+) -> jax.Array:
+  """Multiplies tokens by a kernel, in the dtype of the tokens.
 
-  The kernel's gradient is made and summed over the devices in float32, also where the tokens are bfloat16.
+  Args:
+    x: `[batch, length, d]`.
+    kernel: float32, of the two axes that follow.
+    config: `gradient_dtype` is that in which the kernel's gradient is made, and summed over the devices.
+    axes: the kernel's, `df` or `fd`.
+    dtype: of the result; None is that of the tokens.
+
+  Returns:
+    `[batch, length, f]`.
   """
-  return x @ kernel if x.dtype == kernel.dtype else _mixed_product(x, kernel)
+  if x.dtype == kernel.dtype or config.gradient_dtype == x.dtype:
+    return jnp.einsum(f'bld,{axes}->blf', x, kernel.astype(x.dtype), preferred_element_type=dtype)
+  return _mixed_product(axes, dtype, x, kernel)
 
 
-@jax.custom_vjp
-def _mixed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return x @ kernel.astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mixed_product(axes: str, dtype: jnp.dtype | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return jnp.einsum(f'bld,{axes}->blf', x, kernel.astype(x.dtype), preferred_element_type=dtype)
 
 
-def _mixed_product_backward(kept, gradient):
+def _mixed_product_backward(axes, dtype, kept, gradient):
+  del dtype
   x, kernel = kept
-  to_kernel = jnp.einsum('bld,blf->df', x, gradient, preferred_element_type=jnp.float32)
-  return jnp.einsum('blf,df->bld', gradient, kernel.astype(x.dtype)), to_kernel
+  to_x = jnp.einsum(f'blf,{axes}->bld', gradient, kernel.astype(x.dtype)).astype(x.dtype)
+  return to_x, jnp.einsum(f'bld,blf->{axes}', x, gradient, preferred_element_type=kernel.dtype)
 
 
-_mixed_product.defvjp(lambda x, kernel: (_mixed_product(x, kernel), (x, kernel)), _mixed_product_backward)
+_mixed_product.defvjp(
+  lambda axes, dtype, x, kernel: (_mixed_product(axes, dtype, x, kernel), (x, kernel)), _mixed_product_backward
+)
 
 
 class Kernel(nn.Module):
@@ -72,6 +96,7 @@ class Kernel(nn.Module):
 class Dense(nn.Module):
   """A linear map without bias."""
 
+  config: ModelConfig
   shape: tuple[int, int]
   names: tuple[str | None, str | None]
   init: initializers.Initializer
@@ -80,7 +105,7 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., fan_in]` to `[..., fan_out]` in the dtype of `x`."""
     kernel = self.param('kernel', nn.with_logical_partitioning(self.init, self.names), self.shape, jnp.float32)
-    return product(x, kernel)
+    return product(x, kernel, self.config)
 
 
 class LayerNorm(nn.Module):
@@ -115,7 +140,7 @@ class Embed(nn.Module):
   def attend(self, x: jax.Array) -> jax.Array:
     """Returns float32 logits `[batch, length, vocab]` of the tied table, scaled by emb_dim ** -0.5."""
     x = x * jnp.asarray(self.config.emb_dim**-0.5, x.dtype)
-    return jnp.einsum('bld,vd->blv', x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
+    return product(x, self.embedding, self.config, 'fd', jnp.dtype('float32'))
 
 
 class Dropout(nn.Module):
@@ -142,7 +167,7 @@ class MlpBlock(nn.Module):
     config = self.config
     init = initializers.kernel(config, 'mlp')
     inner, outer = (config.emb_dim, config.mlp_dim), (config.mlp_dim, config.emb_dim)
-    hidden = [Dense(inner, ('embed', 'mlp'), init, name=name)(x) for name in input_kernel_names(config)]
+    hidden = [Dense(config, inner, ('embed', 'mlp'), init, name=name)(x) for name in input_kernel_names(config)]
     y = activate(config, hidden)
     y = Dropout(config.dropout_rate, self.deterministic)(y)
-    return Dense(outer, ('mlp', 'embed'), init, name='wo')(y)
+    return Dense(config, outer, ('mlp', 'embed'), init, name='wo')(y)

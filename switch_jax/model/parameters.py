@@ -23,8 +23,8 @@ Shapes = dict[str, tuple[int, ...]]
 # Fields on which no parameter's name, shape or axes depend: models that differ in nothing else are traced once. A field
 # that is missing here costs a trace.
 _IDLE_IN_MODEL = (
-  'dropout_rate', 'activation_dtype', 'init', 'init_scale', 'relpos_max_distance', 'layer_norm_epsilon', 'scan_unroll',
-  'remat_policy', 'mask_padding_queries',
+  'dropout_rate', 'activation_dtype', 'gradient_dtype', 'init', 'init_scale', 'relpos_max_distance',
+  'layer_norm_epsilon', 'scan_unroll', 'remat_policy', 'mask_padding_queries',
 )  # fmt: skip
 _IDLE_IN_MOE = (
   'router', 'train_capacity_factor', 'eval_capacity_factor', 'expert_capacity', 'min_expert_capacity',

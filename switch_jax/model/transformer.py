@@ -13,7 +13,7 @@ from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
 from switch_jax.model.attention import MultiHeadAttention, RelativePositionBias
 from switch_jax.model.cache import Cache, Memory, Pair, StepContext
-from switch_jax.model.layers import Dropout, Embed, LayerNorm, MlpBlock
+from switch_jax.model.layers import Dropout, Embed, LayerNorm, MlpBlock, product
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.model.switch import SwitchLayer
 from switch_jax.model.switch_attention import SwitchSelfAttention
@@ -170,7 +170,7 @@ class Logits(nn.Module):
     shape = (self.config.emb_dim, self.config.vocab_size)
     init = nn.with_logical_partitioning(initializers.kernel(self.config, 'logits'), ('embed', 'vocab'))
     kernel = self.param('kernel', init, shape, jnp.float32)
-    return jnp.einsum('bld,dv->blv', x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+    return product(x, kernel, self.config, dtype=jnp.dtype('float32'))
 
 
 class LayerStack(nn.Module):

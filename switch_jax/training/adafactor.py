@@ -6,6 +6,7 @@ clipped and the parameter's scale taken for each of them separately. No momentum
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,8 +78,17 @@ def _root_mean_square(x: jax.Array, stack_depth: int) -> jax.Array:
   return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(stack_depth, x.ndim)), keepdims=True))
 
 
+def _root_mean_squares(x: jax.Array, y: jax.Array, stack_depth: int) -> list[jax.Array]:
+  """Returns `_root_mean_square` of two arrays of one shape, in one pass over both."""
+  axes, zero = tuple(range(stack_depth, x.ndim)), jnp.zeros((), x.dtype)
+  add = lambda a, b: (a[0] + b[0], a[1] + b[1])  # noqa: E731
+  sums = jax.lax.reduce((jnp.square(x), jnp.square(y)), (zero, zero), add, axes)
+  count = math.prod(x.shape[stack_depth:])
+  return [jnp.expand_dims(jnp.sqrt(total / count), axes) for total in sums]
+
+
 def scale_by_adafactor(
-  config: OptimizerConfig, treatment: Any, in_place: InPlace | None = None
+  config: OptimizerConfig, treatment: Any, in_place: InPlace | None = None, *, both_at_once: bool = False
 ) -> optax.GradientTransformation:
   """Returns the transformation of gradients into Adafactor's updates, before the learning rate.
 
@@ -88,6 +98,8 @@ def scale_by_adafactor(
     in_place: if given, the result is no update but the new parameters: what `in_place(update, parameter, count)` makes
       of each, after `count` updates. The matrices of a stack are then updated in turn, where they lie
       (`kernels.update`).
+    both_at_once: take the scales of a stack and of its update in one pass over both: a TPU has to read all of a large
+      array for each sum. XLA:CPU makes a slow loop of two sums.
   """
 
   def init_one(how: Factoring, parameter: jax.Array) -> dict[str, jax.Array]:
@@ -110,9 +122,16 @@ def scale_by_adafactor(
     else:
       v = decay * moments['v'] + (1 - decay) * squared
       update, moments = gradient * jax.lax.rsqrt(v), {'v': v}
-    scale = 1.0 / jnp.maximum(1.0, _root_mean_square(update, how.stack_depth) / config.clip_threshold)
+    one_pass = both_at_once and how.stack_depth > 0 and config.multiply_by_parameter_scale
+    if one_pass:
+      size, parameter_size = _root_mean_squares(update, parameter, how.stack_depth)
+    else:
+      size = _root_mean_square(update, how.stack_depth)
+    scale = 1.0 / jnp.maximum(1.0, size / config.clip_threshold)
     if config.multiply_by_parameter_scale:
-      scale *= jnp.maximum(_root_mean_square(parameter, how.stack_depth), _PARAMETER_EPSILON)
+      if not one_pass:
+        parameter_size = _root_mean_square(parameter, how.stack_depth)
+      scale *= jnp.maximum(parameter_size, _PARAMETER_EPSILON)
     return update * scale, moments
 
   def replace_one(how, gradient, moments, parameter, decay, count):

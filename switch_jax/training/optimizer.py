@@ -65,8 +65,9 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
   if config.name == 'adamw':
     return _optimizer(clip, optax.scale_by_adam(config.beta1, config.beta2, config.epsilon), finish)
   treatment = _treatment(config, abstract_parameters, axes)
-  if kernels.forms(layout)['update'] != 'in_place':
-    return _optimizer(clip, scale_by_adafactor(config, treatment), finish)
+  form = kernels.forms(layout)['update']
+  if form != 'in_place':
+    return _optimizer(clip, scale_by_adafactor(config, treatment, both_at_once=form == 'sharded'), finish)
 
   def in_place(update, parameter, count):
     return parameter - schedule(count) * (update + config.weight_decay * parameter if decay else update)

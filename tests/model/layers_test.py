@@ -9,7 +9,17 @@ import pytest
 from flax.linen import meta
 
 from switch_jax.config import ModelConfig
-from switch_jax.model.layers import Dropout, Embed, LayerNorm, MlpBlock, activate, activation_dtype, input_kernel_names
+from switch_jax.model.layers import (
+  Dropout,
+  Embed,
+  LayerNorm,
+  MlpBlock,
+  activate,
+  activation_dtype,
+  input_kernel_names,
+  product,
+  relu,
+)
 
 CONFIG = ModelConfig(
   vocab_size=10, emb_dim=4, num_heads=2, head_dim=2, mlp_dim=6, num_encoder_layers=1, num_decoder_layers=1,
@@ -80,3 +90,33 @@ def test_dropout_has_one_mask_for_all_positions_of_a_row():
   np.testing.assert_array_equal(found, np.broadcast_to(found[:, :1], found.shape))
   assert not np.array_equal(found[0], found[1])
   np.testing.assert_array_equal(Dropout(0.5, deterministic=True).apply({}, ones), ones)
+
+
+def test_relu_has_the_derivative_of_jax():
+  x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.nan], jnp.float32)
+  np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
+  of = lambda f: jax.vjp(f, x)[1](jnp.arange(1.0, 7.0))[0]  # noqa: E731
+  np.testing.assert_array_equal(of(relu), of(jax.nn.relu))
+
+
+@pytest.mark.parametrize(('axes', 'dtype'), [('df', None), ('fd', jnp.dtype('float32'))])
+@pytest.mark.parametrize('gradient_dtype', ['float32', 'bfloat16'])
+def test_a_kernels_gradient_is_made_in_the_dtype_asked_for(axes, dtype, gradient_dtype):
+  """Of bfloat16 tokens: exact to float32, or rounded."""
+  config = dataclasses.replace(CONFIG, gradient_dtype=gradient_dtype)
+  random = np.random.default_rng(1)
+  x = jnp.asarray(random.normal(size=(2, 3, 4)), jnp.bfloat16)
+  kernel = jnp.asarray(random.normal(size=(4, 6) if axes == 'df' else (6, 4)), jnp.float32)
+  y, backward = jax.vjp(lambda x, kernel: product(x, kernel, config, axes, dtype), x, kernel)
+  rounded = np.asarray(kernel.astype(jnp.bfloat16), np.float64)
+  rounded = rounded if axes == 'df' else rounded.T
+  wide = lambda x: np.asarray(x, np.float64)  # noqa: E731
+  assert y.dtype == (dtype or jnp.bfloat16)
+  np.testing.assert_allclose(wide(y), wide(x) @ rounded, rtol=1e-6 if dtype else 1e-2, atol=1e-2)
+  gradient = jnp.asarray(random.normal(size=(2, 3, 6)), jnp.bfloat16)
+  to_x, to_kernel = backward(gradient.astype(y.dtype))
+  assert (to_x.dtype, to_kernel.dtype) == (jnp.bfloat16, jnp.float32)
+  np.testing.assert_allclose(wide(to_x), wide(gradient) @ rounded.T, rtol=1e-2, atol=2e-2)
+  exact = np.einsum('bld,blf->df', wide(x), wide(gradient))
+  error = np.abs(wide(to_kernel) - (exact if axes == 'df' else exact.T)).max()
+  assert error < 1e-5 if gradient_dtype == 'float32' else 1e-4 < error < 0.1

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from switch_jax.config import DataConfig, MeshConfig, OptimizerConfig, RunConfig
-from switch_jax.parallel import Layout, make_mesh
+from switch_jax.model.parameters import dtypes_in_layers
+from switch_jax.parallel import Layout, make_mesh, update_sharding
 from switch_jax.training.state import init_state, plan_state
 from tests.training.short_runs import QUIET
 
@@ -66,3 +67,41 @@ def test_another_seed_gives_other_numbers_and_given_parameters_are_kept():
   params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, x.dtype), plan.abstract.params)
   state = init_state(RUN, layout, plan, params)
   jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.5), state.params)
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+  """A plan in which every token shard keeps its part, of small parameters too."""
+  monkeypatch.setattr(update_sharding, 'SMALLEST_SPLIT', 64)
+  mesh = MeshConfig(data=2, expert=2, model=2, kernels={'update': 'sharded'})
+  layout = Layout.of(mesh, make_mesh(mesh, None, jax.devices()))
+  return layout, plan_state(RUN, layout)
+
+
+def test_parts_are_kept_and_their_moments_with_them(in_parts):
+  layout, plan = in_parts
+  state = init_state(RUN, layout, plan)
+  kernel = lambda tree: tree['encoder']['layers_0']['attention']['query']['kernel']  # noqa: E731
+  assert [x.data.shape for x in kernel(state.params).addressable_shards] == [(4, 8)] * 8
+  moments = kernel(state.opt_state[0].moments)
+  assert {name: x.sharding.shard_shape(x.shape) for name, x in moments.items()} == {'v_row': (4,), 'v_col': (8,)}
+  embedding = state.params['token_embedder']['embedding']
+  assert embedding.sharding.shard_shape(embedding.shape) == (64 // 8, 16)
+  expected = init_state(RUN, Layout.single_device(), plan_state(RUN, Layout.single_device()))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state, expected)
+
+
+def test_the_layers_get_the_whole_parameters_as_they_round_them(in_parts):
+  layout, plan = in_parts
+  params = init_state(RUN, layout, plan).params
+  rounded = dataclasses.replace(plan, in_layers=jax.tree.map(
+    lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding),
+    plan.in_layers, dtypes_in_layers(dataclasses.replace(QUIET, activation_dtype='bfloat16')),
+  ))  # fmt: skip
+  found, exact = jax.jit(rounded.gather)(params), jax.jit(plan.gather)(params)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), exact, params)
+  kernel = lambda tree: tree['decoder']['layers_0']['mlp']['router']['router_weights']['w']['kernel']  # noqa: E731
+  np.testing.assert_array_equal(kernel(found), kernel(params))
+  embedding, whole = found['token_embedder']['embedding'], params['token_embedder']['embedding']
+  assert embedding.sharding.is_equivalent_to(layout.sharding('vocab', 'embed'), 2)
+  np.testing.assert_array_equal(embedding, whole.astype(jnp.bfloat16).astype(jnp.float32))
