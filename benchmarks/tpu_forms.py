@@ -3,8 +3,8 @@
   python benchmarks/tpu_forms.py
   python benchmarks/tpu_forms.py --model=switch_tiny --steps=20 --devices=8
 
-Both train on the same two batches of made-up tokens, dropout, expert dropout and jitter on, in float32. Prints the losses side by side
-and the largest difference; exit status 1 above 1e-5.
+Both train on the same two batches of made-up tokens, dropout, expert dropout and jitter on, in float32. Prints the
+losses side by side and the largest difference; exit status 1 above 1e-5.
 """
 
 import argparse
@@ -22,7 +22,7 @@ NOISE = (
   'config.MoeConfig.expert_dropout_rate=0.4',
   'config.MoeConfig.jitter_noise=0.01',
   "config.ModelConfig.activation_dtype='float32'",
-  'LEARNING_RATE=10',  # so that twenty steps learn something
+  'LEARNING_RATE=3',  # twenty steps learn something; with more, a rounding may turn a token to another expert
 )
 
 

@@ -22,11 +22,11 @@ def split(shape, names, mesh, **rules):
 @pytest.mark.parametrize(
   ('shape', 'names', 'mesh', 'expected'),
   [
-    ((512, 256), ('embed', 'mlp'), (2, 4, 1), P(BOTH, None)),
+    ((512, 256), ('embed', 'mlp'), (2, 4, 1), P(BOTH, 'model')),
     ((512, 256), ('embed', 'mlp'), (2, 2, 2), P(BOTH, 'model')),
     ((512, 256), ('mlp', 'embed'), (2, 2, 2), P(('model', *BOTH), None)),
-    ((6, 256, 512), ('layers', 'embed', 'mlp'), (2, 4, 1), P(None, BOTH, None)),  # 8 does not divide 6 layers
-    ((516, 300), ('embed', 'mlp'), (2, 4, 1), P('expert', None)),  # 8 divides neither, 4 does
+    ((6, 256, 512), ('layers', 'embed', 'mlp'), (2, 4, 1), P(None, BOTH, 'model')),  # 8 does not divide 6 layers
+    ((516, 300), ('embed', 'mlp'), (2, 4, 1), P('expert', 'model')),  # 8 divides neither, 4 does
     ((515, 301), ('embed', 'mlp'), (2, 4, 1), P(None, 'model')),
     ((255, 256), ('embed', 'mlp'), (2, 4, 1), P(None, 'model')),  # small
     ((8, 256, 256), ('expert', 'expert_embed', 'expert_mlp'), (4, 2, 1), P('expert', None, 'model')),

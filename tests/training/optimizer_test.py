@@ -54,7 +54,10 @@ def test_adamw():
 def test_state_lies_as_its_parameters(name):
   layout = Layout(make_mesh(MeshConfig(data=2, model=4), None))
   config = OptimizerConfig(name=name, min_dim_size_to_factor=2)
-  shapes = {'w': jax.ShapeDtypeStruct((16, 8), jnp.float32), 'b': jax.ShapeDtypeStruct((8,), jnp.float32)}
+  shapes = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout.sharding(*AXES[name]))
+    for name, shape in {'w': (16, 8), 'b': (8,)}.items()
+  }
   optimizer = make_optimizer(config, shapes, AXES, layout)
   found = state_shardings(config, optimizer, shapes, AXES, layout)
   specs = {

@@ -44,12 +44,12 @@ def batch():
 
 
 @functools.cache
-def train(model, shape, steps=3, padding_rows=0, **settings):
-  """Returns the losses of a few steps, the last metrics and the parameters."""
+def train(model, shape, steps=3, padding_rows=0, kernels=(), **settings):
+  """Returns the losses of a few steps, the last metrics and the parameters; kernels are pairs of operation and form."""
   data = config.DataConfig(mixture_or_task_name='random', feature_lengths={'inputs': 12, 'targets': 6}, batch_size=8)
   run = config.RunConfig(model_dir='unused', model=model, data=data, train_steps=steps, random_seed=0, **settings)
   mesh = config.MeshConfig(data=shape[0], expert=shape[1], model=shape[2])
-  layout = Layout(make_mesh(mesh, None, jax.devices()[: np.prod(shape)]))
+  layout = Layout(make_mesh(mesh, None, jax.devices()[: np.prod(shape)]), kernels=kernels)
   plan = plan_state(run, layout)
   state, step = init_state(run, layout, plan), make_train_step(run, layout, plan)
   rows = {name: np.where(np.arange(8)[:, None] < padding_rows, 0, x) for name, x in batch().items()}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from switch_jax import config
+from switch_jax.kernels import fused_attention
 from switch_jax.model import Transformer, init_parameters
-from switch_jax.parallel import Layout
+from switch_jax.parallel import Layout, update_sharding
 from switch_jax.training.state import init_state, plan_state
 from switch_jax.training.step import make_train_step, step_streams
 from tests.training.short_runs import EIGHT, FOUR, LOSS, MODEL, MOE, ONE, QUIET, batch, train
@@ -19,6 +20,19 @@ def test_one_device_and_eight_draw_the_same_noise():
   np.testing.assert_allclose(one[0], eight[0], rtol=2e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), one[1], eight[1])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one[2], eight[2])
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_the_forms_for_tpus_train_as_the_plain_ones(monkeypatch, parts):
+  monkeypatch.setattr(fused_attention, 'INTERPRET', True)
+  monkeypatch.setattr(update_sharding, 'SMALLEST_SPLIT', 64)
+  asked = {'attention': 'fused', 'projections': 'apart', 'positions': 'products', 'update': 'sharded'}
+  model = dataclasses.replace(MODEL, moe=dataclasses.replace(MOE, sequences_per_group=None))
+  found = train(model, EIGHT, kernels=tuple(asked.items()), num_microbatches=parts)
+  plain = train(model, EIGHT, num_microbatches=parts)
+  np.testing.assert_allclose(found[0], plain[0], rtol=2e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[1], plain[1])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[2], plain[2])
 
 
 def test_noise_is_on():
