@@ -5,7 +5,7 @@ Parameters are float32 and have T5X's names; activations have the configuration'
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,12 @@ def relu(x: jax.Array) -> jax.Array:
 
 relu.defvjp(lambda x: (relu(x),) * 2, lambda y, gradient: (jnp.where(y > 0, gradient, 0),))
 
-ACTIVATIONS = {'relu': relu, 'gelu': jax.nn.gelu, 'silu': jax.nn.silu, 'linear': lambda x: x}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'relu': relu,
+  'gelu': jax.nn.gelu,
+  'silu': jax.nn.silu,
+  'linear': lambda x: x,
+}
 
 
 def activation_dtype(config: ModelConfig) -> jnp.dtype:
