@@ -34,7 +34,8 @@ class MoeConfig(Checked):
     expert_capacity: an absolute capacity in tokens per expert and group, in place of both factors.
     min_expert_capacity: lower bound of the capacity, in tokens.
     capacity_rounding: `floor` as the paper's code, `round` as T5X.
-    sequences_per_group: whole rows of the batch that are routed together; None is one group per (data, expert) shard.
+    sequences_per_group: whole rows of the batch that are routed together; None is one group per (data, expert) shard
+      (of a `ragged` dispatch: of all shards that exchange tokens).
     padding_takes_slots: let padding compete for slots and count in the balance loss (Hugging Face, flaxformer).
     slot_priority: `position` (first come, first served) or `probability` (batch-prioritised, encoder only).
     exploration: how the router explores in training (Table 11): noise on its input for every router but `top2`, which
@@ -53,7 +54,10 @@ class MoeConfig(Checked):
     expert_mlp_dim: hidden width of an expert; None is the model's `mlp_dim`.
     expert_dropout_rate: dropout inside the experts (section 2.4: 0.4 in fine-tuning).
     router_dtype: `float32` is selective precision; `bfloat16` only reproduces Table 2.
-    dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference.
+    dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference. Both give every group
+      slots of its own. `ragged` gives the slots of an expert to all shards that exchange tokens, as equation 3 has it
+      for the whole batch: their tokens are one group, in the order of the shards, and an expert takes the first of
+      them. For `top1` alone; far fewer slots where shards are many and have few tokens each (Switch-C).
     drop_free_block_size: rows to which the run of each expert is padded when no token is dropped; None picks a power
       of two from 8 to 128 near the mean number of tokens per expert.
     attention_expert: what a Switch attention expert is: a feed-forward `mlp` with two output matrices, one for the
@@ -89,7 +93,7 @@ class MoeConfig(Checked):
   expert_mlp_dim: int | None = None
   expert_dropout_rate: float = 0.0
   router_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  dispatch: Literal['slots', 'einsum'] = 'slots'
+  dispatch: Literal['slots', 'einsum', 'ragged'] = 'slots'
   drop_free_block_size: int | None = None
   attention_expert: Literal['linear', 'mlp'] = 'mlp'
 
@@ -122,6 +126,14 @@ class MoeConfig(Checked):
       if self.expert_capacity is None:
         self.require(self.train_capacity_factor is not None, 'train_capacity_factor', rule)
         self.require(self.eval_capacity_factor is not None, 'eval_capacity_factor', rule)
+    if self.dispatch == 'ragged':
+      other = 'or dispatch="slots".'
+      rule = f'the dispatch ragged numbers one queue of each expert over all shards, by top1 alone; use "top1", {other}'
+      self.require(self.router == 'top1', 'router', rule)
+      rule = f'the dispatch ragged takes tokens in their order over all shards; use "position", {other}'
+      self.require(self.slot_priority == 'position', 'slot_priority', rule)
+      rule = f'the dispatch ragged has one group of all shards that exchange tokens; leave it None, {other}'
+      self.require(self.sequences_per_group is None, 'sequences_per_group', rule)
     in_decoder = self.decoder_layers != () or self.decoder_attention_layers != ()
     if in_decoder:
       remedy = 'set decoder_layers=() and decoder_attention_layers=(), or choose another.'

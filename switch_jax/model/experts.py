@@ -1,7 +1,7 @@
 """What a Switch layer does with its tokens: pure functions over arrays, run by every shard on its own.
 
-Decide (`routing`), move (`dispatch`), compute the local experts, move back; or, where nothing is dropped, gather the
-tokens of all experts' shards and compute runs of rows (`kernels.apply_to_all`).
+Decide (`routing`), move (`dispatch`, `destination`), compute the local experts, move back; or, where nothing is
+dropped, gather the tokens of all experts' shards and compute runs of rows (`kernels.apply_to_all`).
 
 Where a model axis splits the experts' widths too, each of its devices moves its part of the tokens' width only, as the
 paper's code does: through the all-to-all in parts, gathered over the model axis for the product with the input kernels,
@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from switch_jax.config import ConfigError, ModelConfig
-from switch_jax.kernels import apply_to_all, decisions, expert_product
+from switch_jax.kernels import apply_to_all, decisions, expert_product, forms
 from switch_jax.kernels.drop_free import Product, block_size
-from switch_jax.model import dispatch
+from switch_jax.model import destination, dispatch
 from switch_jax.model.layers import activate, input_kernel_names
 from switch_jax.model.routing import Routing, RoutingStatistics, expert_capacity, route
 from switch_jax.parallel import Layout, lift
@@ -102,16 +102,22 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
     )
   groups, tokens = rows // group_rows, group_rows * length
   by_group = lambda array: array.reshape(groups, tokens, *array.shape[2:])  # noqa: E731
-  capacity = None if how.never_drop else expert_capacity(moe, tokens, how.deterministic)
+  # With `ragged` the tokens of all shards that exchange are one group.
+  sharing = layout.num_expert_shards if moe.dispatch == 'ragged' else 1
+  capacity = None if how.never_drop else expert_capacity(moe, sharing * tokens, how.deterministic)
   routing, statistics = route(
     by_group(logits),
     by_group(real),
     moe,
-    capacity,
+    None if sharing > 1 else capacity,
     deterministic=how.deterministic,
     decisions=decisions(layout),
     **{name: by_group(value) for name, value in noise.items()},
   )
+  queue = None
+  if sharing > 1 and capacity is not None:
+    axes = layout.expert_axes
+    routing, statistics, queue = destination.share_slots(routing, statistics, capacity, axes, decisions(layout))
   # Each device of the model axis has its part of a gate's gradient, and of a token's if they have the same tokens.
   routing = dataclasses.replace(routing, gate=lift(routing.gate, layout.model_axes))
   if not layout.exchanged_width_axes:
@@ -122,8 +128,8 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   if capacity is None:
     y = _without_dropping(how, x, routing, kernels, dropout_key)
   else:
-    send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity, decisions(layout))
-    y = receive(_on_slots(how, send(x), groups, kernels, dropout_key))
+    send, receive = _movers(how, routing, capacity, queue)
+    y = receive(_on_slots(how, send(x), groups * layout.num_expert_shards // sharing, kernels, dropout_key))
   if how.kind == 'mlp' and layout.model_axes and not layout.exchanged_width_axes:
     y = jax.lax.psum(y, 'model')
   return y.reshape(rows, length, y.shape[-1]), statistics
@@ -144,18 +150,32 @@ def network(how: Experts, x: jax.Array, product: Product, keep: jax.Array | None
   return product(hidden if keep is None else hidden * keep, 'wo')
 
 
-def _on_slots(how, slots, groups, kernels, dropout_key):
-  """Sends slots `[e, g * c, d]` to their experts' shards, applies the experts and brings the results back."""
+def _movers(how, routing, capacity, queue):
+  """Returns the ways of tokens `[n, d]` to the slots of the local experts `[local experts, slots, d]`, and back."""
   layout = how.layout
-  x = checkpoint_name(dispatch.to_expert_shards(slots, layout.num_expert_shards, layout.expert_axes), 'to_experts')
-  x = _whole_width(layout, x)  # [local experts, expert shards * g * c, d]
+  if queue is not None:
+    return destination.MOVERS[forms(layout)['exchange']](routing, queue, decisions(layout))
+  moe, shards, axes = how.config.experts, layout.num_expert_shards, layout.expert_axes
+  send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity, decisions(layout))
+
+  def send_on(x):
+    return dispatch.to_expert_shards(send(x), shards, axes)
+
+  def bring_back(y):
+    return receive(checkpoint_name(dispatch.from_expert_shards(y, shards, axes), 'from_experts'))
+
+  return send_on, bring_back
+
+
+def _on_slots(how, x, groups, kernels, dropout_key):
+  """Applies the local experts to slots `[local experts, slots, d]` that so many groups have together."""
+  layout = how.layout
+  x = _whole_width(layout, checkpoint_name(x, 'to_experts'))
   keep = None
   if dropout_key is not None:
-    shape = (*x.shape[:2], kernels['wo'].shape[1])
-    keep = _slot_dropout(how, shape, x.dtype, groups * layout.num_expert_shards, dropout_key)
+    keep = _slot_dropout(how, (*x.shape[:2], kernels['wo'].shape[1]), x.dtype, groups, dropout_key)
   y = network(how, x, lambda rows, name: expert_product(layout, rows, kernels[name]), keep)
-  y = y if how.kind == 'linear' else _sum_to_parts(layout, y)
-  return checkpoint_name(dispatch.from_expert_shards(y, layout.num_expert_shards, layout.expert_axes), 'from_experts')
+  return y if how.kind == 'linear' else _sum_to_parts(layout, y)
 
 
 def _without_dropping(how, x, routing, kernels, dropout_key):
@@ -217,12 +237,6 @@ def _choice_dropout(how, width, dtype, choices, key):
     return _own_part(how.layout, jax.random.bernoulli(jax.random.fold_in(key, choice), 1 - rate, (whole,)))
 
   return (jax.vmap(draw)(choices) / (1 - rate)).astype(dtype)
-
-
-def _out_part(how: Experts) -> int:
-  """Returns the width of a shard's output: all of it, or a device's part where the model axis splits it."""
-  parts = how.kind == 'linear' or how.layout.exchanged_width_axes
-  return how.out_dim // how.layout.size('model') if parts else how.out_dim
 
 
 def _index_on(axes: tuple[str, ...]) -> jax.Array | int:
