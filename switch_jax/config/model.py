@@ -127,7 +127,7 @@ class MoeConfig(Checked):
         self.require(self.train_capacity_factor is not None, 'train_capacity_factor', rule)
         self.require(self.eval_capacity_factor is not None, 'eval_capacity_factor', rule)
     if self.dispatch == 'ragged':
-      other = 'or dispatch="slots".'
+      other = 'or set dispatch="slots".'
       rule = f'the dispatch ragged numbers one queue of each expert over all shards, by top1 alone; use "top1", {other}'
       self.require(self.router == 'top1', 'router', rule)
       rule = f'the dispatch ragged takes tokens in their order over all shards; use "position", {other}'

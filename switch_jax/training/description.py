@@ -39,12 +39,14 @@ class StackRouting:
     return None if capacity is None else capacity * self.num_experts / self.group_tokens
 
 
-def stack_routing(run: RunConfig, num_token_shards: int) -> list[StackRouting]:
-  """Returns the routing of each stack that has Switch layers."""
+def stack_routing(run: RunConfig, layout: Layout) -> list[StackRouting]:
+  """Returns the routing of each stack that has Switch layers; a group is what shares the slots of an expert."""
   moe, found = run.model.moe, []
   if moe is None:
     return found
-  rows = moe.sequences_per_group or run.data.batch_size // num_token_shards // run.num_microbatches
+  rows = moe.sequences_per_group or run.data.batch_size // layout.num_token_shards // run.num_microbatches
+  if moe.dispatch == 'ragged':
+    rows *= layout.num_expert_shards
   for stack, feature in (('encoder', 'inputs'), ('decoder', 'targets')):
     if run.model.switch_layers(stack) or run.model.switch_attention_layers(stack):
       tokens = rows * run.data.feature_lengths[feature]
@@ -66,7 +68,7 @@ def active_parameters(run: RunConfig, layout: Layout) -> int:
 
 def _routing_lines(run: RunConfig, layout: Layout) -> list[str]:
   lines = []
-  for routing in stack_routing(run, layout.num_token_shards):
+  for routing in stack_routing(run, layout):
     parts = []
     for mode, capacity in (('training', routing.train_capacity), ('evaluation', routing.eval_capacity)):
       slots = routing.slots_per_token(capacity)

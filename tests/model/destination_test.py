@@ -47,15 +47,17 @@ def emulated(operand, output, input_offsets, send_sizes, output_offsets, recv_si
 
 @pytest.fixture(params=['gathered', 'ragged'])
 def form(request, monkeypatch):
-  """Gives CPUs each form, the collective of TPUs by others."""
+  """Gives CPUs each form, the collective of TPUs by others; returns the form of positions that goes with it."""
   monkeypatch.setitem(destination.MOVERS, 'gathered', destination.MOVERS[request.param])
   monkeypatch.setattr(jax.lax, 'ragged_all_to_all', emulated)
+  return {'gathered': 'sorted', 'ragged': 'products'}[request.param]
 
 
 @functools.cache
-def layout(data=1, expert=1, model=1):
+def layout(data=1, expert=1, model=1, positions='sorted'):
   mesh = MeshConfig(data=data, expert=expert, model=model)
-  return Layout(make_mesh(mesh, None, jax.devices()[: data * expert * model]))
+  devices = jax.devices()[: data * expert * model]
+  return Layout(make_mesh(mesh, None, devices), kernels=(('positions', positions),))
 
 
 def results(mesh, dropout_key=None, **moe):
@@ -109,11 +111,10 @@ def assert_equal(found, expected, data):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *sums)
 
 
-@pytest.mark.usefixtures('form')
 @pytest.mark.parametrize('capacity', [TIGHT, LOOSE])
 @pytest.mark.parametrize('mesh', MESHES, ids=str)
-def test_it_is_one_group_on_one_device(mesh, capacity):
-  found = results(mesh, dispatch='ragged', expert_capacity=capacity)
+def test_it_is_one_group_on_one_device(form, mesh, capacity):
+  found = results((*mesh, form), dispatch='ragged', expert_capacity=capacity)
   y, dropped = looped(mesh[0], capacity)
   assert (dropped > 0).all() == (capacity == TIGHT)
   np.testing.assert_allclose(found[0][0], y, rtol=1e-5, atol=1e-6)
@@ -121,10 +122,9 @@ def test_it_is_one_group_on_one_device(mesh, capacity):
   assert_equal(found, of_one_device(mesh[0], expert_capacity=capacity), mesh[0])
 
 
-@pytest.mark.usefixtures('form')
-def test_expert_dropout_and_padding_that_takes_slots():
+def test_expert_dropout_and_padding_that_takes_slots(form):
   fields = dict(train_capacity_factor=1.0, padding_takes_slots=True)
-  found = results((2, 2, 2), jax.random.key(3), dispatch='ragged', **fields)
+  found = results((2, 2, 2, form), jax.random.key(3), dispatch='ragged', **fields)
   assert_equal(found, results((1, 1, 1), jax.random.key(3), sequences_per_group=ROWS // 2, **fields), 2)
 
 
