@@ -65,13 +65,14 @@ def join_queue(counts: jax.Array, capacity: int, axes: tuple[str, ...]) -> Queue
     return jnp.clip(capacity - start, 0, count)
 
   offset = jnp.cumsum(counts) - counts
-  theirs = exchange(jnp.stack([counts, offset], axis=-1).reshape(jax.lax.axis_size(axes), -1, 2))
-  their_counts, their_offset = theirs[..., 0], theirs[..., 1]
+  arrived = exchange(jnp.stack([counts, offset], axis=-1).reshape(jax.lax.axis_size(axes), -1, 2))
+  their_counts, their_offset = arrived[..., 0], arrived[..., 1]
   their_start = jnp.cumsum(their_counts, axis=0) - their_counts
   start = exchange(their_start).reshape(-1)
-  runs = (offset, start, taken(start, counts), their_offset, their_start, taken(their_start, their_counts))
+  ours = (offset, start, taken(start, counts))
+  theirs = (their_offset, their_start, taken(their_start, their_counts))
   # Named, so that remat does not exchange them again.
-  return Queue(*checkpoint_name(runs, 'to_experts'), capacity, axes)
+  return checkpoint_name(Queue(*ours, *theirs, capacity, axes), 'to_experts')
 
 
 def share_slots(
