@@ -105,19 +105,19 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   # With `ragged` the tokens of all shards that exchange are one group.
   sharing = layout.num_expert_shards if moe.dispatch == 'ragged' else 1
   capacity = None if how.never_drop else expert_capacity(moe, sharing * tokens, how.deterministic)
+  rule = _rule(how, tokens, capacity) if sharing > 1 else None
   routing, statistics = route(
     by_group(logits),
     by_group(real),
     moe,
-    None if sharing > 1 else capacity,
+    None if rule else capacity,
     deterministic=how.deterministic,
     decisions=decisions(layout),
     **{name: by_group(value) for name, value in noise.items()},
   )
-  queue = None
-  if sharing > 1 and capacity is not None:
+  if rule:
     axes = layout.expert_axes
-    routing, statistics, queue = destination.share_slots(routing, statistics, capacity, axes, decisions(layout))
+    routing, statistics, queue = destination.share_rows(routing, statistics, rule, axes, decisions(layout))
   # Each device of the model axis has its part of a gate's gradient, and of a token's if they have the same tokens.
   routing = dataclasses.replace(routing, gate=lift(routing.gate, layout.model_axes))
   if not layout.exchanged_width_axes:
@@ -125,11 +125,19 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   # Float32 until here, so that the gradient is summed over the data replicas in float32 (see `lift`).
   kernels = {name: lift(kernel, layout.replica_axes).astype(x.dtype) for name, kernel in kernels.items()}
   x = x.reshape(-1, width)
-  if capacity is None:
+  if rule:
+    send, receive = destination.MOVERS[forms(layout)['exchange']](routing, queue, decisions(layout))
+    x = send(x)
+    if capacity is None:
+      y = _on_buffer(how, x, queue, kernels)
+    else:
+      y = _on_slots(how, x.reshape(-1, capacity, x.shape[-1]), 1, kernels, dropout_key)
+    y = receive(y.reshape(-1, y.shape[-1]))
+  elif capacity is None:
     y = _without_dropping(how, x, routing, kernels, dropout_key)
   else:
-    send, receive = _movers(how, routing, capacity, queue)
-    y = receive(_on_slots(how, send(x), groups * layout.num_expert_shards // sharing, kernels, dropout_key))
+    send, receive = _movers(how, routing, capacity)
+    y = receive(_on_slots(how, send(x), groups * layout.num_expert_shards, kernels, dropout_key))
   if how.kind == 'mlp' and layout.model_axes and not layout.exchanged_width_axes:
     y = jax.lax.psum(y, 'model')
   return y.reshape(rows, length, y.shape[-1]), statistics
@@ -150,11 +158,19 @@ def network(how: Experts, x: jax.Array, product: Product, keep: jax.Array | None
   return product(hidden if keep is None else hidden * keep, 'wo')
 
 
-def _movers(how, routing, capacity, queue):
+def _rule(how, tokens, capacity):
+  """Returns which of the tokens that arrive are taken where shards share their rows; None where all are."""
+  factor = how.config.experts.ragged_buffer_factor
+  if capacity is not None:
+    return destination.slots(capacity)
+  if factor is None or how.deterministic or how.never_drop:
+    return None
+  return destination.buffer(min(int(factor * tokens), how.layout.num_expert_shards * tokens))
+
+
+def _movers(how, routing, capacity):
   """Returns the ways of tokens `[n, d]` to the slots of the local experts `[local experts, slots, d]`, and back."""
   layout = how.layout
-  if queue is not None:
-    return destination.MOVERS[forms(layout)['exchange']](routing, queue, decisions(layout))
   moe, shards, axes = how.config.experts, layout.num_expert_shards, layout.expert_axes
   send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity, decisions(layout))
 
@@ -178,6 +194,23 @@ def _on_slots(how, x, groups, kernels, dropout_key):
   return y if how.kind == 'linear' else _sum_to_parts(layout, y)
 
 
+def _on_buffer(how, x, queue, kernels):
+  """Applies the local experts to a buffer `[rows, d]` in which the run of each may have any length."""
+  x = _whole_width(how.layout, checkpoint_name(x, 'to_experts'))
+  expert, local_experts = queue.expert_of_row[:, None], queue.their_taken.shape[1]
+  gate = jnp.where(expert < local_experts, 1.0, 0.0)
+  on_rows = lambda rows, product, choice: network(how, rows, product)  # noqa: E731
+  return _in_runs(how, x, expert, gate, on_rows, kernels, block_size(expert.size, local_experts))
+
+
+def _in_runs(how, x, expert, gate, on_rows, kernels, block):
+  """Applies the local experts to all choices of tokens `[n, d]`, sorted into runs."""
+  layout, out_dim = how.layout, kernels['w' if how.kind == 'linear' else 'wo'].shape[-1]
+  block = how.config.experts.drop_free_block_size or block
+  y = apply_to_all(layout, x, expert, gate, on_rows, kernels, out_dim=out_dim, block=block)
+  return y if how.kind == 'linear' else _sum_to_parts(layout, y)
+
+
 def _without_dropping(how, x, routing, kernels, dropout_key):
   """Applies the experts to all tokens `[n, d]` of a shard; tokens are gathered over the expert axis."""
   moe, layout = how.config.experts, how.layout
@@ -198,17 +231,8 @@ def _without_dropping(how, x, routing, kernels, dropout_key):
 
   local = flat.expert[0] - _index_on(axes) * local_experts
   is_here = (local >= 0) & (local < local_experts) & (flat.slot[0] >= 0)
-  y = apply_to_all(
-    layout,
-    x,
-    jnp.where(is_here, local, local_experts),
-    jnp.where(is_here, flat.gate[0], 0.0),
-    on_rows,
-    kernels,
-    out_dim=kernels['w' if how.kind == 'linear' else 'wo'].shape[-1],
-    block=moe.drop_free_block_size or block_size(num_choices, moe.num_experts),
-  )
-  y = y if how.kind == 'linear' else _sum_to_parts(layout, y)
+  expert, gate = jnp.where(is_here, local, local_experts), jnp.where(is_here, flat.gate[0], 0.0)
+  y = _in_runs(how, x, expert, gate, on_rows, kernels, block_size(num_choices, moe.num_experts))
   return y if shards == 1 else dispatch.sum_over_experts(y, axes)
 
 
