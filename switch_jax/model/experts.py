@@ -198,7 +198,7 @@ def _on_buffer(how, x, queue, kernels):
   """Applies the local experts to a buffer `[rows, d]` in which the run of each may have any length."""
   x = _whole_width(how.layout, checkpoint_name(x, 'to_experts'))
   expert, local_experts = queue.expert_of_row[:, None], queue.their_taken.shape[1]
-  gate = jnp.where(expert < local_experts, 1.0, 0.0)
+  gate = lift(jnp.where(expert < local_experts, 1.0, 0.0), how.layout.model_axes)
   on_rows = lambda rows, product, choice: network(how, rows, product)  # noqa: E731
   return _in_runs(how, x, expert, gate, on_rows, kernels, block_size(expert.size, local_experts))
 

@@ -58,6 +58,26 @@ MODEL = ModelConfig(
       r'^MoeConfig.sequences_per_group is 2; the dispatch ragged has one group of all shards that exchange tokens; '
       r'leave it None, or set dispatch="slots"\.$',
     ),
+    (
+      dict(ragged_buffer_factor=0.5),
+      r'^MoeConfig.ragged_buffer_factor is 0.5; a shard gets a row for each of its tokens on average; use at least '
+      r'1.0, or leave it None, which drops nothing\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=2.0),
+      r'^MoeConfig.ragged_buffer_factor is 2.0; only the dispatch ragged has it; set dispatch="ragged", or leave it '
+      r'None, which drops nothing\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=2.0, dispatch='ragged'),
+      r'^MoeConfig.ragged_buffer_factor is 2.0; experts with a capacity have no buffer; set train_capacity_factor and '
+      r'expert_capacity to None, or leave it None, which drops nothing\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=2.0, dispatch='ragged', train_capacity_factor=None, expert_dropout_rate=0.4),
+      r'^MoeConfig.ragged_buffer_factor is 2.0; expert dropout is drawn by numbers of tokens, which a buffer lacks; '
+      r'set expert_dropout_rate=0.0, or leave it None, which drops nothing\.$',
+    ),
     (dict(dispatch='raged'), r"dispatch is 'raged'; it must be one of 'slots', 'einsum', 'ragged'. Did you mean"),
     (dict(sample_temperature=0.0), r'sample_temperature is 0.0; it must be greater than 0'),
   ],

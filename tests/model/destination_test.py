@@ -60,13 +60,13 @@ def layout(data=1, expert=1, model=1, positions='sorted'):
   return Layout(make_mesh(mesh, None, devices), kernels=(('positions', positions),))
 
 
-def results(mesh, dropout_key=None, **moe):
+def results(mesh, dropout_key=None, training=False, **moe):
   """Returns the output, the gradients to tokens, logits and kernels, and the statistics."""
   config = ModelConfig(
     vocab_size=8, emb_dim=WIDTH, num_heads=2, head_dim=4, mlp_dim=HIDDEN, num_encoder_layers=2, num_decoder_layers=2,
-    moe=MoeConfig(num_experts=EXPERTS, expert_dropout_rate=0.5, **moe),
+    moe=MoeConfig(num_experts=EXPERTS, expert_dropout_rate=0.5 if dropout_key is not None else 0.0, **moe),
   )  # fmt: skip
-  how = Experts(config, layout(*mesh), dropout_key is None, 'mlp', WIDTH)
+  how = Experts(config, layout(*mesh), dropout_key is None and not training, 'mlp', WIDTH)
 
   def loss(x, logits, kernels):
     y, statistics = apply(how, x, logits, REAL, {}, kernels, dropout_key)
@@ -82,22 +82,47 @@ def of_one_device(data, **fields):
   return results((1, 1, 1), sequences_per_group=ROWS // data, **fields)
 
 
-def looped(data, capacity):
-  """Returns the output, and who of each replica gets a slot."""
-  gates = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
-  y, dropped = np.zeros_like(X), np.zeros(data)
+def wanted(replica, data):
+  """Yields `(expert, row, position)` of the tokens of a replica, in their order."""
+  for row in range(replica * ROWS // data, (replica + 1) * ROWS // data):
+    for token in np.flatnonzero(REAL[row]):
+      yield LOGITS[row, token].argmax(), row, token
+
+
+def with_slots(data, capacity):
+  """Returns which tokens get one of the slots of their expert, bool `[rows, length]`."""
+  has = np.zeros(REAL.shape, bool)
   for replica in range(data):
     taken = np.zeros(EXPERTS, int)
-    for row in range(replica * ROWS // data, (replica + 1) * ROWS // data):
-      for token in np.flatnonzero(REAL[row]):
-        expert = LOGITS[row, token].argmax()
-        if taken[expert] == capacity:
-          dropped[replica] += 1
-          continue
-        taken[expert] += 1
-        hidden = np.maximum(X[row, token] @ KERNELS['wi'][expert], 0)
-        y[row, token] = gates[row, token, expert] * (hidden @ KERNELS['wo'][expert])
-  return y, dropped
+    for expert, row, token in wanted(replica, data):
+      has[row, token] = taken[expert] < capacity
+      taken[expert] += 1
+  return has
+
+
+def in_buffers(data, shards, num_rows):
+  """Returns which tokens get one of the rows of their expert's shard, bool `[rows, length]`."""
+  has = np.zeros(REAL.shape, bool)
+  for replica in range(data):
+    for shard in range(shards):
+      experts = range(shard * EXPERTS // shards, (shard + 1) * EXPERTS // shards)
+      for _, row, token in sorted(choice for choice in wanted(replica, data) if choice[0] in experts)[:num_rows]:
+        has[row, token] = True
+  return has
+
+
+def dropped(has, data):
+  return (REAL & ~has).reshape(data, -1).sum(1)
+
+
+@jax.jit
+def every_expert(x, logits, kernels, has):
+  """Returns the output, of all experts applied to all tokens."""
+  gate = jnp.max(jax.nn.softmax(logits), axis=-1, keepdims=True)
+  hidden = jax.nn.relu(jnp.einsum('rld,edf->rlef', x, kernels['wi']))
+  y = jnp.einsum('rlef,efd->rled', hidden, kernels['wo'])
+  y = jnp.take_along_axis(y, logits.argmax(-1)[..., None, None], axis=2)[:, :, 0]
+  return jnp.where(has[..., None], gate * y, 0.0)
 
 
 def by_replica(statistics, data):
@@ -114,11 +139,25 @@ def assert_equal(found, expected, data):
 @pytest.mark.parametrize(('mesh', 'capacity'), [*((mesh, TIGHT) for mesh in MESHES), (MESHES[1], LOOSE)], ids=str)
 def test_it_is_one_group_on_one_device(form, mesh, capacity):
   found = results((*mesh, form), dispatch='ragged', expert_capacity=capacity)
-  y, dropped = looped(mesh[0], capacity)
-  assert (dropped > 0).all() == (capacity == TIGHT)
-  np.testing.assert_allclose(found[0][0], y, rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(by_replica(found[1], mesh[0]).dropped, dropped)
+  has = with_slots(mesh[0], capacity)
+  assert (dropped(has, mesh[0]) > 0).all() == (capacity == TIGHT)
+  np.testing.assert_allclose(found[0][0], every_expert(X, LOGITS, KERNELS, has), rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(by_replica(found[1], mesh[0]).dropped, dropped(has, mesh[0]))
   assert_equal(found, of_one_device(mesh[0], expert_capacity=capacity), mesh[0])
+
+
+@pytest.mark.parametrize(('mesh', 'factor'), [((2, 4, 1), 1.0), ((2, 2, 2), 1.0), ((1, 8, 1), 8.0)], ids=str)
+def test_runs_of_any_length_share_a_buffer(form, mesh, factor):
+  fields = dict(dispatch='ragged', train_capacity_factor=None, ragged_buffer_factor=factor, exploration='argmax')
+  (y, gradients), statistics = results((*mesh, form), training=True, **fields)
+  has = in_buffers(mesh[0], mesh[1], int(factor * ROWS * LENGTH // (mesh[0] * mesh[1])))
+  assert dropped(has, mesh[0]).any() == (factor == 1.0)
+  np.testing.assert_array_equal(by_replica(statistics, mesh[0]).dropped, dropped(has, mesh[0]))
+  np.testing.assert_allclose(y, every_expert(X, LOGITS, KERNELS, has), rtol=1e-5, atol=1e-6)
+  expected = jax.grad(lambda *arrays: jnp.sum(every_expert(*arrays, has) * WEIGHTS), argnums=(0, 1, 2))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), gradients, expected(X, LOGITS, KERNELS)
+  )
 
 
 def test_expert_dropout_and_padding_that_takes_slots(form):
