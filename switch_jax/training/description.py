@@ -68,11 +68,16 @@ def active_parameters(run: RunConfig, layout: Layout) -> int:
 
 def _routing_lines(run: RunConfig, layout: Layout) -> list[str]:
   lines = []
+  factor = run.model.moe and layout.num_expert_shards > 1 and run.model.moe.ragged_buffer_factor
+  unbounded = f'with a buffer of {factor:g} rows a token' if factor else 'drop-free'
   for routing in stack_routing(run, layout):
     parts = []
-    for mode, capacity in (('training', routing.train_capacity), ('evaluation', routing.eval_capacity)):
+    for mode, capacity, without in (
+      ('training', routing.train_capacity, unbounded),
+      ('evaluation', routing.eval_capacity, 'drop-free'),
+    ):
       slots = routing.slots_per_token(capacity)
-      parts.append(f'{mode} drop-free' if slots is None else f'{mode} capacity {capacity} = {slots:.2f} slots a token')
+      parts.append(f'{mode} {without}' if slots is None else f'{mode} capacity {capacity} = {slots:.2f} slots a token')
     lines.append(
       f'{routing.stack:<9}{routing.groups} groups of {routing.group_tokens} tokens, {routing.num_experts} experts: '
       + ', '.join(parts)

@@ -89,6 +89,14 @@ def test_description():
   ]  # fmt: skip
 
 
+def test_a_buffer_is_told():
+  moe = dataclasses.replace(
+    MOE, sequences_per_group=None, dispatch='ragged', train_capacity_factor=None, ragged_buffer_factor=1.5
+  )
+  line = 'encoder  2 groups of 128 tokens, 4 experts: training with a buffer of 1.5 rows a token, evaluation drop-free'
+  assert line in describe(run_of(moe, mesh=MeshConfig(data=2, expert=4)))
+
+
 def test_a_dense_model_and_what_does_not_divide():
   assert '  none: a dense model' in describe(run_of(None)).splitlines()
   with pytest.raises(ConfigError, match='batch_size is 12'):
