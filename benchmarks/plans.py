@@ -46,12 +46,15 @@ class Row:
 # One slot is the least an expert can have for a source core; the released Switch-C has 2 (8 and 36 slots a token at one
 # sequence a core).
 _ONE_SLOT = ('config.MoeConfig.min_expert_capacity=1',)
+_SHARED_SLOTS = ("config.MoeConfig.dispatch='ragged'",)
 
 ROWS = {
   'switch_base': Row('switch_base', 'v3:4x4', 256),
   'switch_large': Row('switch_large', 'v3:4x4', 256),
   'switch_xxl': Row('switch_xxl', 'v3:32x32', 2048, 'expert_model_data', ('config.MeshConfig.model=16',)),
   'switch_c': Row('switch_c', 'v3:32x32', 2048, bindings=_ONE_SLOT),
+  'switch_c_ragged': Row('switch_c', 'v3:32x32', 2048, bindings=_SHARED_SLOTS),
+  'switch_c_ragged_v5p': Row('switch_c', 'v5p:8x16x16', 2048, bindings=_SHARED_SLOTS),
   'switch_c_4': Row('switch_c', 'v3:32x32', 8192, bindings=_ONE_SLOT),
 }
 

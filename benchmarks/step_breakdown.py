@@ -79,7 +79,7 @@ def main() -> None:
   rows = {name: tables[0][name] + more * (tables[1][name] - tables[0][name]) for name in tables[0] | tables[1]}
   for name, seconds in sorted(rows.items(), key=lambda row: -row[1]):
     print(f'| {name} | {1e3 * seconds:.1f} ms | {seconds / whole.seconds:.1%} |')
-  useful = flops.model_flops(run, layout.num_token_shards) / len(devices)
+  useful = flops.model_flops(run, layout) / len(devices)
   print(
     f'{1e3 * whole.compute_seconds:.1f} ms on {len(devices)} {devices[0].device_kind} '
     f'({1e3 * whole.kernel_seconds:.1f} of it kernels), {whole.share_of_peak(useful):.1%} of peak; '

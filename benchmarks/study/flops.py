@@ -2,6 +2,7 @@
 
 from switch_jax import gin_files
 from switch_jax.main import parse_flags
+from switch_jax.parallel import Layout
 from switch_jax.plan.flops import forward_flops
 
 
@@ -15,6 +16,6 @@ def per_target_token(arguments: list[str]) -> float:
   """
   flags, bindings = parse_flags(arguments)
   run, _ = gin_files.load_run(flags.gin_file, bindings)
-  stacks = forward_flops(run, 1).values()
+  stacks = forward_flops(run, Layout.without_devices()).values()
   tokens = run.data.batch_size * run.data.feature_lengths['targets']
   return sum(stack.layers + stack.logits for stack in stacks) / tokens

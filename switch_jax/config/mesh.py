@@ -70,6 +70,10 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
     'ragged': 'a ragged product over the runs of the experts',
     'blocks': 'runs padded to blocks of one expert each, one block at a time',
   },
+  'exchange': {
+    'gathered': 'of a ragged dispatch: every shard gets all tokens, by ordinary collectives',
+    'ragged': 'only tokens that have a slot move, by the ragged all-to-all of TPUs',
+  },
   'update': {
     'plain': 'whole arrays at once',
     'in_place': 'Adafactor one matrix at a time where it lies, for one CPU device',

@@ -34,7 +34,8 @@ class MoeConfig(Checked):
     expert_capacity: an absolute capacity in tokens per expert and group, in place of both factors.
     min_expert_capacity: lower bound of the capacity, in tokens.
     capacity_rounding: `floor` as the paper's code, `round` as T5X.
-    sequences_per_group: whole rows of the batch that are routed together; None is one group per (data, expert) shard.
+    sequences_per_group: whole rows of the batch that are routed together; None is one group per (data, expert) shard
+      (of a `ragged` dispatch: of all shards that exchange tokens).
     padding_takes_slots: let padding compete for slots and count in the balance loss (Hugging Face, flaxformer).
     slot_priority: `position` (first come, first served) or `probability` (batch-prioritised, encoder only).
     exploration: how the router explores in training (Table 11): noise on its input for every router but `top2`, which
@@ -53,7 +54,13 @@ class MoeConfig(Checked):
     expert_mlp_dim: hidden width of an expert; None is the model's `mlp_dim`.
     expert_dropout_rate: dropout inside the experts (section 2.4: 0.4 in fine-tuning).
     router_dtype: `float32` is selective precision; `bfloat16` only reproduces Table 2.
-    dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference.
+    dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference. Both give every group
+      slots of its own. `ragged` gives the slots of an expert to all shards that exchange tokens, as equation 3 has it
+      for the whole batch: their tokens are one group, in the order of the shards, and an expert takes the first of
+      them. For `top1` alone; far fewer slots where shards are many and have few tokens each (Switch-C).
+    ragged_buffer_factor: rows that the experts of a shard have together in training with `ragged` and no capacity, as a
+      multiple of a shard's tokens, which is what they get on average; tokens beyond are dropped. None drops nothing:
+      every shard is given the tokens of all.
     drop_free_block_size: rows to which the run of each expert is padded when no token is dropped; None picks a power
       of two from 8 to 128 near the mean number of tokens per expert.
     attention_expert: what a Switch attention expert is: a feed-forward `mlp` with two output matrices, one for the
@@ -89,7 +96,8 @@ class MoeConfig(Checked):
   expert_mlp_dim: int | None = None
   expert_dropout_rate: float = 0.0
   router_dtype: Literal['float32', 'bfloat16'] = 'float32'
-  dispatch: Literal['slots', 'einsum'] = 'slots'
+  dispatch: Literal['slots', 'einsum', 'ragged'] = 'slots'
+  ragged_buffer_factor: float | None = None
   drop_free_block_size: int | None = None
   attention_expert: Literal['linear', 'mlp'] = 'mlp'
 
@@ -122,6 +130,23 @@ class MoeConfig(Checked):
       if self.expert_capacity is None:
         self.require(self.train_capacity_factor is not None, 'train_capacity_factor', rule)
         self.require(self.eval_capacity_factor is not None, 'eval_capacity_factor', rule)
+    if self.dispatch == 'ragged':
+      other = 'or set dispatch="slots".'
+      rule = f'the dispatch ragged numbers one queue of each expert over all shards, by top1 alone; use "top1", {other}'
+      self.require(self.router == 'top1', 'router', rule)
+      rule = f'the dispatch ragged takes tokens in their order over all shards; use "position", {other}'
+      self.require(self.slot_priority == 'position', 'slot_priority', rule)
+      rule = f'the dispatch ragged has one group of all shards that exchange tokens; leave it None, {other}'
+      self.require(self.sequences_per_group is None, 'sequences_per_group', rule)
+    if self.ragged_buffer_factor is not None:
+      name, other = 'ragged_buffer_factor', 'or leave it None, which drops nothing.'
+      rule = f'a shard gets a row for each of its tokens on average; use at least 1.0, {other}'
+      self.require(self.ragged_buffer_factor >= 1, name, rule)
+      self.require(self.dispatch == 'ragged', name, f'only the dispatch ragged has it; set dispatch="ragged", {other}')
+      rule = f'experts with a capacity have no buffer; set train_capacity_factor and expert_capacity to None, {other}'
+      self.require(self.train_capacity_factor is None and self.expert_capacity is None, name, rule)
+      rule = f'expert dropout is drawn by numbers of tokens, which a buffer lacks; set expert_dropout_rate=0.0, {other}'
+      self.require(self.expert_dropout_rate == 0, name, rule)
     in_decoder = self.decoder_layers != () or self.decoder_attention_layers != ()
     if in_decoder:
       remedy = 'set decoder_layers=() and decoder_attention_layers=(), or choose another.'

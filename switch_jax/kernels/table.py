@@ -13,6 +13,16 @@ from switch_jax.config.mesh import KERNELS
 from switch_jax.kernels import fused_attention
 from switch_jax.parallel import Layout
 
+# A TPU sorts, scatters and gathers scalars slowly, and multiplies fast. It would copy the parts of a joint projection out
+# of it, and back into its gradient.
+_TPU = {
+  'attention': 'fused',
+  'positions': 'products',
+  'drop_free': 'blocks',
+  'exchange': 'ragged',
+  'update': 'sharded',
+}
+
 # (platform, beginning of the device's kind) to the forms that differ from the plain ones.
 _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
   # One row's scores stay in the cache; a kernel's gradient is not transposed in memory; an optimizer that keeps to one
@@ -30,12 +40,15 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
       'update': 'in_place',
     },
   ),
-  # A TPU sorts, scatters and gathers scalars slowly, and multiplies fast. It would copy the parts of a joint projection
-  # out of it, and back into its gradient.
-  ('tpu', '', {'attention': 'fused', 'positions': 'products', 'drop_free': 'blocks', 'update': 'sharded'}),
+  # libtpu 0.0.42.1 compiles a ragged all-to-all for v2 to tpu7x but not for a whole pod of v5e (16x16): its links
+  # reach fewer neighbours.
+  ('tpu', 'TPU v5 lite', _TPU | {'exchange': 'gathered'}),
+  ('tpu', '', _TPU),
   # A sort's memory grows with tokens and not with tokens * experts.
   ('gpu', '', {'positions': 'sorted', 'drop_free': 'blocks'}),
 )
+
+_FOR_TPUS = (('attention', 'fused', 'kernel'), ('exchange', 'ragged', 'collective'))
 
 
 @functools.cache
@@ -56,12 +69,14 @@ def forms(layout: Layout) -> Mapping[str, str]:
   if chosen['update'] == 'in_place' and not one_device:
     chosen['update'] = 'plain'
   chosen |= dict(layout.kernels)
-  if chosen['attention'] == 'fused' and device.platform != 'tpu' and not fused_attention.INTERPRET:
-    others = ' or '.join(repr(form) for form in KERNELS['attention'] if form != 'fused')
-    raise ConfigError(
-      f"MeshConfig.kernels has 'attention': 'fused', which is a kernel for TPUs, and the devices are "
-      f'{device.platform}; use {others}, or leave it out.'
-    )
+  for operation, form, what in _FOR_TPUS:
+    interpreted = operation == 'attention' and fused_attention.INTERPRET
+    if chosen[operation] == form and device.platform != 'tpu' and not interpreted:
+      others = ' or '.join(repr(other) for other in KERNELS[operation] if other != form)
+      raise ConfigError(
+        f'MeshConfig.kernels has {operation!r}: {form!r}, which is a {what} for TPUs, and the devices are '
+        f'{device.platform}; use {others}, or leave it out.'
+      )
   if chosen['update'] == 'in_place' and not one_device:
     raise ConfigError(
       f"MeshConfig.kernels has 'update': 'in_place', which would gather every stack of experts over the "

@@ -56,7 +56,8 @@ def by_one_hot(
   return send, receive
 
 
-MOVERS = {'slots': by_index, 'einsum': by_one_hot}
+# What `ragged` does between shards is `destination`'s; within one it is `slots`.
+MOVERS = {'slots': by_index, 'einsum': by_one_hot, 'ragged': by_index}
 
 
 def one_hot_dispatch(routing: Routing, num_experts: int, capacity: int) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """What a Switch layer does with its tokens: pure functions over arrays, run by every shard on its own.
 
-Decide (`routing`), move (`dispatch`), compute the local experts, move back; or, where nothing is dropped, gather the
-tokens of all experts' shards and compute runs of rows (`kernels.apply_to_all`).
+Decide (`routing`), move (`dispatch`, `destination`), compute the local experts, move back; or, where nothing is
+dropped, gather the tokens of all experts' shards and compute runs of rows (`kernels.apply_to_all`).
 
 Where a model axis splits the experts' widths too, each of its devices moves its part of the tokens' width only, as the
 paper's code does: through the all-to-all in parts, gathered over the model axis for the product with the input kernels,
@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from switch_jax.config import ConfigError, ModelConfig
-from switch_jax.kernels import apply_to_all, decisions, expert_product
+from switch_jax.kernels import apply_to_all, decisions, expert_product, forms
 from switch_jax.kernels.drop_free import Product, block_size
-from switch_jax.model import dispatch
+from switch_jax.model import destination, dispatch
 from switch_jax.model.layers import activate, input_kernel_names
 from switch_jax.model.routing import Routing, RoutingStatistics, expert_capacity, route
 from switch_jax.parallel import Layout, lift
@@ -102,16 +102,22 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
     )
   groups, tokens = rows // group_rows, group_rows * length
   by_group = lambda array: array.reshape(groups, tokens, *array.shape[2:])  # noqa: E731
-  capacity = None if how.never_drop else expert_capacity(moe, tokens, how.deterministic)
+  # With `ragged` the tokens of all shards that exchange are one group.
+  sharing = layout.num_expert_shards if moe.dispatch == 'ragged' else 1
+  capacity = None if how.never_drop else expert_capacity(moe, sharing * tokens, how.deterministic)
+  rule = _rule(how, tokens, capacity) if sharing > 1 else None
   routing, statistics = route(
     by_group(logits),
     by_group(real),
     moe,
-    capacity,
+    None if rule else capacity,
     deterministic=how.deterministic,
     decisions=decisions(layout),
     **{name: by_group(value) for name, value in noise.items()},
   )
+  if rule:
+    axes = layout.expert_axes
+    routing, statistics, queue = destination.share_rows(routing, statistics, rule, axes, decisions(layout))
   # Each device of the model axis has its part of a gate's gradient, and of a token's if they have the same tokens.
   routing = dataclasses.replace(routing, gate=lift(routing.gate, layout.model_axes))
   if not layout.exchanged_width_axes:
@@ -119,11 +125,19 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
   # Float32 until here, so that the gradient is summed over the data replicas in float32 (see `lift`).
   kernels = {name: lift(kernel, layout.replica_axes).astype(x.dtype) for name, kernel in kernels.items()}
   x = x.reshape(-1, width)
-  if capacity is None:
+  if rule:
+    send, receive = destination.MOVERS[forms(layout)['exchange']](routing, queue, decisions(layout))
+    x = send(x)
+    if capacity is None:
+      y = _on_buffer(how, x, queue, kernels)
+    else:
+      y = _on_slots(how, x.reshape(-1, capacity, x.shape[-1]), 1, kernels, dropout_key)
+    y = receive(y.reshape(-1, y.shape[-1]))
+  elif capacity is None:
     y = _without_dropping(how, x, routing, kernels, dropout_key)
   else:
-    send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity, decisions(layout))
-    y = receive(_on_slots(how, send(x), groups, kernels, dropout_key))
+    send, receive = _movers(how, routing, capacity)
+    y = receive(_on_slots(how, send(x), groups * layout.num_expert_shards, kernels, dropout_key))
   if how.kind == 'mlp' and layout.model_axes and not layout.exchanged_width_axes:
     y = jax.lax.psum(y, 'model')
   return y.reshape(rows, length, y.shape[-1]), statistics
@@ -144,18 +158,57 @@ def network(how: Experts, x: jax.Array, product: Product, keep: jax.Array | None
   return product(hidden if keep is None else hidden * keep, 'wo')
 
 
-def _on_slots(how, slots, groups, kernels, dropout_key):
-  """Sends slots `[e, g * c, d]` to their experts' shards, applies the experts and brings the results back."""
+def _rule(how, tokens, capacity):
+  """Returns which of the tokens that arrive are taken where shards share their rows; None where all are."""
+  factor = how.config.experts.ragged_buffer_factor
+  if capacity is not None:
+    return destination.slots(capacity)
+  if factor is None or how.deterministic or how.never_drop:
+    return None
+  return destination.buffer(min(int(factor * tokens), how.layout.num_expert_shards * tokens))
+
+
+def _movers(how, routing, capacity):
+  """Returns the ways of tokens `[n, d]` to the slots of the local experts `[local experts, slots, d]`, and back."""
   layout = how.layout
-  x = checkpoint_name(dispatch.to_expert_shards(slots, layout.num_expert_shards, layout.expert_axes), 'to_experts')
-  x = _whole_width(layout, x)  # [local experts, expert shards * g * c, d]
+  moe, shards, axes = how.config.experts, layout.num_expert_shards, layout.expert_axes
+  send, receive = dispatch.MOVERS[moe.dispatch](routing, moe.num_experts, capacity, decisions(layout))
+
+  def send_on(x):
+    return dispatch.to_expert_shards(send(x), shards, axes)
+
+  def bring_back(y):
+    return receive(checkpoint_name(dispatch.from_expert_shards(y, shards, axes), 'from_experts'))
+
+  return send_on, bring_back
+
+
+def _on_slots(how, x, groups, kernels, dropout_key):
+  """Applies the local experts to slots `[local experts, slots, d]` that so many groups have together."""
+  layout = how.layout
+  x = _whole_width(layout, checkpoint_name(x, 'to_experts'))
   keep = None
   if dropout_key is not None:
-    shape = (*x.shape[:2], kernels['wo'].shape[1])
-    keep = _slot_dropout(how, shape, x.dtype, groups * layout.num_expert_shards, dropout_key)
+    keep = _slot_dropout(how, (*x.shape[:2], kernels['wo'].shape[1]), x.dtype, groups, dropout_key)
   y = network(how, x, lambda rows, name: expert_product(layout, rows, kernels[name]), keep)
-  y = y if how.kind == 'linear' else _sum_to_parts(layout, y)
-  return checkpoint_name(dispatch.from_expert_shards(y, layout.num_expert_shards, layout.expert_axes), 'from_experts')
+  return y if how.kind == 'linear' else _sum_to_parts(layout, y)
+
+
+def _on_buffer(how, x, queue, kernels):
+  """Applies the local experts to a buffer `[rows, d]` in which the run of each may have any length."""
+  x = _whole_width(how.layout, checkpoint_name(x, 'to_experts'))
+  expert, local_experts = queue.expert_of_row[:, None], queue.their_taken.shape[1]
+  gate = lift(jnp.where(expert < local_experts, 1.0, 0.0), how.layout.model_axes)
+  on_rows = lambda rows, product, choice: network(how, rows, product)  # noqa: E731
+  return _in_runs(how, x, expert, gate, on_rows, kernels, block_size(expert.size, local_experts))
+
+
+def _in_runs(how, x, expert, gate, on_rows, kernels, block):
+  """Applies the local experts to all choices of tokens `[n, d]`, sorted into runs."""
+  layout, out_dim = how.layout, kernels['w' if how.kind == 'linear' else 'wo'].shape[-1]
+  block = how.config.experts.drop_free_block_size or block
+  y = apply_to_all(layout, x, expert, gate, on_rows, kernels, out_dim=out_dim, block=block)
+  return y if how.kind == 'linear' else _sum_to_parts(layout, y)
 
 
 def _without_dropping(how, x, routing, kernels, dropout_key):
@@ -178,17 +231,8 @@ def _without_dropping(how, x, routing, kernels, dropout_key):
 
   local = flat.expert[0] - _index_on(axes) * local_experts
   is_here = (local >= 0) & (local < local_experts) & (flat.slot[0] >= 0)
-  y = apply_to_all(
-    layout,
-    x,
-    jnp.where(is_here, local, local_experts),
-    jnp.where(is_here, flat.gate[0], 0.0),
-    on_rows,
-    kernels,
-    out_dim=kernels['w' if how.kind == 'linear' else 'wo'].shape[-1],
-    block=moe.drop_free_block_size or block_size(num_choices, moe.num_experts),
-  )
-  y = y if how.kind == 'linear' else _sum_to_parts(layout, y)
+  expert, gate = jnp.where(is_here, local, local_experts), jnp.where(is_here, flat.gate[0], 0.0)
+  y = _in_runs(how, x, expert, gate, on_rows, kernels, block_size(num_choices, moe.num_experts))
   return y if shards == 1 else dispatch.sum_over_experts(y, axes)
 
 
@@ -217,12 +261,6 @@ def _choice_dropout(how, width, dtype, choices, key):
     return _own_part(how.layout, jax.random.bernoulli(jax.random.fold_in(key, choice), 1 - rate, (whole,)))
 
   return (jax.vmap(draw)(choices) / (1 - rate)).astype(dtype)
-
-
-def _out_part(how: Experts) -> int:
-  """Returns the width of a shard's output: all of it, or a device's part where the model axis splits it."""
-  parts = how.kind == 'linear' or how.layout.exchanged_width_axes
-  return how.out_dim // how.layout.size('model') if parts else how.out_dim
 
 
 def _index_on(axes: tuple[str, ...]) -> jax.Array | int:

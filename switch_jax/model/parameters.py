@@ -30,6 +30,7 @@ _IDLE_IN_MOE = (
   'router', 'train_capacity_factor', 'eval_capacity_factor', 'expert_capacity', 'min_expert_capacity',
   'capacity_rounding', 'sequences_per_group', 'padding_takes_slots', 'slot_priority', 'exploration', 'jitter_noise',
   'aux_loss_factor', 'router_z_loss_factor', 'router_loss_aggregate', 'expert_dropout_rate', 'router_dtype', 'dispatch',
+  'ragged_buffer_factor',
 )  # fmt: skip
 
 

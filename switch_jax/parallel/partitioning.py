@@ -46,10 +46,10 @@ class Layout:
     return cls(jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=axis_types, devices=jax.devices()[:1]))
 
   @classmethod
-  def without_devices(cls) -> 'Layout':
-    """Returns a layout to trace shapes with, in processes that must not take the machine's accelerators."""
+  def without_devices(cls, shape: tuple[int, int, int] = (1, 1, 1)) -> 'Layout':
+    """Returns a layout to trace shapes and to count with, where the machine's accelerators must not be taken."""
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return cls(AbstractMesh((1, 1, 1), MESH_AXES, axis_types=axis_types))
+    return cls(AbstractMesh(shape, MESH_AXES, axis_types=axis_types))
 
   def size(self, axis: str) -> int:
     """Returns the number of devices along a mesh axis."""

@@ -215,7 +215,7 @@ def make_plan(
   devices = topology_devices(topology, run.mesh.num_slices)
   layout = make_layout(run, devices, Distillation.open(run).models)
   state = plan_state(run, layout).abstract
-  routings = stack_routing(run, layout.num_token_shards)
+  routings = stack_routing(run, layout)
   available = available_hbm(devices[0])
   written = bytes_by_host(state)
   known = dict(
@@ -231,9 +231,9 @@ def make_plan(
     checkpoint_bytes_per_host=max(written.values()),
     hosts=len(written),
     hbm_bytes_available=available,
-    model_flops_per_core=flops.model_flops(run, layout.num_token_shards) / len(devices),
-    score_flops_per_core=flops.score_flops(run, layout.num_token_shards) / len(devices),
-    empty_slot_flops_per_core=flops.empty_slot_flops(run, layout.num_token_shards) / len(devices),
+    model_flops_per_core=flops.model_flops(run, layout) / len(devices),
+    score_flops_per_core=flops.score_flops(run, layout) / len(devices),
+    empty_slot_flops_per_core=flops.empty_slot_flops(run, layout) / len(devices),
     slots_per_token={r.stack: r.slots_per_token(r.train_capacity) for r in routings},
     capacity={r.stack: r.train_capacity for r in routings},
     loops=loops.turns(run.model),

@@ -17,7 +17,8 @@ class Collective:
   Attributes:
     kind: one of `KINDS`.
     shape: XLA's text of the result's shape, for people: `bf16[128,40,768]`.
-    bytes: of the larger of operand and result, on one core.
+    bytes: of the larger of operand and result, on one core; of a ragged all-to-all those of the whole result, which
+      are more than what moves where slots stay empty.
     count: how often it runs in a step.
     name: of the operation in the JAX program, where XLA kept it.
     group_size: how many devices take part; None where the text does not say.
@@ -53,7 +54,9 @@ def of_instructions(program: Iterable[Instruction]) -> Iterable[Collective]:
     if kind := kind_of(one):
       # An asynchronous start returns operand and result together.
       parts = [shape_bytes(shape) for shape in one.shapes]
-      operands = shape_bytes(one.arguments.partition(')')[0])
+      # A ragged exchange is given the array that it writes to as well; it counts as if that were filled.
+      is_ragged = one.opcode.startswith('ragged-all-to-all')
+      operands = 0 if is_ragged else shape_bytes(one.arguments.partition(')')[0])
       size = max(max(parts, default=0) if one.opcode.endswith('-start') else sum(parts), operands)
       yield Collective(kind, one.shape.partition('{')[0], size, one.times, one.op_name, _group_size(one.arguments))
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from switch_jax.config import RunConfig
+from switch_jax.parallel import Layout
 from switch_jax.training.description import StackRouting, stack_routing
 
 
@@ -48,17 +49,17 @@ def _expert_rows(routing: StackRouting, choices: int) -> int:
   return routing.groups * routing.train_capacity * routing.num_experts
 
 
-def forward_flops(run: RunConfig, num_token_shards: int) -> dict[str, ForwardFlops]:
+def forward_flops(run: RunConfig, layout: Layout) -> dict[str, ForwardFlops]:
   """Counts the products of the forward pass over the global batch, by stack.
 
   Args:
     run: the model, the batch and the lengths.
-    num_token_shards: how many shards the batch is split into; a routing group is a shard where nothing else is set.
+    layout: gives the shards that the batch is split into; a routing group is a shard where nothing else is set.
   """
   model, moe, lengths = run.model, run.model.moe, run.data.feature_lengths
   length = {'encoder': lengths['inputs'], 'decoder': lengths['targets']}
   tokens = {stack: run.data.batch_size * n for stack, n in length.items()}
-  routings = {routing.stack: routing for routing in stack_routing(run, num_token_shards)}
+  routings = {routing.stack: routing for routing in stack_routing(run, layout)}
   choices = 2 if moe and moe.router == 'top2' else 1
   joined = model.num_heads * model.head_dim
   projection = 2 * model.emb_dim * joined
@@ -89,7 +90,7 @@ def forward_flops(run: RunConfig, num_token_shards: int) -> dict[str, ForwardFlo
   return found
 
 
-def model_flops(run: RunConfig, num_token_shards: int) -> float:
+def model_flops(run: RunConfig, layout: Layout) -> float:
   """Returns the FLOPs that a training step on the global batch needs: three times the forward pass's `useful` ones.
 
   Those are the projections of attention, the dense feed-forward networks, one row of an expert for each token and
@@ -97,14 +98,14 @@ def model_flops(run: RunConfig, num_token_shards: int) -> float:
   the parameters that a token meets. Empty slots (`empty_slot_flops`), attention's scores (`score_flops`), the router,
   norms, softmax and the optimizer are left out, so even a perfect program is somewhat above 1.0 times this number.
   """
-  return 3 * sum(stack.useful for stack in forward_flops(run, num_token_shards).values())
+  return 3 * sum(stack.useful for stack in forward_flops(run, layout).values())
 
 
-def score_flops(run: RunConfig, num_token_shards: int) -> float:
+def score_flops(run: RunConfig, layout: Layout) -> float:
   """Returns the FLOPs of attention's scores and weighted values in a training step, which `model_flops` leaves out."""
-  return 3 * sum(stack.scores for stack in forward_flops(run, num_token_shards).values())
+  return 3 * sum(stack.scores for stack in forward_flops(run, layout).values())
 
 
-def empty_slot_flops(run: RunConfig, num_token_shards: int) -> float:
+def empty_slot_flops(run: RunConfig, layout: Layout) -> float:
   """Returns the FLOPs of a training step that experts spend on slots beyond a row for each token and choice."""
-  return 3 * sum(stack.empty_slots for stack in forward_flops(run, num_token_shards).values())
+  return 3 * sum(stack.empty_slots for stack in forward_flops(run, layout).values())

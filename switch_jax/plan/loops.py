@@ -70,6 +70,6 @@ def _mean_turns(run: RunConfig, layout: Layout, counts: dict[str, int]) -> float
   """Returns the turns of the stacks, weighted by what one turn of each costs."""
   if len(set(counts.values())) == 1:
     return next(iter(counts.values()))
-  forward = flops.forward_flops(run, layout.num_token_shards)
+  forward = flops.forward_flops(run, layout)
   bodies = {stack: forward[stack].layers / count for stack, count in counts.items()}
   return sum(bodies[stack] * count for stack, count in counts.items()) / sum(bodies.values())

@@ -39,12 +39,14 @@ class StackRouting:
     return None if capacity is None else capacity * self.num_experts / self.group_tokens
 
 
-def stack_routing(run: RunConfig, num_token_shards: int) -> list[StackRouting]:
-  """Returns the routing of each stack that has Switch layers."""
+def stack_routing(run: RunConfig, layout: Layout) -> list[StackRouting]:
+  """Returns the routing of each stack that has Switch layers; a group is what shares the slots of an expert."""
   moe, found = run.model.moe, []
   if moe is None:
     return found
-  rows = moe.sequences_per_group or run.data.batch_size // num_token_shards // run.num_microbatches
+  rows = moe.sequences_per_group or run.data.batch_size // layout.num_token_shards // run.num_microbatches
+  if moe.dispatch == 'ragged':
+    rows *= layout.num_expert_shards
   for stack, feature in (('encoder', 'inputs'), ('decoder', 'targets')):
     if run.model.switch_layers(stack) or run.model.switch_attention_layers(stack):
       tokens = rows * run.data.feature_lengths[feature]
@@ -66,11 +68,16 @@ def active_parameters(run: RunConfig, layout: Layout) -> int:
 
 def _routing_lines(run: RunConfig, layout: Layout) -> list[str]:
   lines = []
-  for routing in stack_routing(run, layout.num_token_shards):
+  factor = run.model.moe and layout.num_expert_shards > 1 and run.model.moe.ragged_buffer_factor
+  unbounded = f'with a buffer of {factor:g} rows a token' if factor else 'drop-free'
+  for routing in stack_routing(run, layout):
     parts = []
-    for mode, capacity in (('training', routing.train_capacity), ('evaluation', routing.eval_capacity)):
+    for mode, capacity, without in (
+      ('training', routing.train_capacity, unbounded),
+      ('evaluation', routing.eval_capacity, 'drop-free'),
+    ):
       slots = routing.slots_per_token(capacity)
-      parts.append(f'{mode} drop-free' if slots is None else f'{mode} capacity {capacity} = {slots:.2f} slots a token')
+      parts.append(f'{mode} {without}' if slots is None else f'{mode} capacity {capacity} = {slots:.2f} slots a token')
     lines.append(
       f'{routing.stack:<9}{routing.groups} groups of {routing.group_tokens} tokens, {routing.num_experts} experts: '
       + ', '.join(parts)

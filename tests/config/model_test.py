@@ -43,6 +43,42 @@ MODEL = ModelConfig(
     (dict(encoder_layers=0), r'encoder_layers is 0; .* for no layer write \(\)'),
     (dict(encoder_layers=(3, 1)), r'rise strictly'),
     (dict(expert_dropout_rate=1.0), r'expert_dropout_rate is 1.0; a rate must be at least 0 and less than 1'),
+    (
+      dict(dispatch='ragged', router='top2'),
+      r"^MoeConfig.router is 'top2'; the dispatch ragged numbers one queue of each expert over all shards, by top1 "
+      r'alone; use "top1", or set dispatch="slots"\.$',
+    ),
+    (
+      dict(dispatch='ragged', slot_priority='probability', decoder_layers=()),
+      r"^MoeConfig.slot_priority is 'probability'; the dispatch ragged takes tokens in their order over all shards; "
+      r'use "position", or set dispatch="slots"\.$',
+    ),
+    (
+      dict(dispatch='ragged', sequences_per_group=2),
+      r'^MoeConfig.sequences_per_group is 2; the dispatch ragged has one group of all shards that exchange tokens; '
+      r'leave it None, or set dispatch="slots"\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=0.5),
+      r'^MoeConfig.ragged_buffer_factor is 0.5; a shard gets a row for each of its tokens on average; use at least '
+      r'1.0, or leave it None, which drops nothing\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=2.0),
+      r'^MoeConfig.ragged_buffer_factor is 2.0; only the dispatch ragged has it; set dispatch="ragged", or leave it '
+      r'None, which drops nothing\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=2.0, dispatch='ragged'),
+      r'^MoeConfig.ragged_buffer_factor is 2.0; experts with a capacity have no buffer; set train_capacity_factor and '
+      r'expert_capacity to None, or leave it None, which drops nothing\.$',
+    ),
+    (
+      dict(ragged_buffer_factor=2.0, dispatch='ragged', train_capacity_factor=None, expert_dropout_rate=0.4),
+      r'^MoeConfig.ragged_buffer_factor is 2.0; expert dropout is drawn by numbers of tokens, which a buffer lacks; '
+      r'set expert_dropout_rate=0.0, or leave it None, which drops nothing\.$',
+    ),
+    (dict(dispatch='raged'), r"dispatch is 'raged'; it must be one of 'slots', 'einsum', 'ragged'. Did you mean"),
     (dict(sample_temperature=0.0), r'sample_temperature is 0.0; it must be greater than 0'),
   ],
 )

@@ -36,6 +36,7 @@ def test_a_cpu_gets_its_own_and_several_of_them_no_loop_over_split_stacks():
     'expert_product': 'own_gradient',
     'positions': 'sorted',
     'drop_free': 'blocks',
+    'exchange': 'gathered',
     'update': 'in_place',
   }
   assert table.forms.__wrapped__(layout_on('cpu', size=8)) == one | {'update': 'plain'}
@@ -63,6 +64,23 @@ def test_what_is_asked_for_wins_and_is_shown():
 def test_what_is_not_known_is_refused(asked, message):
   with pytest.raises(ConfigError, match=message):
     MeshConfig(kernels=asked)
+
+
+@pytest.mark.parametrize(('kind', 'form'), [('TPU v3', 'ragged'), ('TPU v5', 'ragged'), ('TPU v5 lite', 'gathered')])
+def test_a_tpu_exchanges_as_its_links_allow(kind, form):
+  assert table.forms.__wrapped__(layout_on('tpu', kind, 8))['exchange'] == form
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_a_collective_for_tpus_is_refused_elsewhere(platform):
+  layout = layout_on(platform, size=8)
+  layout.kernels = (('exchange', 'ragged'),)
+  message = (
+    f"MeshConfig.kernels has 'exchange': 'ragged', which is a collective for TPUs, and the devices are {platform}; "
+    "use 'gathered', or leave it out."
+  )
+  with pytest.raises(ConfigError, match=f'^{re.escape(message)}$'):
+    table.forms.__wrapped__(layout)
 
 
 def test_a_kernel_for_tpus_is_refused_elsewhere():

@@ -86,6 +86,16 @@ class TestAheadOfTime:
     assert '32 all-to-all' in text
     assert re.search(r'^checkpoint  (.* [GM]iB), of which a host writes \1 \(1 host\)$', text, re.M)
 
+  def test_slots_that_shards_share(self):
+    moe = dataclasses.replace(TINY.moe, num_experts=16, dispatch='ragged')
+    model = dataclasses.replace(TINY, moe=moe, num_encoder_layers=1, num_decoder_layers=1, scan_layers=False)
+    result = plan.make_plan(tiny_run(model, 8), 'v3:2x2')
+    assert result.slots_per_token == {'encoder': 1.0, 'decoder': 1.0}
+    assert result.capacity == {'encoder': 32, 'decoder': 16}
+    assert result.collectives['all-to-all']['count'] == 2 * (2 + 4), (
+      'counts there and back, tokens there and back twice'
+    )
+
   @pytest.mark.parametrize(
     ('name', 'message'),
     [

@@ -52,6 +52,15 @@ def test_every_kind_is_counted_as_often_as_it_runs():
   }
 
 
+def test_a_ragged_exchange_counts_as_if_it_filled_what_it_writes_to():
+  line = (
+    '  %x = bf16[16,2,128]{2,1,0} ragged-all-to-all(bf16[64,256] %p, bf16[16,256] %zeros, s32[8] %a, s32[8] %b, '
+    's32[8] %c, s32[8] %d), replica_groups={{0,1,2,3}}'
+  )
+  (found,) = collectives(f'ENTRY %main (p: bf16[64,256]) -> bf16[16,2,128] {{\n{line}\n}}\n')
+  assert (found.kind, found.bytes, found.group_size) == ('all-to-all', 16 * 256 * 2, 4)
+
+
 def test_names_are_those_of_the_program():
   assert [c.name for c in collectives(TEXT) if c.kind == 'all-to-all'] == ['jit(step)/mlp/all_to_all']
 

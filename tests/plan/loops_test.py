@@ -73,7 +73,7 @@ def test_cost_is_that_of_all_layers(run, how):
 
 def test_stacks_with_different_turns_share_the_sum_by_their_products():
   run = run_of(4, 8)
-  forward = forward_flops(run, 1)
+  forward = forward_flops(run, Layout.without_devices())
   body = {stack: forward[stack].layers / count for stack, count in {'encoder': 4, 'decoder': 8}.items()}
   cost, _ = cost_of(run, body)
   assert cost == pytest.approx(OUTSIDE + 4 * body['encoder'] + 8 * body['decoder'])

@@ -12,6 +12,7 @@ MOE = MoeConfig(num_experts=4, train_capacity_factor=1.25, eval_capacity_factor=
 DENSE = ModelConfig(
   vocab_size=32, emb_dim=8, num_heads=4, head_dim=2, mlp_dim=16, num_encoder_layers=2, num_decoder_layers=2
 )
+FOUR = Layout.without_devices((2, 2, 1))
 
 
 def run_of(moe=MOE, batch=16, **fields):
@@ -21,7 +22,7 @@ def run_of(moe=MOE, batch=16, **fields):
 
 
 def test_routing_of_both_stacks():
-  encoder, decoder = stack_routing(run_of(), num_token_shards=4)
+  encoder, decoder = stack_routing(run_of(), FOUR)
   assert encoder == StackRouting('encoder', 8, 32, 10, None, 4)
   assert decoder == StackRouting('decoder', 8, 10, 3, None, 4)
   assert encoder.slots_per_token(encoder.train_capacity) == 1.25
@@ -31,15 +32,23 @@ def test_routing_of_both_stacks():
 
 def test_without_rows_of_a_group_it_is_what_a_shard_holds_of_a_microbatch():
   moe = dataclasses.replace(MOE, sequences_per_group=None)
-  (encoder, _), (half, _) = (stack_routing(run_of(moe, num_microbatches=parts), num_token_shards=4) for parts in (1, 2))
+  (encoder, _), (half, _) = (stack_routing(run_of(moe, num_microbatches=parts), FOUR) for parts in (1, 2))
   assert (encoder.groups, encoder.group_tokens) == (4, 4 * 16)
   assert (half.groups, half.group_tokens) == (8, 2 * 16)
 
 
+def test_a_group_is_what_shares_slots():
+  moe = dataclasses.replace(MOE, sequences_per_group=None, dispatch='ragged')
+  for parts in (1, 2):
+    encoder, decoder = stack_routing(run_of(moe, num_microbatches=parts), FOUR)
+    assert (encoder.groups, encoder.group_tokens) == (2 * parts, 8 * 16 // parts)  # rows of a data replica
+    assert decoder.train_capacity == 12 // parts
+
+
 def test_only_stacks_with_experts_are_routed():
   moe = dataclasses.replace(MOE, encoder_layers=(), decoder_layers=(), decoder_attention_layers=1)
-  assert [routing.stack for routing in stack_routing(run_of(moe), 1)] == ['decoder']
-  assert stack_routing(run_of(None), 1) == []
+  assert [routing.stack for routing in stack_routing(run_of(moe), Layout.without_devices())] == ['decoder']
+  assert stack_routing(run_of(None), Layout.without_devices()) == []
 
 
 # Attention and norms of both stacks, their last norms and tables of relative positions, and the embedding.
@@ -78,6 +87,14 @@ def test_description():
   assert [part.strip() for part in experts if part] == [
     'encoder/layers_*/mlp/expert/wi/kernel', '(4, 8, 16)', "('expert', None, 'model')", 'layers 1'
   ]  # fmt: skip
+
+
+def test_a_buffer_is_told():
+  moe = dataclasses.replace(
+    MOE, sequences_per_group=None, dispatch='ragged', train_capacity_factor=None, ragged_buffer_factor=1.5
+  )
+  line = 'encoder  2 groups of 128 tokens, 4 experts: training with a buffer of 1.5 rows a token, evaluation drop-free'
+  assert line in describe(run_of(moe, mesh=MeshConfig(data=2, expert=4)))
 
 
 def test_a_dense_model_and_what_does_not_divide():
