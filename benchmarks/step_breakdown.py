@@ -26,7 +26,7 @@ from switch_jax.plan.program import Instruction, instructions
 
 # The first pattern that is found in the name of an operation gives its part.
 PARTS = (
-  ('attention', re.compile(r'attention/(?!.*(_project|/out/|/router/|expert))')),
+  ('attention', re.compile(r'attention/(?!.*_project|out/|.*router/|.*expert)')),
   ('projections', re.compile(r'attention.*(_project|/out/)')),
   ('router', re.compile(r'/router/')),
   ('experts', re.compile(r'mlp/shard_map/.*(ecd,edf|dot_general.*expert|expert_product)')),
