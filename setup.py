@@ -40,6 +40,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
   # libtpu is also what compiles for TPUs that are not attached.
   'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+  'gpu': ['jax[cuda13]>=0.10.2,<0.11'],
   'test': [
     'pytest>=8.3',
     'pytest-xdist>=3.6',  # two processes by default (pyproject.toml)
