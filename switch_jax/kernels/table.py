@@ -13,7 +13,7 @@ from switch_jax.config.mesh import KERNELS
 from switch_jax.kernels import fused_attention
 from switch_jax.parallel import Layout
 
-# A TPU sorts, scatters and gathers scalars slowly, and multiplies fast. The parts of a joint projection it would copy out
+# A TPU sorts, scatters and gathers scalars slowly, and multiplies fast. Parts of a joint projection it would copy out
 # of it, and back into its gradient.
 _TPU = {
   'attention': 'fused',
