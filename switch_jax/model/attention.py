@@ -163,9 +163,11 @@ class MultiHeadAttention(nn.Module):
   def _project(self, source: jax.Array, *matrices: jax.Array) -> list[jax.Array]:
     """Maps `[batch, length, embed]` by each matrix to `[batch, length, heads, kv]`.
 
-    Where their columns are split over devices they stay apart whatever the form.
+    Where their columns are split over devices they stay apart whatever the form; where their rows are, and have to be
+    gathered, they are together.
     """
-    if kernels.forms(self.layout)['projections'] == 'together' and not self.layout.splits('joined_kv'):
+    together = kernels.forms(self.layout)['projections'] == 'together' or self.layout.splits('embed')
+    if together and not self.layout.splits('joined_kv'):
       parts = jnp.split(product(source, jnp.concatenate(matrices, axis=1), self.config), len(matrices), axis=-1)
     else:
       parts = [product(source, matrix, self.config) for matrix in matrices]

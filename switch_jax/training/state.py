@@ -70,10 +70,16 @@ class StatePlan:
     """Returns the parts of the gradients, as they come from the layers, that belong to the kept parameters."""
     if self.in_layers is None:
       return gradients
-    # First as they come: asked for parts at once, the partitioner would gather the tokens of all shards to look them up
-    # in an embedding that is split, and turn products into rings of small ones.
-    whole = jax.lax.with_sharding_constraint(gradients, jax.tree.map(lambda x: x.sharding, self.in_layers))
-    return jax.lax.with_sharding_constraint(whole, self.shardings.params)
+
+    def one(x: jax.Array, kept: jax.ShapeDtypeStruct, used: jax.ShapeDtypeStruct) -> jax.Array:
+      if kept.sharding == used.sharding:
+        return x
+      # First as it comes: asked for parts at once, the partitioner would gather the tokens of all shards to look them
+      # up in an embedding that is split, and turn products into rings of small ones.
+      whole = jax.lax.with_sharding_constraint(x, used.sharding)
+      return jax.lax.with_sharding_constraint(whole, kept.sharding)
+
+    return jax.tree.map(one, gradients, self.abstract.params, self.in_layers)
 
 
 def plan_state(run: RunConfig, layout: Layout) -> StatePlan:
