@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
@@ -65,7 +66,8 @@ def product(
   """
   if x.dtype == kernel.dtype or config.gradient_dtype == x.dtype:
     return jnp.einsum(f'bld,{axes}->blf', x, kernel.astype(x.dtype), preferred_element_type=dtype)
-  return _mixed_product(axes, dtype, x, kernel)
+  # A derivative of our own hides the product from remat's policies: they know it by this name.
+  return checkpoint_name(_mixed_product(axes, dtype, x, kernel), 'product')
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

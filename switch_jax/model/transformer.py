@@ -24,8 +24,9 @@ Statistics = dict[str, RoutingStatistics]
 # By layer, the keys and values of earlier positions and those of the encoder's output.
 LayerCaches = dict[str, tuple[Pair, Pair]]
 
-# What remat keeps of a Switch layer in every policy but `full`: without it the all-to-alls would run again.
-_EXCHANGED = ('to_experts', 'from_experts')
+# What remat keeps by name in every policy but `full`: or all-to-alls, and products with a derivative of their own,
+# would run again.
+_KEPT = ('to_experts', 'from_experts', 'product')
 
 
 @jax.tree_util.register_dataclass
@@ -147,7 +148,7 @@ def _remat(module: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
   policy = {
     'full': policies.nothing_saveable,
     'minimal': policies.save_from_both_policies(
-      policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*_EXCHANGED)
+      policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(*_KEPT)
     ),
   }[config.remat_policy]
   return nn.remat(module, prevent_cse=not config.scan_layers, policy=policy)

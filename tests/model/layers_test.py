@@ -9,6 +9,7 @@ import pytest
 from flax.linen import meta
 
 from switch_jax.config import ModelConfig
+from switch_jax.model import transformer
 from switch_jax.model.layers import (
   Dropout,
   Embed,
@@ -120,3 +121,19 @@ def test_a_kernels_gradient_is_made_in_the_dtype_asked_for(axes, dtype, gradient
   exact = np.einsum('bld,blf->df', wide(x), wide(gradient))
   error = np.abs(wide(to_kernel) - (exact if axes == 'df' else exact.T)).max()
   assert error < 1e-5 if gradient_dtype == 'float32' else 1e-4 < error < 0.1
+
+
+def test_remat_keeps_the_products_of_mixed_dtypes():
+  """Two products forwards and four backwards, none again."""
+  x, first, second = jnp.ones((2, 3, 4), jnp.bfloat16), jnp.ones((4, 6)), jnp.ones((6, 4))
+  policies = jax.checkpoint_policies
+
+  def count(*kept):
+    kept = jax.checkpoint(loss, policy=policies.save_only_these_names(*kept))
+    return str(jax.make_jaxpr(jax.grad(kept, argnums=(0, 1)))(first, second)).count('dot_general[')
+
+  def loss(first, second):
+    y = product(jnp.sin(product(x, first, CONFIG)), second, CONFIG)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+  assert (count(*transformer._KEPT), count()) == (6, 8)
