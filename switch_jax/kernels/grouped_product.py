@@ -6,7 +6,6 @@ block; the blocks pass by fastest, so a matrix is fetched once for all consecuti
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -62,21 +61,19 @@ _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 def _to_rows(core: Core, x: jax.Array, kernel: jax.Array, owner: jax.Array, *, transposed: bool) -> jax.Array:
   """Returns the rows times the matrices of their experts, or times these transposed."""
-  (rows, fan_in), experts, blocks = x.shape, kernel.shape[0], owner.shape[0]
-  fan_out, block = kernel.shape[1 if transposed else 2], rows // blocks
-  size = x.dtype.itemsize
+  (rows, fan_in), block, size = x.shape, x.shape[0] // owner.shape[0], x.dtype.itemsize
+  fan_out = kernel.shape[1 if transposed else 2]
 
   def fits(of_in: int, of_out: int) -> bool:
     needed = 2 * size * (block * (of_in + of_out) + of_in * of_out) + 8 * block * of_out
     return needed + 4 * core.wide_operands * of_in * (block + of_out) <= core.vmem_bytes - _SPARE
 
   # All that is summed over if it fits, or every block would fetch its matrix again; then as much as possible.
-  of_in, of_out = tiles(fan_in, fan_out, fits, lambda tile: tile)
+  of_in, of_out = tiles(fan_in, fan_out, fits, lambda *tile: tile)
   steps = fan_in // of_in
 
-  def body(owner: Any, used: Any, x: Any, kernel: Any, y: Any, total: Any) -> None:
-    step = pl.program_id(2)
-    is_used = pl.program_id(1) < used[0]
+  def body(owner: Any, used: Any, x: Any, kernel: Any, y: Any, *total: Any) -> None:
+    is_used, step = pl.program_id(1) < used[0], pl.program_id(2)
 
     @pl.when(jnp.logical_not(is_used))
     def _() -> None:
@@ -85,44 +82,27 @@ def _to_rows(core: Core, x: jax.Array, kernel: jax.Array, owner: jax.Array, *, t
     @pl.when(is_used)
     def _() -> None:
       found = _product(core, x[...], kernel[0], 1, 1 if transposed else 0)
-      if steps == 1:
-        y[...] = found.astype(y.dtype)
-        return
-      total[...] = found + jnp.where(step == 0, 0.0, total[...])
+      if total:
+        found += jnp.where(step == 0, 0.0, total[0][...])
+        total[0][...] = found
+      y[...] = found.astype(y.dtype)  # of the last step at last
 
-      @pl.when(step == steps - 1)
-      def _() -> None:
-        y[...] = total[...].astype(y.dtype)
-
-  def at_kernel(o: Any, b: Any, i: Any, owner: Any, used: Any) -> tuple[Any, ...]:
-    i = jnp.where(b < used[0], i, steps - 1)
-    mine = jnp.minimum(owner[_used_block(b, used)], experts - 1)
+  def at_kernel(o: Any, b: Any, i: Any, used: Any, mine: Any) -> tuple[Any, ...]:
+    i = jnp.where(b == used, i, steps - 1)
     return (mine, o, i) if transposed else (mine, i, o)
 
-  def at_x(o: Any, b: Any, i: Any, owner: Any, used: Any) -> tuple[Any, ...]:
-    return _used_block(b, used), jnp.where(b < used[0], i, steps - 1)
-
-  return _call(
-    core,
-    body,
-    (fan_out // of_out, blocks, steps),
-    owner,
-    experts,
-    {
-      'x': (x, pl.BlockSpec((block, of_in), at_x)),
-      'kernel': (kernel, pl.BlockSpec((1, of_out, of_in) if transposed else (1, of_in, of_out), at_kernel)),
-    },
-    ((rows, fan_out), x.dtype, pl.BlockSpec((block, of_out), lambda o, b, i, owner, used: (b, o))),
-    scratch=(block, of_out) if steps > 1 else (8, _LANES),
-    flops=2 * rows * fan_in * fan_out,
-  )
+  at_x = lambda o, b, i, used, mine: (used, jnp.where(b == used, i, steps - 1))  # noqa: E731
+  inputs = [(x, (block, of_in), at_x), (kernel, (1, of_out, of_in) if transposed else (1, of_in, of_out), at_kernel)]
+  output = jax.ShapeDtypeStruct((rows, fan_out), x.dtype), (block, of_out), lambda o, b, *_: (b, o)
+  scratch = [(block, of_out)] if steps > 1 else []
+  return _call(core, body, (fan_out // of_out, owner.shape[0], steps), 1, owner, kernel.shape, inputs, output, scratch)
 
 
 def _to_kernel(core: Core, x: jax.Array, gradient: jax.Array, kernel: jax.Array, owner: jax.Array) -> jax.Array:
   """Returns the gradient of the matrices: the sums over the blocks of each of them."""
   experts, fan_in, fan_out = kernel.shape
-  rows, blocks = x.shape[0], owner.shape[0]
-  block, size = rows // blocks, x.dtype.itemsize
+  blocks, size = owner.shape[0], x.dtype.itemsize
+  block = x.shape[0] // blocks
 
   def fits(of_in: int, of_out: int) -> bool:
     # The sum, what is added to it, and what is being written.
@@ -130,68 +110,47 @@ def _to_kernel(core: Core, x: jax.Array, gradient: jax.Array, kernel: jax.Array,
     return needed + 4 * core.wide_operands * block * (of_in + of_out) <= core.vmem_bytes - _SPARE
 
   # The rows are read once for every tile of the other side.
-  of_in, of_out = tiles(fan_in, fan_out, fits, lambda tile: -(1 / tile[0] + 1 / tile[1]))
+  of_in, of_out = tiles(fan_in, fan_out, fits, lambda a, b: -(1 / a + 1 / b))
 
   def body(owner: Any, used: Any, x: Any, gradient: Any, to_kernel: Any, total: Any) -> None:
     b = pl.program_id(2)
-    mine = owner[b]
-    is_first = (b == 0) | (owner[jnp.maximum(b - 1, 0)] != mine)
-    is_last = (b == blocks - 1) | (owner[jnp.minimum(b + 1, blocks - 1)] != mine)
+    is_first = (b == 0) | (owner[jnp.maximum(b - 1, 0)] != owner[b])
+    is_last = (b == blocks - 1) | (owner[jnp.minimum(b + 1, blocks - 1)] != owner[b])
 
     @pl.when(b < used[0])
     def _() -> None:
-      found = _product(core, x[...], gradient[...], 0, 0)
-
-      @pl.when(is_first)
-      def _() -> None:
-        total[...] = found
-
-      @pl.when(jnp.logical_not(is_first))
-      def _() -> None:
-        total[...] += found
+      total[...] = _product(core, x[...], gradient[...], 0, 0) + jnp.where(is_first, 0.0, total[...])
 
       @pl.when(is_last)
       def _() -> None:
         to_kernel[0] = total[...].astype(to_kernel.dtype)
 
-  def at_kernel(i: Any, o: Any, b: Any, owner: Any, used: Any) -> tuple[Any, ...]:
-    return jnp.minimum(owner[_used_block(b, used)], experts - 1), i, o
-
-  found = _call(
-    core,
-    body,
-    (fan_in // of_in, fan_out // of_out, blocks),
-    owner,
-    experts,
-    {
-      'x': (x, pl.BlockSpec((block, of_in), lambda i, o, b, owner, used: (_used_block(b, used), i))),
-      'gradient': (gradient, pl.BlockSpec((block, of_out), lambda i, o, b, owner, used: (_used_block(b, used), o))),
-    },
-    (kernel.shape, kernel.dtype, pl.BlockSpec((1, of_in, of_out), at_kernel)),
-    scratch=(of_in, of_out),
-    flops=2 * rows * fan_in * fan_out,
+  inputs = [
+    (x, (block, of_in), lambda i, o, b, used, mine: (used, i)),
+    (gradient, (block, of_out), lambda i, o, b, used, mine: (used, o)),
+  ]
+  output = (
+    jax.ShapeDtypeStruct(kernel.shape, kernel.dtype),
+    (1, of_in, of_out),
+    lambda i, o, b, used, mine: (mine, i, o),
   )
+  grid = fan_in // of_in, fan_out // of_out, blocks
+  found = _call(core, body, grid, 2, owner, kernel.shape, inputs, output, [(of_in, of_out)])
   has_rows = jnp.any(owner[:, None] == jnp.arange(experts), axis=0)  # what no block has written is undefined
   return jnp.where(has_rows[:, None, None], found, 0)
 
 
-def tiles(first: int, second: int, fits: Callable[[int, int], bool], worth: Callable[[tuple[int, int]], Any]) -> Any:
-  """Returns how a matrix is cut: the tile of most worth that fits, or the smallest.
+def tiles(first: int, second: int, fits: Callable[[int, int], bool], worth: Callable[[int, int], Any]) -> Any:
+  """Returns how a matrix is cut: the sides of the tile of most worth that fits, or of the smallest.
 
   Args:
     first, second: the matrix's sides. A tile's divide them, and are whole or multiples of 128.
-    fits: whether a tile's sides fit the core's memory.
-    worth: of a tile, to compare.
+    fits: whether a tile of such sides fits the core's memory.
+    worth: of a tile of such sides, to compare.
   """
-  cuts = [
-    [t for t in range(side, 0, -1) if side % t == 0 and (t == side or t % _LANES == 0)] for side in (first, second)
-  ]
-  return max((t for t in itertools.product(*cuts) if fits(*t)), key=worth, default=(cuts[0][-1], cuts[1][-1]))
-
-
-def _used_block(b: Any, used: Any) -> Any:
-  """Returns the block itself, or the last used one: nothing is fetched for those after it."""
-  return jnp.maximum(jnp.minimum(b, used[0] - 1), 0)
+  cut = lambda side: [t for t in range(1, side + 1) if side % t == 0 and (t == side or t % _LANES == 0)]  # noqa: E731
+  every = [(a, b) for a in cut(first) for b in cut(second)]
+  return max((tile for tile in every if fits(*tile)), key=lambda tile: worth(*tile), default=every[0])
 
 
 def _product(core: Core, a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
@@ -200,40 +159,40 @@ def _product(core: Core, a: jax.Array, b: jax.Array, contract_a: int, contract_b
 
 
 def _call(
-  core: Core,
-  body: Callable[..., None],
-  grid: tuple[int, ...],
-  owner: jax.Array,
-  experts: int,
-  inputs: dict[str, tuple[jax.Array, pl.BlockSpec]],
-  output: tuple[tuple[int, ...], Any, pl.BlockSpec],
-  *,
-  scratch: tuple[int, int],
-  flops: int,
+  core: Core, body: Any, grid: Any, of_blocks: int, owner: Any, kernel: Any, inputs: Any, output: Any, scratch: Any
 ) -> jax.Array:
-  """Runs a kernel, which gets the owners, how many blocks are used, the inputs, the output and a float32 scratch."""
-  shape, dtype, spec = output
-  arrays = [array for array, _ in inputs.values()]
-  result = jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(arrays[0]).manual_axis_type)
-  used = jnp.sum(owner < experts, dtype=jnp.int32)[None]
-  # The blocks that one output's tile is for pass by in order; in `_to_kernel` these are the grid's last axis alone.
+  """Runs a kernel, which gets the owners, how many blocks are used, the inputs, the output and float32 scratch.
+
+  An input is an array, the shape of its tiles, and a function to a tile's place from the place in the grid, the block
+  of rows (the last used one for those after it, so that nothing is fetched for them) and its expert; the output has a
+  shape and dtype for the array. `of_blocks` is the grid's axis of the blocks, `kernel` the shape of the matrices.
+  """
+
+  def spec(shape: Any, index: Any) -> pl.BlockSpec:
+    def at(*arguments: Any) -> Any:
+      *ids, owner, used = arguments
+      block = jnp.maximum(jnp.minimum(ids[of_blocks], used[0] - 1), 0)
+      return index(*ids, block, jnp.minimum(owner[block], kernel[0] - 1))
+
+    return pl.BlockSpec(shape, at)
+
+  arrays, result = [one[0] for one in inputs], output[0]
+  moved = sum(math.prod(one.shape) * one.dtype.itemsize for one in [*arrays, result])
   return pl.pallas_call(
     body,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=grid,
-      in_specs=[block for _, block in inputs.values()],
-      out_specs=spec,
-      scratch_shapes=[pltpu.VMEM(scratch, jnp.float32)],
+      in_specs=[spec(*one[1:]) for one in inputs],
+      out_specs=spec(*output[1:]),
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
     ),
-    out_shape=result,
+    out_shape=result.update(manual_axis_type=jax.typeof(arrays[0]).mat),
     interpret=INTERPRET,
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=('parallel', 'arbitrary', 'arbitrary'), vmem_limit_bytes=core.vmem_bytes
     ),
     cost_estimate=pl.CostEstimate(
-      flops=flops,
-      bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in [*arrays, result]),
-      transcendentals=0,
+      flops=2 * arrays[0].shape[0] * math.prod(kernel[1:]), bytes_accessed=moved, transcendentals=0
     ),
-  )(owner, used, *arrays)
+  )(owner, jnp.sum(owner < kernel[0], dtype=jnp.int32)[None], *arrays)

@@ -1,4 +1,4 @@
-"""The product of experts for TPUs, interpreted: outputs and gradients of a loop over blocks, whatever the owners are."""
+"""The product of experts for TPUs, interpreted: outputs and gradients are those of single blocks, whoever owns them."""
 
 import functools
 
@@ -76,7 +76,7 @@ def test_matrices_in_tiles_both_ways():
 
 
 def test_inside_a_checked_shard_map():
-  """Traced alone: JAX's interpreter does not know of axes that arrays vary over. Gradients are summed where they must be."""
+  """Traced only, JAX's interpreter does not know the axes that arrays vary over. Gradients are summed where needed."""
   layout = Layout(make_mesh(MeshConfig(data=2, expert=4), None))
   x, kernel, weight = arrays(8)
   rows = P(layout.token_axes)
@@ -95,8 +95,8 @@ def test_inside_a_checked_shard_map():
 
 def test_tiles_divide_the_matrix_and_fit():
   most = lambda limit: lambda a, b: a * b <= limit  # noqa: E731
-  whole_first = lambda tile: tile  # noqa: E731
+  whole_first = lambda *tile: tile  # noqa: E731
   assert tiles(768, 3072, most(768 * 1024), whole_first) == (768, 1024)
   assert tiles(768, 3072, most(0), whole_first) == (128, 128)
   assert tiles(100, 3072, most(0), whole_first) == (100, 128)
-  assert tiles(3072, 768, most(1024 * 768), lambda tile: -(1 / tile[0] + 1 / tile[1])) == (1024, 768)
+  assert tiles(3072, 768, most(1024 * 768), lambda a, b: -(1 / a + 1 / b)) == (1024, 768)
