@@ -93,6 +93,24 @@ def test_inside_a_checked_shard_map():
     assert str(traced).count(' psum') == sums
 
 
+@pytest.mark.parametrize(('block', 'core'), [(256, Core()), (8, Core(16_600_000, wide_operands=True))])
+def test_it_lowers_for_tpus_inside_a_checked_shard_map(monkeypatch, block, core):
+  """At switch_base's size, as far as JAX lowers it by itself; the TPU compiler is not asked."""
+  monkeypatch.setattr(module, 'INTERPRET', False)
+  layout = Layout(make_mesh(MeshConfig(expert=8), None))
+  rows = P(layout.token_axes)
+
+  def gradients(x, kernel, owner, weight):
+    y, back = jax.vjp(lambda x, kernel: grouped_product(core, x, kernel, owner), x, kernel)
+    return y, back(weight)
+
+  on_shard = jax.jit(layout.per_token_shard(gradients, (rows,) * 4, (rows, (rows, rows)), by_width=True))
+  shapes = (8 * 4 * block, 768), (8 * 4, 768, 3072), (8 * 4,), (8 * 4 * block, 3072)
+  given = [jax.ShapeDtypeStruct(shape, 'int32' if len(shape) == 1 else 'bfloat16') for shape in shapes]
+  text = jax.export.export(on_shard, platforms=['tpu'])(*given).mlir_module()
+  assert text.count('@tpu_custom_call') == 3
+
+
 def test_tiles_divide_the_matrix_and_fit():
   most = lambda limit: lambda a, b: a * b <= limit  # noqa: E731
   whole_first = lambda *tile: tile  # noqa: E731
