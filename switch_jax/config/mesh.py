@@ -69,6 +69,7 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
   'drop_free': {
     'ragged': 'a ragged product over the runs of the experts',
     'blocks': 'runs padded to blocks of one expert each, one block at a time',
+    'grouped': 'the same blocks in a kernel for TPUs, which fetches the matrices of an expert once for all of its own',
   },
   'exchange': {
     'gathered': 'of a ragged dispatch: every shard gets all tokens, by ordinary collectives',

@@ -62,7 +62,8 @@ class MoeConfig(Checked):
       multiple of a shard's tokens, which is what they get on average; tokens beyond are dropped. None drops nothing:
       every shard is given the tokens of all.
     drop_free_block_size: rows to which the run of each expert is padded when no token is dropped; None picks a power
-      of two from 8 to 128 near the mean number of tokens per expert.
+      of two from 8 to 128 near the mean number of tokens per expert. The kernel for TPUs (`grouped`) has up to 512, and
+      takes what is set here if it is a multiple of 8.
     attention_expert: what a Switch attention expert is: a feed-forward `mlp` with two output matrices, one for the
       query and one for the shared key and value, as in the paper's code; or `linear`, these two matrices alone.
   """

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from switch_jax.kernels.fused_attention import core_of
+from switch_jax.kernels.grouped_product import grouped_product
 from switch_jax.kernels.positions import positions_sorted
 from switch_jax.kernels.slots import SlotIndex, from_slots, to_slots
 from switch_jax.kernels.table import forms
@@ -20,6 +22,8 @@ Product = Callable[[jax.Array, str], jax.Array]
 Network = Callable[[jax.Array, Product, jax.Array], jax.Array]
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
+# Of the `grouped` form, whose programs cost something to start.
+LARGEST_GROUPED_BLOCK = 512
 
 
 def apply_to_all(
@@ -48,14 +52,14 @@ def apply_to_all(
   Returns:
     `[n, out_dim]`: gated sums over the local experts, zero for tokens that have none of them.
   """
-  form = {'ragged': _ragged, 'blocks': _by_blocks}[forms(layout)['drop_free']]
-  y, index = form(x, expert, network, kernels, out_dim, block)
+  form = {'ragged': _ragged, 'blocks': _by_blocks, 'grouped': _grouped}[forms(layout)['drop_free']]
+  y, index = form(layout, x, expert, network, kernels, out_dim, block)
   return from_slots(y, gate, index)
 
 
-def _ragged(x, expert, network, kernels, out_dim, block):
+def _ragged(layout, x, expert, network, kernels, out_dim, block):
   """The plain form: a ragged product over the runs as they are."""
-  del out_dim, block  # it has no padding
+  del layout, out_dim, block  # it has no padding
   num_experts = next(iter(kernels.values())).shape[0]
   position, counts = positions_sorted(expert.reshape(1, -1), num_experts)
   counts = counts[0]
@@ -67,11 +71,12 @@ def _ragged(x, expert, network, kernels, out_dim, block):
   return network(rows, lambda y, name: jax.lax.ragged_dot(y, kernels[name], counts), index.choice_of), index
 
 
-def _by_blocks(x, expert, network, kernels, out_dim, block):
+def _by_blocks(layout, x, expert, network, kernels, out_dim, block):
   """Runs padded to blocks of one expert each, a block at a time, unused blocks skipped.
 
   At most choices + local experts * (block - 1) rows are computed.
   """
+  del layout
   num_experts = next(iter(kernels.values())).shape[0]
   index, owner = block_index(expert, num_experts, block)
   rows = to_slots(x, index, expert.shape[-1]).reshape(-1, block, x.shape[-1])  # [blocks, block, d]
@@ -92,10 +97,33 @@ def _by_blocks(x, expert, network, kernels, out_dim, block):
   return y.reshape(-1, out_dim), index
 
 
-def block_size(num_choices: int, num_experts: int) -> int:
-  """Returns the power of two from 8 to 128 at or below the mean number of choices per expert."""
+def _grouped(layout, x, expert, network, kernels, out_dim, block):
+  """The same blocks, all of them in one product."""
+  del out_dim
+  index, owner = block_index(expert, next(iter(kernels.values())).shape[0], block)
+  rows = to_slots(x, index, expert.shape[-1])
+  product = lambda y, name: grouped_product(core_of(layout), y, kernels[name], owner)  # noqa: E731
+  return network(rows, product, index.choice_of), index
+
+
+def block_size(num_choices: int, num_experts: int, form: str = 'blocks', wanted: int | None = None) -> int:
+  """Returns the rows of a block: what was asked for, or what suits the mean number of choices per expert.
+
+  Args:
+    num_choices, num_experts: on average.
+    form: of the operation `drop_free`.
+    wanted: `MoeConfig.drop_free_block_size`, which wins, for `grouped` where it is a multiple of 8.
+
+  Returns:
+    The power of two from 8 to 128 at or below the mean; for `grouped` up to 512 where that is an eighth of it.
+  """
+  if wanted and (form != 'grouped' or wanted % SMALLEST_BLOCK == 0):
+    return wanted
   mean = max(num_choices // num_experts, 1)
-  return min(max(1 << (mean.bit_length() - 1), SMALLEST_BLOCK), LARGEST_BLOCK)
+  block = min(max(1 << (mean.bit_length() - 1), SMALLEST_BLOCK), LARGEST_BLOCK)
+  if form != 'grouped':
+    return block
+  return max(block, min(1 << (mean.bit_length() - 1) >> 3, LARGEST_GROUPED_BLOCK))
 
 
 def num_rows(num_choices: int, num_experts: int, block: int) -> int:

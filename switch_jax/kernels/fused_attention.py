@@ -53,7 +53,7 @@ Arrays = tuple[jax.Array | None, ...]
 
 def fits(layout: Layout, query: jax.Array, key: jax.Array) -> bool:
   """Whether the keys of a row fit the memory of a core: 2,048 in v2 to v4, 4,096 and more in the others."""
-  return _Cut(_core(layout), query, key, key, None, None, None, None).block > 0
+  return _Cut(core_of(layout), query, key, key, None, None, None, None).block > 0
 
 
 def attend_fused(layout: Layout, *arguments: jax.Array | None, causal: bool = False) -> jax.Array:
@@ -63,7 +63,7 @@ def attend_fused(layout: Layout, *arguments: jax.Array | None, causal: bool = Fa
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(layout: Layout, causal: bool, *arguments: jax.Array | None) -> jax.Array:
-  forward = functools.partial(_forward, causal, _core(layout))
+  forward = functools.partial(_forward, causal, core_of(layout))
   return _by_shard(layout, forward, arguments, _specs(layout, arguments)[0])
 
 
@@ -72,7 +72,7 @@ def _attend_forward(layout: Layout, causal: bool, *arguments: jax.Array | None) 
 
 
 def _attend_backward(layout: Layout, causal: bool, arguments: Arrays, gradient: jax.Array) -> Arrays:
-  specs, has_bias, core = _specs(layout, arguments), arguments[5] is not None, _core(layout)
+  specs, has_bias, core = _specs(layout, arguments), arguments[5] is not None, core_of(layout)
 
   def backward(gradient: jax.Array, *arguments: jax.Array | None) -> list[jax.Array]:
     found = _backward(causal, core, gradient, *arguments)
@@ -88,7 +88,8 @@ def _attend_backward(layout: Layout, causal: bool, arguments: Arrays, gradient: 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _core(layout: Layout) -> Core:
+def core_of(layout: Layout) -> Core:
+  """Returns what kernels have to know of a layout's devices."""
   assert isinstance(layout.mesh, Mesh)
   return _CORES.get(layout.mesh.devices.flat[0].device_kind, Core())
 

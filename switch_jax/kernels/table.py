@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh
 
 from switch_jax.config import ConfigError
 from switch_jax.config.mesh import KERNELS
-from switch_jax.kernels import fused_attention
+from switch_jax.kernels import fused_attention, grouped_product
 from switch_jax.parallel import Layout
 
 # A TPU sorts, scatters and gathers scalars slowly, and multiplies fast. Parts of a joint projection it would copy out
@@ -48,7 +48,8 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
   ('gpu', '', {'positions': 'sorted', 'drop_free': 'blocks'}),
 )
 
-_FOR_TPUS = (('attention', 'fused', 'kernel'), ('exchange', 'ragged', 'collective'))
+_FOR_TPUS = (('attention', 'fused', 'kernel'), ('drop_free', 'grouped', 'kernel'), ('exchange', 'ragged', 'collective'))
+_KERNELS = {'attention': fused_attention, 'drop_free': grouped_product}
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def forms(layout: Layout) -> Mapping[str, str]:
     chosen['update'] = 'plain'
   chosen |= dict(layout.kernels)
   for operation, form, what in _FOR_TPUS:
-    interpreted = operation == 'attention' and fused_attention.INTERPRET
+    interpreted = operation in _KERNELS and _KERNELS[operation].INTERPRET
     if chosen[operation] == form and device.platform != 'tpu' and not interpreted:
       others = ' or '.join(repr(other) for other in KERNELS[operation] if other != form)
       raise ConfigError(

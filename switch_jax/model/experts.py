@@ -200,13 +200,14 @@ def _on_buffer(how, x, queue, kernels):
   expert, local_experts = queue.expert_of_row[:, None], queue.their_taken.shape[1]
   gate = lift(jnp.where(expert < local_experts, 1.0, 0.0), how.layout.model_axes)
   on_rows = lambda rows, product, choice: network(how, rows, product)  # noqa: E731
-  return _in_runs(how, x, expert, gate, on_rows, kernels, block_size(expert.size, local_experts))
+  return _in_runs(how, x, expert, gate, on_rows, kernels, local_experts)
 
 
-def _in_runs(how, x, expert, gate, on_rows, kernels, block):
-  """Applies the local experts to all choices of tokens `[n, d]`, sorted into runs."""
+def _in_runs(how, x, expert, gate, on_rows, kernels, num_experts):
+  """Applies the local experts to all choices of tokens `[n, d]`, which go to so many, sorted into runs."""
   layout, out_dim = how.layout, kernels['w' if how.kind == 'linear' else 'wo'].shape[-1]
-  block = how.config.experts.drop_free_block_size or block
+  form, wanted = forms(layout)['drop_free'], how.config.experts.drop_free_block_size
+  block = block_size(expert.size, num_experts, form, wanted)
   y = apply_to_all(layout, x, expert, gate, on_rows, kernels, out_dim=out_dim, block=block)
   return y if how.kind == 'linear' else _sum_to_parts(layout, y)
 
@@ -232,7 +233,7 @@ def _without_dropping(how, x, routing, kernels, dropout_key):
   local = flat.expert[0] - _index_on(axes) * local_experts
   is_here = (local >= 0) & (local < local_experts) & (flat.slot[0] >= 0)
   expert, gate = jnp.where(is_here, local, local_experts), jnp.where(is_here, flat.gate[0], 0.0)
-  y = _in_runs(how, x, expert, gate, on_rows, kernels, block_size(num_choices, moe.num_experts))
+  y = _in_runs(how, x, expert, gate, on_rows, kernels, moe.num_experts)
   return y if shards == 1 else dispatch.sum_over_experts(y, axes)
 
 

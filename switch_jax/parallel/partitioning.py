@@ -140,8 +140,9 @@ class Layout:
     manual = self.token_axes + (self.model_axes if by_width else ())
     if not manual:
       return function
-    # All axes: where one is left, even of one device, XLA:CPU aborts on bfloat16 reductions over the others.
-    axes = MESH_AXES if by_width and self.model_axes else manual
+    # All axes: where one is left, even of one device, XLA:CPU aborts on bfloat16 reductions over the others, and no
+    # kernel for TPUs can be inside.
+    axes = MESH_AXES if by_width else manual
     return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(axes))
 
   def batch_sharding(self) -> NamedSharding:

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from switch_jax import kernels
-from switch_jax.kernels import drop_free
+from switch_jax.kernels import drop_free, grouped_product
 from switch_jax.parallel import Layout
 
 TOKENS, CHOICES, EXPERTS, WIDTH, HIDDEN = 24, 2, 3, 8, 16
 SINGLE = Layout.single_device()
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+  monkeypatch.setattr(grouped_product, 'INTERPRET', True)
 
 
 def inputs():
@@ -45,7 +50,7 @@ def token_by_token(x, gate, weights, expert):
   return jnp.stack(rows)
 
 
-@pytest.mark.parametrize('form', ['ragged', 'blocks'])
+@pytest.mark.parametrize('form', ['ragged', 'blocks', 'grouped'])
 def test_output_and_gradients_are_those_of_single_tokens(form):
   x, expert, gate, weights = inputs()
 
@@ -61,7 +66,7 @@ def test_output_and_gradients_are_those_of_single_tokens(form):
   )
 
 
-@pytest.mark.parametrize('form', ['ragged', 'blocks'])
+@pytest.mark.parametrize('form', ['ragged', 'blocks', 'grouped'])
 def test_experts_elsewhere_give_nothing(form):
   x, expert, gate, weights = inputs()
   y = run(form, x, jnp.zeros_like(gate), weights, jnp.full_like(expert, EXPERTS))
@@ -77,6 +82,35 @@ def test_decoding_computes_at_most_eight_rows_a_token():
   row = np.asarray(index.of_choice)[:, 0]
   np.testing.assert_array_equal(np.asarray(owner)[row // block], np.asarray(expert)[:, 0])  # each row in its block
   assert len(set(row)) == 128
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_forms_are_equal_where_one_expert_has_all_tokens(dtype):
+  x, expert, gate, weights = inputs()
+  expert, gate = jnp.ones_like(expert), gate.astype('float32') + 0.1
+  x, weights = x.astype(dtype), jax.tree.map(lambda w: w.astype(dtype), weights)
+  found = {}
+  for form in ('ragged', 'blocks', 'grouped'):
+    y, back = jax.vjp(lambda *a: run(form, *a, expert), x, gate, weights)  # noqa: B023
+    found[form] = jax.tree.map(lambda a: np.asarray(a, np.float32), (y, back(jnp.ones_like(y))))
+  tolerance = 1e-5 if dtype == 'float32' else 0.03
+  for form in ('blocks', 'grouped'):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance * abs(b).max()), found[form], found['ragged']
+    )
+  assert not found['grouped'][1][2]['wi'][[0, 2]].any()
+
+
+@pytest.mark.parametrize(
+  ('choices', 'form', 'wanted', 'block'),
+  [
+    (128, 'blocks', None, 8), (8192, 'blocks', None, 128), (8192, 'blocks', 3, 3), (128, 'grouped', None, 8),
+    (1024, 'grouped', None, 128), (8192, 'grouped', None, 256), (10**6, 'grouped', None, 512),
+    (8192, 'grouped', 3, 256), (8192, 'grouped', 64, 64),
+  ],
+)  # fmt: skip
+def test_the_size_of_a_block(choices, form, wanted, block):
+  assert drop_free.block_size(choices, 4 if choices > 128 else 128, form, wanted) == block
 
 
 def test_blocks_hold_the_worst_case():

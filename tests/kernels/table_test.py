@@ -88,6 +88,9 @@ def test_a_kernel_for_tpus_is_refused_elsewhere():
   layout.kernels = (('attention', 'fused'),)
   with pytest.raises(ConfigError, match=r"'attention': 'fused', which is a kernel for TPUs.* use 'plain' or 'by_row'"):
     table.forms.__wrapped__(layout)
+  layout.kernels = (('drop_free', 'grouped'),)
+  with pytest.raises(ConfigError, match=r"'grouped', which is a kernel for TPUs.* use 'ragged' or 'blocks'"):
+    table.forms.__wrapped__(layout)
   layout = layout_on('tpu', 'TPU v3', 8)
   assert table.forms.__wrapped__(layout)['attention'] == 'fused'
 
