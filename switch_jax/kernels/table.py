@@ -18,7 +18,7 @@ from switch_jax.parallel import Layout
 _TPU = {
   'attention': 'fused',
   'positions': 'products',
-  'drop_free': 'blocks',
+  'drop_free': 'grouped',
   'exchange': 'ragged',
   'update': 'sharded',
 }
