@@ -34,11 +34,13 @@ class Factoring:
     stack_depth: leading axes that stack independent tensors.
     factored: whether second moments are kept as a row and a column.
     largest: the axis (-1 or -2) that the row statistics average away: the longer one, the last at a tie (T5X).
+    of_experts: whether it is a stack of experts.
   """
 
   stack_depth: int
   factored: bool
   largest: int
+  of_experts: bool = False
 
 
 def factoring(shape: tuple[int, ...], names: tuple[str | None, ...], config: OptimizerConfig) -> Factoring:
@@ -52,7 +54,7 @@ def factoring(shape: tuple[int, ...], names: tuple[str | None, ...], config: Opt
   is_matrix = len(sides) == 2 and None not in names
   always = 'expert' in names and config.factor_experts == 'always'
   factored = is_matrix and (always or min(sides) >= config.min_dim_size_to_factor)
-  return Factoring(depth, factored, -2 if factored and sides[0] > sides[1] else -1)
+  return Factoring(depth, factored, -2 if factored and sides[0] > sides[1] else -1, 'expert' in names)
 
 
 def moment_axes(axes: tuple[Any, ...], how: Factoring) -> dict[str, tuple[Any, ...]]:
@@ -98,8 +100,8 @@ def scale_by_adafactor(
     in_place: if given, the result is no update but the new parameters: what `in_place(update, parameter, count)` makes
       of each, after `count` updates. The matrices of a stack are then updated in turn, where they lie
       (`kernels.update`).
-    both_at_once: take the scales of a stack and of its update in one pass over both: a TPU has to read all of a large
-      array for each sum. XLA:CPU makes a slow loop of two sums.
+    both_at_once: take the scales of experts and of their update in one pass over both: a TPU has to read all of a large
+      array for each sum. XLA:CPU makes a slow loop of two sums, and over parts the partitioner gathers each.
   """
 
   def init_one(how: Factoring, parameter: jax.Array) -> dict[str, jax.Array]:
@@ -122,7 +124,7 @@ def scale_by_adafactor(
     else:
       v = decay * moments['v'] + (1 - decay) * squared
       update, moments = gradient * jax.lax.rsqrt(v), {'v': v}
-    one_pass = both_at_once and how.stack_depth > 0 and config.multiply_by_parameter_scale
+    one_pass = both_at_once and how.of_experts and config.multiply_by_parameter_scale
     if one_pass:
       size, parameter_size = _root_mean_squares(update, parameter, how.stack_depth)
     else:

@@ -60,7 +60,8 @@ class TestAheadOfTime:
     assert result.slots_per_token == {'encoder': 1.0, 'decoder': 1.0}
     assert result.loops == {'encoder': 4, 'decoder': 4}
     assert result.collectives['all-to-all']['count'] == 4 * 8, 'two forward, two backward in each of eight layers'
-    assert 'all-gather' not in result.collectives
+    # Of each stack, what is no expert and large enough to be kept in parts: 4 and 8 matrices of 128 x 128 in bfloat16.
+    assert result.collectives['all-gather'] == {'count': 12, 'bytes': 12 * 4 * 128 * 128 * 2}
     # One expert of each layer is local; its matrices are the bulk of what lies on a core.
     assert result.parameter_bytes_per_core < 4 * result.parameters / 2
 
@@ -71,7 +72,8 @@ class TestAheadOfTime:
     assert scanned[0].flops_per_core >= scanned[0].model_flops_per_core
     # The body of a loop is scheduled otherwise than the same layers in a row.
     assert scanned[0].estimate.compute_seconds == pytest.approx(one_by_one.estimate.compute_seconds, rel=0.5)
-    assert scanned[0].estimate.exchange_seconds == pytest.approx(one_by_one.estimate.exchange_seconds, rel=0.2)
+    # One by one the matrices are too small to be kept in parts.
+    assert scanned[0].estimate.exchange_seconds == pytest.approx(one_by_one.estimate.exchange_seconds, rel=0.3)
 
   def test_executable_is_kept(self, scanned):
     payload, in_tree, out_tree = pickle.loads(scanned[1].read_bytes())

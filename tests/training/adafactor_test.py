@@ -68,15 +68,15 @@ def test_a_stack_equals_its_parts(names, in_place):
 
 
 def test_which_parameters_are_factored():
-  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), OptimizerConfig()) == Factoring(1, True, -1)
-  assert factoring((512, 256, 64), ('expert', 'expert_mlp', 'embed'), OptimizerConfig()) == Factoring(1, True, -2)
+  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), OptimizerConfig()) == Factoring(1, True, -1, True)
+  assert factoring((512, 256, 64), ('expert', 'expert_mlp', 'embed'), OptimizerConfig()) == Factoring(1, True, -2, True)
   assert factoring((768, 128), ('embed', None), OptimizerConfig()) == Factoring(0, False, -1)  # the router
   assert factoring((768, 3072), ('embed', 'mlp'), OptimizerConfig()).factored
   assert not factoring((768, 64), ('embed', 'mlp'), OptimizerConfig()).factored
   assert factoring((6, 768, 3072), ('layers', 'embed', 'mlp'), OptimizerConfig()) == Factoring(1, True, -1)
   by_size = OptimizerConfig(factor_experts='by_size')
-  assert factoring((512, 128, 256), ('expert', 'embed', 'expert_mlp'), by_size) == Factoring(1, True, -1)
-  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), by_size) == Factoring(1, False, -1)
+  assert factoring((512, 128, 256), ('expert', 'embed', 'expert_mlp'), by_size) == Factoring(1, True, -1, True)
+  assert factoring((512, 64, 256), ('expert', 'embed', 'expert_mlp'), by_size) == Factoring(1, False, -1, True)
 
 
 @pytest.mark.parametrize('shape', [(6, 8), (8, 6), (2, 8)], ids=str)
