@@ -261,11 +261,11 @@ class RunConfig(Checked):
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
-    if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it, nor a buffer
+    if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it, nor a buffer of experts
       model.pop('gradient_dtype')
-    if self.model.moe and self.model.moe.ragged_buffer_factor is None:
-      model['moe'].pop('ragged_buffer_factor')
     if self.model.moe:  # as older versions recorded what was left at its default and what had no effect
+      if self.model.moe.ragged_buffer_factor is None:
+        model['moe'].pop('ragged_buffer_factor')
       model['moe']['exploration'] = self.model.moe.exploration or 'input_jitter'
       if not any(self.model.switch_attention_layers(stack) for stack in ('encoder', 'decoder')):
         model['moe']['attention_expert'] = 'linear'

@@ -58,7 +58,8 @@ def make_train_step(
       sums = objective.sums(logits, batch, statistics, soft_targets)
       return objective.value(sums, tokens, counts)[0], sums
 
-    return jax.grad(loss, has_aux=True)(params)
+    gradients, sums = jax.grad(loss, has_aux=True)(params)
+    return plan.scatter(gradients), sums
 
   def gradient_by_microbatches(params, batch, streams, teacher):
     batches = microbatches.split(batch, run.num_microbatches, run.model, layout)
@@ -67,8 +68,7 @@ def make_train_step(
 
     def one(rows, number):
       own = {name: jax.random.fold_in(key, number) for name, key in streams.items()}
-      found, sums = gradient(params, rows, own, teacher, tokens, counts)
-      return plan.scatter(found), sums
+      return gradient(params, rows, own, teacher, tokens, counts)
 
     zeros = jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(jnp.zeros_like(x), s), params, param_shardings)
     total, sums = microbatches.accumulate(one, batches, zeros)
@@ -80,7 +80,6 @@ def make_train_step(
   def step(state: TrainState, batch: Batch, *teacher: Any) -> tuple[TrainState, Metrics]:
     streams = step_streams(run.random_seed, state.step)
     gradients, sums = whole_gradient(plan.gather(state.params), batch, streams, teacher)
-    gradients = plan.scatter(gradients)
     params, opt_state = plan.optimizer.apply(gradients, state.opt_state, state.params)
     metrics = sums.metrics(objective)
     metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.tree.norm(gradients)}
