@@ -25,9 +25,9 @@ _FIELDS = """\
 # All gin fields
 
 A field is bound in a gin file as `config.ModelConfig.emb_dim = 512`, on the command line as
-`--gin.config.ModelConfig.emb_dim=512`, and from Python as an argument of the class. Where a macro is named, the files of
-`gin/` take the field from it, so that `--gin.BATCH_SIZE=64` is enough. Defaults are those of the classes; the files of
-`gin/runs/` and `gin/models/` bind some fields to other values, and `MODEL_DIR/config.gin` has those of a run.
+`--gin.config.ModelConfig.emb_dim=512`, and from Python as an argument of the class. Where a macro is named, the files
+of `gin/` take the field from it, so that `--gin.BATCH_SIZE=64` is enough. Defaults are those of the classes; the files
+of `gin/runs/` and `gin/models/` bind some fields to other values, and `MODEL_DIR/config.gin` has those of a run.
 """
 
 
