@@ -1,5 +1,6 @@
 """README and docs/: commands are read by the parsers that would read them, code runs, links lead somewhere."""
 
+import argparse
 import ast
 import dataclasses
 import importlib
@@ -213,11 +214,17 @@ def test_every_field_has_a_row(pages):
   for cls in pages.classes():
     rows = text.partition(f'\n## {cls.__name__}\n')[2].partition('\n## ')[0]
     for field in dataclasses.fields(cls):
-      assert f'\n| `{field.name}`' in rows, f'{cls.__name__}.{field.name}'
+      assert f'\n| `{field.name}`{{.name}} | ' in rows, f'{cls.__name__}.{field.name}'
     for name in pages.descriptions(cls):
       assert not name or name in {field.name for field in dataclasses.fields(cls)}, f'{cls.__name__} tells of {name}'
   for part in ('| `1.25` |', 'Macro `TRAIN_STEPS`', 'Macro `NUM_EXPERTS`', '| to be given |', 'top_p'):
     assert part in text
+
+
+def test_every_flag_is_told():
+  for action in main._make_parser()._actions:
+    if action.help != argparse.SUPPRESS and action.option_strings:
+      assert any(flag in TEXTS['docs/configuration.md'] for flag in action.option_strings), action.option_strings
 
 
 def test_readme_is_short():

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PICTURES = 'benchmarks/pictures/'
 # Files that are pages as they stand; links to them are turned to these.
-PAGES = {'README.md': 'index.md', 'CHANGELOG.md': 'changelog.md', 'CONTRIBUTING.md': 'contributing.md'}
+PAGES = {
+  'README.md': 'index.md',
+  'CHANGELOG.md': 'changelog.md',
+  'CONTRIBUTING.md': 'contributing.md',
+  'deploy/README.md': 'deploy.md',
+}
 _FIELDS = """\
 # All gin fields
 
@@ -85,7 +90,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _type(field: dataclasses.Field[Any]) -> str:
   text = field.type.__name__ if inspect.isclass(field.type) and not hasattr(field.type, '__args__') else str(field.type)
-  return re.sub(r'\b(?:typing|collections\.abc|switch_jax(?:\.\w+)*)\.', '', text)
+  text = re.sub(r'\b(?:typing|collections\.abc|switch_jax(?:\.\w+)*)\.', '', text)
+  return re.sub(r'Literal\[(.*?)\]', lambda choices: choices[1].replace(', ', ' | '), text)
 
 
 def classes() -> Iterator[type]:
@@ -106,7 +112,7 @@ def field_page() -> str:
     for field in dataclasses.fields(cls):
       macro = bound.get(f'{cls.__name__}.{field.name}')
       meaning = ' '.join(filter(None, (told.get(field.name, ''), macro and f'Macro `{macro}`.')))
-      rows.append(f'| `{field.name}` | {_default(field)} | `{_type(field)}` | {meaning} |')
+      rows.append(f'| `{field.name}`{{.name}} | {_default(field)} | `{_type(field)}` | {meaning} |')
     parts.append(f'## {cls.__name__}\n\n{intro}\n\n' + '\n'.join(rows) + '\n')
   return '\n'.join(parts)
 
