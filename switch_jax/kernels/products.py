@@ -32,7 +32,7 @@ def product_with_own_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _backward(residuals, gradient):
   x, kernel = residuals
-  return jnp.einsum('ecf,edf->ecd', gradient, kernel), _transposed(x) @ gradient
+  return jnp.einsum('ecf,edf->ecd', gradient, kernel), transposed(x) @ gradient
 
 
 product_with_own_gradient.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _backward)
@@ -48,9 +48,9 @@ def dense_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
   Returns:
     `[d, f]`.
   """
-  return _transposed(x.reshape(-1, x.shape[-1])) @ gradient.reshape(-1, gradient.shape[-1])
+  return transposed(x.reshape(-1, x.shape[-1])) @ gradient.reshape(-1, gradient.shape[-1])
 
 
-def _transposed(x: jax.Array) -> jax.Array:
+def transposed(x: jax.Array) -> jax.Array:
   """Returns `[..., n, d]` as `[..., d, n]`, laid out so; without the barrier XLA would put it back into the product."""
   return jax.lax.optimization_barrier(x.swapaxes(-1, -2))

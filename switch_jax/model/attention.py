@@ -109,7 +109,8 @@ class MultiHeadAttention(nn.Module):
       return Kernel(joined, ('embed', 'joined_kv'), initializers.kernel(config, kind))
 
     self.query, self.key, self.value = kernel('query'), kernel('attention'), kernel('attention')
-    self.out = Dense(config, self.layout, joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'))
+    init = initializers.kernel(config, 'attention')
+    self.out = Dense(config, self.layout, joined[::-1], ('joined_kv', 'embed'), init)
 
   def __call__(
     self,
