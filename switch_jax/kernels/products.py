@@ -32,7 +32,7 @@ def product_with_own_gradient(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _backward(residuals, gradient):
   x, kernel = residuals
-  return jnp.einsum('ecf,edf->ecd', gradient, kernel), transposed(x) @ gradient
+  return jnp.einsum('ecf,edf->ecd', gradient, kernel), sum_over_rows(x, gradient)
 
 
 product_with_own_gradient.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _backward)
@@ -48,7 +48,23 @@ def dense_kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
   Returns:
     `[d, f]`.
   """
-  return transposed(x.reshape(-1, x.shape[-1])) @ gradient.reshape(-1, gradient.shape[-1])
+  return sum_over_rows(x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]))
+
+
+# A transpose of what a product has just made goes in tiles. One of anything else is fused with what makes it and goes
+# from one end of the memory to the other for each number: as slow as this many of the former.
+_FUSED_TRANSPOSE = 5
+
+
+def sum_over_rows(x: jax.Array, y: jax.Array) -> jax.Array:
+  """Returns the product `[..., d, f]` of `[..., n, d]`, transposed, by `[..., n, f]`, for XLA:CPU.
+
+  Either `x` is transposed, or `y` and then the result: whichever takes less.
+  """
+  rows, left, right = *x.shape[-2:], y.shape[-1]
+  if rows * left <= rows * right + left * right / _FUSED_TRANSPOSE:
+    return transposed(x) @ y
+  return transposed(transposed(y) @ x)
 
 
 def transposed(x: jax.Array) -> jax.Array:
