@@ -2,8 +2,9 @@
 
   python benchmarks/compare_step_time.py --peer_python PATH/bin/python --experts 16 64 --steps 8
 
-`--peer_python` is the interpreter of an environment with `torch==2.13.0 transformers==5.23.0`. Both processes inherit
-this environment's variables, so `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in front of the command gives it to both.
+Prints what the machine can do first (`machine_rates.py`). `--peer_python` is the interpreter of an environment with
+`torch==2.13.0 transformers==5.23.0`. Both processes inherit this environment's variables, so settings of malloc in
+front of the command (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_ARENA_MAX=1 ...`) hold for both.
 Each ratio is ours / theirs of two neighbouring steps; medians are printed.
 """
 
@@ -47,6 +48,9 @@ def main() -> None:
   parser.add_argument('--json')
   arguments = parser.parse_args()
   results = []
+  print(
+    subprocess.run([sys.executable, str(_HERE / 'machine_rates.py')], capture_output=True, text=True).stdout, end=''
+  )
   print(f'{"experts":>8}{"ours s":>10}{"peer s":>10}{"ratio":>8}{"min":>8}{"max":>8}')
   for experts in arguments.experts:
     options = ['--experts', str(experts)]

@@ -89,7 +89,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--experts', type=int, nargs='+', default=[16, 64])
   parser.add_argument('--steps', type=int, default=8)
-  parser.add_argument('--warmup', type=int, default=2)
+  parser.add_argument('--warmup', type=int, default=6, help='steps before; memory grows in the first few')
   parser.add_argument('--capacity_factor', type=float, default=1.25)
   parser.add_argument('--exploration', default='input_jitter')
   parser.add_argument('--dtype', default='float32')
