@@ -53,7 +53,8 @@ def attention(
 
 def _scores_bias(query_segments, key_segments, bias, causal):
   """Returns the float32 additive bias `[..., heads or 1, query, key]` of one row or many, masks included."""
-  allowed = (query_segments[..., :, None] == key_segments[..., None, :]) & (key_segments[..., None, :] > 0)
+  key_segments = jnp.where(key_segments > 0, key_segments, -1)  # which no query has
+  allowed = query_segments[..., :, None] == key_segments[..., None, :]
   if causal:
     query_length, key_length = allowed.shape[-2:]
     allowed &= jnp.tril(jnp.ones((query_length, key_length), bool))

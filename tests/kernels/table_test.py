@@ -33,6 +33,7 @@ def test_a_cpu_gets_its_own_and_several_of_them_no_loop_over_split_stacks():
   assert one == {
     'attention': 'by_row',
     'projections': 'together',
+    'dense_product': 'own_gradient',
     'expert_product': 'own_gradient',
     'positions': 'sorted',
     'drop_free': 'blocks',
@@ -51,7 +52,7 @@ def test_what_is_asked_for_wins_and_is_shown():
   mesh = MeshConfig(kernels={'attention': 'plain'})
   layout = Layout.of(mesh, make_mesh(mesh, None, jax.devices()[:1]))
   assert kernels.forms(layout)['attention'] == 'plain'
-  assert kernels.describe(layout).startswith('attention plain, projections together, expert_product own_gradient')
+  assert kernels.describe(layout).startswith('attention plain, projections together, dense_product own_gradient')
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ from switch_jax.model.layers import (
   product,
   relu,
 )
+from switch_jax.parallel import Layout
 
+LAYOUT = Layout.single_device()
 CONFIG = ModelConfig(
   vocab_size=10, emb_dim=4, num_heads=2, head_dim=2, mlp_dim=6, num_encoder_layers=1, num_decoder_layers=1,
   init_scale=1.0,
@@ -57,7 +59,7 @@ def test_layer_norm_computes_in_float32_and_keeps_the_dtype():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_embedding_looks_up_and_gives_logits(dtype):
   config = dataclasses.replace(CONFIG, activation_dtype=dtype)
-  module, tokens = Embed(config), np.array([[3, 0, 9]], np.int32)
+  module, tokens = Embed(config, LAYOUT), np.array([[3, 0, 9]], np.int32)
   params = initialised(module, tokens)
   table = params['params']['embedding']
   found = module.apply(params, tokens)
@@ -77,7 +79,7 @@ def test_activations_are_multiplied():
 
 @pytest.mark.parametrize('config', [CONFIG, GEGLU], ids=['relu', 'geglu'])
 def test_feed_forward_network(config):
-  module = MlpBlock(config, deterministic=True)
+  module = MlpBlock(config, LAYOUT, deterministic=True)
   params = initialised(module, X)
   kernels = {name: np.asarray(leaf['kernel']) for name, leaf in params['params'].items()}
   hidden = np.maximum(X @ kernels['wi'], 0) if config is CONFIG else gelu(X @ kernels['wi_0']) * (X @ kernels['wi_1'])
@@ -108,7 +110,7 @@ def test_a_kernels_gradient_is_made_in_the_dtype_asked_for(axes, dtype, gradient
   random = np.random.default_rng(1)
   x = jnp.asarray(random.normal(size=(2, 3, 4)), jnp.bfloat16)
   kernel = jnp.asarray(random.normal(size=(4, 6) if axes == 'df' else (6, 4)), jnp.float32)
-  y, backward = jax.vjp(lambda x, kernel: product(x, kernel, config, axes, dtype), x, kernel)
+  y, backward = jax.vjp(lambda x, kernel: product(x, kernel, config, LAYOUT, axes, dtype), x, kernel)
   rounded = np.asarray(kernel.astype(jnp.bfloat16), np.float64)
   rounded = rounded if axes == 'df' else rounded.T
   wide = lambda x: np.asarray(x, np.float64)  # noqa: E731
@@ -133,7 +135,7 @@ def test_remat_keeps_the_products_of_mixed_dtypes():
     return str(jax.make_jaxpr(jax.grad(kept, argnums=(0, 1)))(first, second)).count('dot_general[')
 
   def loss(first, second):
-    y = product(jnp.sin(product(x, first, CONFIG)), second, CONFIG)
+    y = product(jnp.sin(product(x, first, CONFIG, LAYOUT)), second, CONFIG, LAYOUT)
     return jnp.sum(jnp.sin(y.astype(jnp.float32)))
 
   assert (count(*transformer._KEPT), count()) == (6, 8)
