@@ -28,19 +28,20 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from switch_jax.config import ConfigError, DataConfig, first_line
-from switch_jax.data import corpus, span_corruption, text_lines, text_task
+from switch_jax.data import corpus, span_corruption, tables, text_lines, text_task
 from switch_jax.data.quiet_tensorflow import tf
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
 from switch_jax.folders.cache import cache_directory
 from switch_jax.folders.remote import is_remote
 
 NAME = 'text_files_span_corruption'
+SETTING = 'DataConfig.text_files'
 BUILDER_VERSION = 1
 SUFFIXES = ('.txt', '.jsonl')
 # Files of more bytes than this are not read again when paths, sizes, and modification times are those of last time.
@@ -52,6 +53,7 @@ _BYTES_PER_FILE = 262_144
 _HELD_OUT_BYTES_ENOUGH = 4096
 _PIECES_OF_SHORT_TEXT = 128
 _MIN_PIECE_BYTES = 128
+_BLOCK_BYTES = 2**22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class _Cut:
     """Yields the pieces of paragraphs or documents."""
     for text in texts:
       for part in text.split('\n') if self.by_line else (text,):
-        yield from _cut(part, self.limit)
+        yield from cut(part, self.limit)
 
 
 def find_files(pattern: str | None) -> list[epath.Path]:
@@ -84,42 +86,65 @@ def find_files(pattern: str | None) -> list[epath.Path]:
       f'DataConfig.text_files is {pattern!r}; the task {NAME} needs a pattern of .txt or .jsonl files; '
       "set --gin.TEXT_FILES='/some/dir/*.txt'."
     )
-  files = [epath.Path(name) for name in sorted(_matches(os.path.expanduser(pattern)))]
+  return check_files(matches(pattern, SETTING), pattern, SETTING, SUFFIXES)
+
+
+def check_files(
+  files: list[epath.Path], pattern: str, setting: str, suffixes: Sequence[str], macro: str = 'TEXT_FILES'
+) -> list[epath.Path]:
+  """Returns the files without the folders among them.
+
+  Args:
+    files: what the pattern matches.
+    pattern: as the user gave it.
+    setting: its name, for messages.
+    suffixes: what can be read.
+    macro: that sets it.
+
+  Raises:
+    ConfigError: no file, one that cannot be read or has another suffix, or nothing but empty ones.
+  """
   if folders := [path for path in files if path.is_dir()]:
     if len(folders) == len(files):
-      raise ConfigError(f'DataConfig.text_files is {pattern!r}, a folder; name the files in it: {folders[0]}/*.txt.')
+      raise ConfigError(f'{setting} is {pattern!r}, a folder; name the files in it: {folders[0]}/*{suffixes[0]}.')
     files = [path for path in files if not path.is_dir()]
   if not files:
     raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}, which matches no file from the working directory {os.getcwd()}; '
-      "check the path, and quote the pattern so that the shell leaves it alone: --gin.TEXT_FILES='/some/dir/*.txt'."
+      f'{setting} is {pattern!r}, which matches no file from the working directory {os.getcwd()}; '
+      'check the path, and quote the pattern so that the shell leaves it alone: '
+      f"--gin.{macro}='/some/dir/*{suffixes[0]}'."
     )
   for path in files:
     if not is_remote(path) and not os.access(path, os.R_OK):
-      raise ConfigError(f'{path} cannot be read; make it readable, or narrow DataConfig.text_files {pattern!r}.')
+      raise ConfigError(f'{path} cannot be read; make it readable, or narrow {setting} {pattern!r}.')
     if not is_remote(path) and not os.path.isfile(path):
-      raise ConfigError(f'{path} is no regular file; narrow DataConfig.text_files {pattern!r}.')
-    if path.suffix not in SUFFIXES:
+      raise ConfigError(f'{path} is no regular file; narrow {setting} {pattern!r}.')
+    if path.suffix not in suffixes:
       raise ConfigError(
-        f'DataConfig.text_files is {pattern!r}, which matches {path}; only {" and ".join(SUFFIXES)} files are read; '
-        'make the pattern end in one of them.'
+        f'{setting} is {pattern!r}, which matches {path}; only {", ".join(suffixes[:-1])} and {suffixes[-1]} files are '
+        'read; make the pattern end in one of them.'
       )
   if not sum(path.stat().length for path in files):
-    raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) are empty; name files with text.'
-    )
+    raise ConfigError(f'{setting} is {pattern!r}; its {len(files)} file(s) are empty; name files with text.')
   return files
 
 
-def _matches(pattern: str) -> list[str]:
+def matches(pattern: str, setting: str) -> list[epath.Path]:
+  """Returns the files and folders that a pattern matches, sorted by path.
+
+  Raises:
+    ConfigError: a bucket cannot be listed.
+  """
+  pattern = os.path.expanduser(pattern)
   if not is_remote(pattern):
     # The name of a file may look like a pattern: report[1].txt.
-    return glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)
+    found = glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)
+    return [epath.Path(name) for name in sorted(found)]
   try:
-    return tf.io.gfile.glob(pattern)
+    return [epath.Path(name) for name in sorted(tf.io.gfile.glob(pattern))]
   except tf.errors.OpError as error:
     raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}, which cannot be listed ({first_line(error)}); check bucket and rights.'
+      f'{setting} is {pattern!r}, which cannot be listed ({first_line(error)}); check bucket and rights.'
     ) from error
 
 
@@ -129,7 +154,7 @@ def _lines(path: epath.Path) -> Iterator[str]:
     yield text_lines.decode_line(path, number, line)
 
 
-def _cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
+def cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
   """Yields pieces of at most `limit` bytes, cut at the last line end or else space before that, if there is one."""
   start = 0
   while start < len(text):
@@ -146,12 +171,12 @@ def read_txt(path: epath.Path) -> Iterator[str]:
   lines, size = [], 0
   for line in _lines(path):
     if (not line.strip() or size > corpus.MAX_PARAGRAPH_BYTES) and lines:
-      yield from _cut('\n'.join(lines).strip())
+      yield from cut('\n'.join(lines).strip())
       lines, size = [], 0
     if line.strip():
       lines.append(corpus.plain_text(line))
       size += len(line)
-  yield from _cut('\n'.join(lines).strip())
+  yield from cut('\n'.join(lines).strip())
 
 
 def read_jsonl(path: epath.Path) -> Iterator[str]:
@@ -204,7 +229,7 @@ def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
   """Adds the text of all files; the pieces of a document are on the same side."""
   for text in _read(files):
     split = writer.choose_split(text)
-    for piece in _cut(text):
+    for piece in cut(text):
       writer.add(piece, split)
 
 
@@ -216,12 +241,24 @@ def _write_pieces(writer: corpus.CorpusWriter, files: list[epath.Path], fraction
 
 
 def _contents(path: epath.Path) -> dict[str, str | int]:
-  """Returns the name of a file, and size and sha256 of its text: with newlines as the ends of lines."""
+  """Returns the name of a file, and size and sha256 of its text: with newlines as the ends of lines.
+
+  Of a file that is no text, as Parquet, of its bytes.
+  """
   digest, size = hashlib.sha256(), 0
-  for block in text_lines.read_text_blocks(path):
+  for block in _blocks(path):
     digest.update(block)
     size += len(block)
   return {'name': path.name, 'size': size, 'sha256': digest.hexdigest()}
+
+
+def _blocks(path: epath.Path) -> Iterator[bytes]:
+  if path.suffix not in tables.BINARY_SUFFIXES:
+    yield from text_lines.read_text_blocks(path)
+    return
+  with path.open('rb') as file:
+    while block := file.read(_BLOCK_BYTES):
+      yield block
 
 
 def _place_and_time(path: epath.Path) -> tuple[str, int, int]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     keep_vocabulary,
     load_vocabulary,
     make_vocabulary,
+    recorded_name,
   )
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
   'open_training': 'pipeline',
   'read_held_out': 'evaluation',
   'recorded_add_eos': 'features',
+  'recorded_name': 'vocabularies',
   'sentinel_ids': 'sentinels',
   'vocabulary_of': 'providers',
   'with_observed_eos': 'features',
@@ -62,6 +64,7 @@ __all__ = [
   'open_training',
   'read_held_out',
   'recorded_add_eos',
+  'recorded_name',
   'sentinel_ids',
   'target_entropies',
   'vocabulary_of',

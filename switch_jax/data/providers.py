@@ -169,6 +169,11 @@ def describe_text(config: DataConfig, module: types.ModuleType | None) -> str | 
     return ' '.join(str(module.describe(config)).split())
 
 
+def inputs_template(config: DataConfig, module: types.ModuleType | None) -> str | None:
+  """Returns the text with `{column}` that makes the inputs of a row of the task's tables; None for other tasks."""
+  return module.template(config) if module is not None and config.tables else None
+
+
 def fingerprint(
   config: DataConfig, seed: int, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture
 ) -> dict[str, str | int]:
@@ -200,8 +205,9 @@ def fingerprint(
 # What to do about a difference; for all others the setting itself is the remedy.
 _REMEDIES = {
   'corpus': (
-    'restore the text, that is the files of TEXT_FILES or the versions of the installed packages (where they are the '
-    'same, an older switch_jax read them in another way, see CHANGELOG.md: begin a new run)'
+    'restore the text, that is the files of TEXT_FILES, the files of TASK_FILES and what is said of their columns, or '
+    'the versions of the installed packages (where they are the same, an older switch_jax read them in another way, '
+    'see CHANGELOG.md: begin a new run)'
   ),
   'vocabulary': "restore the task's vocabulary",
   'inputs_features': "restore the task's output_features",
