@@ -151,6 +151,8 @@ def _pairs(table: TableConfig) -> corpus.Corpus:
 
 def template(data: DataConfig) -> str | None:
   """Returns the template that all tables share, which a checkpoint records for `infer`; None if they differ."""
+  if data.mixture_or_task_name.endswith(TEXT_SUFFIX):
+    return None
   found = {make_recipe(table).template for table in _tables(data)}
   return found.pop() if len(found) == 1 else None
 
@@ -169,7 +171,7 @@ def _describe(table: TableConfig) -> str:
     f'targets {recipe.target!r}' + (f' (guessed: {", ".join(recipe.guessed)})' if recipe.guessed else '')
   ]
   if targets.are_classes:
-    most = targets.counts.most_common()
+    most = sorted(targets.counts.items(), key=lambda item: (-item[1], item[0]))
     listed = ', '.join(f'{label} {count:,}' for label, count in most[:8]) + (', ...' if len(most) > 8 else '')
     parts.append(f'{len(most)} labels ({listed})')
   how = 'by file' if recipe.held_out else 'by the hash of the inputs'

@@ -99,26 +99,7 @@ def make_recipe(table: TableConfig) -> Recipe:
   except text_lines.EncodingError:
     check_encodings(files)
     raise
-  first = list(columns[files[0]])
-  guessed = []
-  source, target = templates.guess(first, table.target_column)
-  if table.target_column is None and target is not None:
-    guessed.append(f'TARGET_COLUMN={target}')
-  template = table.template
-  if template is None and (source := table.input_column or source) is not None:
-    template = templates.of_column(source)
-    if table.input_column is None:
-      guessed.append(f'INPUT_COLUMN={source}')
-  listed = ', '.join(map(repr, first))
-  if target is None:
-    raise ConfigError(
-      f'{files[0]} has the columns {listed}, and none has a name that targets usually have; set --gin.TARGET_COLUMN.'
-    )
-  if template is None:
-    raise ConfigError(
-      f'{files[0]} has the columns {listed}, and which are the inputs cannot be guessed; set --gin.INPUT_COLUMN, or '
-      "several by --gin.TEMPLATE='first: {column} second: {other}'."
-    )
+  template, target, guessed = _choose_columns(table, list(columns[files[0]]), files[0])
   asked = (
     ('TEMPLATE' if table.template else 'INPUT_COLUMN', templates.fields_of(template)),
     ('TARGET_COLUMN', [target]),
@@ -131,7 +112,7 @@ def make_recipe(table: TableConfig) -> Recipe:
   if target in templates.fields_of(template):
     raise ConfigError(
       f'the column {target!r} is both inputs and targets; set --gin.INPUT_COLUMN (or TEMPLATE) and --gin.TARGET_COLUMN '
-      f'to different ones of {listed}.'
+      f'to different ones of {", ".join(map(repr, columns[files[0]]))}.'
     )
   return Recipe(
     train=tuple(train),
@@ -142,6 +123,36 @@ def make_recipe(table: TableConfig) -> Recipe:
     guessed=tuple(guessed),
     skip_empty=table.skip_empty,
   )
+
+
+def _choose_columns(table: TableConfig, columns: list[str], path: epath.Path) -> tuple[str, str, list[str]]:
+  """Returns template, target column, and what of both was guessed from the columns of the first file.
+
+  Raises:
+    ConfigError: they cannot be guessed, or the target column is not there.
+  """
+  guessed = []
+  if table.target_column is not None:
+    templates.check_columns('TARGET_COLUMN', [table.target_column], columns, str(path))
+  source, target = templates.guess(columns, table.target_column)
+  if table.target_column is None and target is not None:
+    guessed.append(f'TARGET_COLUMN={target}')
+  template = table.template
+  if template is None and (source := table.input_column or source) is not None:
+    template = templates.of_column(source)
+    if table.input_column is None:
+      guessed.append(f'INPUT_COLUMN={source}')
+  listed = ', '.join(map(repr, columns))
+  if target is None:
+    raise ConfigError(
+      f'{path} has the columns {listed}, and none has a name that targets usually have; set --gin.TARGET_COLUMN.'
+    )
+  if template is None:
+    raise ConfigError(
+      f'{path} has the columns {listed}, and which are the inputs cannot be guessed; set --gin.INPUT_COLUMN, or '
+      "several by --gin.TEMPLATE='first: {column} second: {other}'."
+    )
+  return template, target, guessed
 
 
 def check_encodings(files: Iterable[epath.Path]) -> None:

@@ -113,7 +113,7 @@ class TaskEvaluator:
         f'({self.vocabulary.vocab_size} ids and {model.record["vocabulary"]["size"]}); set --gin.VOCABULARY to the '
         'one of the run, or evaluate a task that has it.'
       )
-    if (before := model.record.get('template', self._template)) != self._template:
+    if self._template and (before := model.record.get('template', self._template)) != self._template:
       note(f'the checkpoint was trained on inputs {before!r} and is evaluated on {self._template!r}')
     lengths = self.config.data.feature_lengths
     if differ := differing_features(model.record.get('features'), self._provider, lengths):

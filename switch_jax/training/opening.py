@@ -192,7 +192,7 @@ def open_run(
     held_out=held_out,
     sentinels=sentinels,
     train_step=make_train_step(run, layout, plan, special_tokens, lessons),
-    eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups)),
+    eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics),
     are_finite=make_finite_check(layout, plan),
     record={
       'version': switch_jax.__version__,
