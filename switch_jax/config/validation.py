@@ -151,7 +151,7 @@ class Checked:
   def from_json(cls, fields: Mapping[str, Any]) -> typing.Self:
     """Builds the class from what `to_json` returned. Unknown names are an error with the nearest real one."""
     hints = field_types(cls)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in fields.items():
       if name not in hints:
         raise ConfigError(f'{cls.__name__} has no field {name!r}.{suggest(name, hints)}')

@@ -85,8 +85,7 @@ def read_columns(path: epath.Path) -> dict[str, str]:
     if first.cells is None:
       raise ConfigError(f'{path}:{first.number} {first.error}; each line must be an object with the cells by name.')
     return dict.fromkeys(first.cells, '')
-  with contextlib.closing(_read_delimited(path)) as rows:
-    return dict.fromkeys(next(rows), '')
+  return dict.fromkeys(next(_read_delimited(path)), '')
 
 
 def read_rows(path: epath.Path) -> Iterator[Row]:
