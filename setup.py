@@ -61,6 +61,12 @@ EXTRAS_REQUIRE = {
     'djangorestframework>=3.15',  # and in 45
     'pycountry>=24',  # names of languages, countries and regions in 150 languages
   ],
+  # The site of docs/: python -m mkdocs build --strict, a part of .ci/run.
+  'docs': [
+    'mkdocs>=1.6,<2',  # 2.0 has no plugins
+    'mkdocs-material>=9.6,<10',
+    'mkdocstrings[python]>=1.0,<2',  # the API reference, read from the sources without importing them
+  ],
   # What T5X and flaxformer import, from PyPI, for comparing with them. They themselves are not on PyPI.
   't5x': ['fiddle>=0.3', 'cached_property', 'grain', 'jaxtyping', 'portpicker', 'tensorboard', 'sentencepiece'],
 }

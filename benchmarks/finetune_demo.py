@@ -27,7 +27,7 @@ PRETRAIN = 'gin/examples/wikipedia_pretrain.gin'
 FINETUNE = 'gin/examples/wikipedia_finetune.gin'
 SCRATCH = ['--gin.INITIAL_CHECKPOINT_PATH=None']
 # From scratch a constant 1e-3 is slow; with the schedule of pre-training it does better than the pre-trained model does
-# with 1e-3 (README).
+# with 1e-3 (docs/results.md).
 FAST = [*SCRATCH, '--gin.LEARNING_RATE=1.0', '--gin.config.OptimizerConfig.schedule=rsqrt']
 FAST += ['--gin.config.OptimizerConfig.warmup_steps=200']
 TOPIC, DESCRIPTION = 'wikipedia_topic', 'wikipedia_description'

@@ -276,7 +276,7 @@ class Reader:
     if gin_t5x.is_theirs(statement.module):
       raise ConfigError(
         f'{place} imports {statement.module!r}, so it is made for T5X; here a run is a file of gin/models/ with one of '
-        'gin/runs/, and README\'s "Coming from T5X" has what its settings are called.'
+        'gin/runs/, and docs/coming_from_t5x.md has what its settings are called.'
       )
     if statement.module != 'switch_jax.config':
       raise ConfigError(

@@ -1,6 +1,6 @@
 """What T5X and flaxformer call things, and what that is here: for the messages to those who come from there.
 
-README's table "Coming from T5X" is taken through the parser row by row by its test; these are what is refused.
+The table of docs/coming_from_t5x.md is taken through the parser row by row by its test; these are what is refused.
 """
 
 import dataclasses
@@ -208,5 +208,5 @@ def field_hint(scope: str, selector: str, field: str) -> str | None:
   if selector.startswith('export_lib.'):
     return 'python -m switch_jax.convert, which writes checkpoints for others'
   if selector.partition('.')[0] in _MODULES:
-    return 'no setting of that name; README\'s "Coming from T5X" has those that have one'
+    return 'no setting of that name; docs/coming_from_t5x.md has those that have one'
   return None

@@ -1,4 +1,4 @@
-"""Our Transformer inside T5X's own trainer, for those who have T5X pipelines. Needs T5X (README: Weights of others).
+"""Our Transformer inside T5X's own trainer, for those who have T5X pipelines. Needs T5X (docs/coming_from_t5x.md).
 
 T5X gives the data, the optimizer, the partitioner and the checkpoints; this module gives the model and its loss.
 """

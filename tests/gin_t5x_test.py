@@ -1,4 +1,4 @@
-"""README's table "Coming from T5X", row by row, and T5X's documented command lines, through the parser."""
+"""The table of docs/coming_from_t5x.md, row by row, and T5X's documented command lines, through the parser."""
 
 import os
 import pathlib
@@ -11,6 +11,7 @@ from switch_jax import gin_files, gin_t5x, main
 from switch_jax.config import ConfigError, EvaluationConfig, PredictionConfig, RunConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / 'docs' / 'coming_from_t5x.md'
 MODEL, TASK = '--gin_file=gin/models/switch_tiny.gin', '--gin.MIXTURE_OR_TASK_NAME=t'
 LENGTHS = "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 8}"
 # What a command needs beside the row; of T5X's names for these the row is given alone.
@@ -27,8 +28,7 @@ ROOTS = {'train': RunConfig, 'eval': EvaluationConfig, 'infer': PredictionConfig
 
 def rows():
   """Yields what T5X has, when, and what the third column says, of each row."""
-  text = (ROOT / 'README.md').read_text(encoding='utf-8').partition('### Coming from T5X')[2].partition('\n#')[0]
-  for line in text.splitlines():
+  for line in PAGE.read_text(encoding='utf-8').splitlines():
     cells = [cell.strip() for cell in line.strip('|').split(' | ')]
     if line.startswith('| `'):
       for code in re.findall(r'`([^`]+)`', cells[0]):
@@ -63,7 +63,7 @@ def test_row(code, mode, here):
 
 
 def test_the_table_has_all_names():
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  text = PAGE.read_text(encoding='utf-8')
   flags = {name for name in gin_t5x.FLAGS if f'`--{name}' not in text}
   assert flags <= {'copybara_config'}
   assert all(f'--gin.{name}=' in text for name in gin_t5x.MACROS)

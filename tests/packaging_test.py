@@ -75,6 +75,7 @@ def test_files_beside_the_code_are_installed(setup_arguments):
 def test_version(setup_arguments):
   assert setup_arguments['version'] == switch_jax.__version__
   assert f'[{switch_jax.__version__}]' in (ROOT / 'CHANGELOG.md').read_text()
+  assert f'\nversion: {switch_jax.__version__}\n' in (ROOT / 'CITATION.cff').read_text()
 
 
 def test_every_pin_has_a_reason_or_a_range(setup_arguments):

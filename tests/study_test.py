@@ -78,7 +78,7 @@ def test_slots_cost_the_same_whoever_fills_them(modules, monkeypatch, factor, fl
   switch += [f'--gin.CAPACITY_FACTOR={factor}']
   count = modules['flops'].per_target_token
   assert round(count(switch)) == round(count([*switch, '--gin_file=benchmarks/study/top2.gin'])) == flops
-  assert f'both {flops:,} a target token' in (ROOT / 'README.md').read_text() or factor != 1.25
+  assert f'both {flops:,} a target token' in (ROOT / 'docs' / 'results.md').read_text() or factor != 1.25
 
 
 def test_interval_of_paired_seeds(modules):

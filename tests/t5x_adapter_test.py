@@ -1,4 +1,4 @@
-"""Our model in T5X's own trainer; runs where T5X can be imported (README: Weights of others)."""
+"""Our model in T5X's own trainer; runs where T5X can be imported (docs/coming_from_t5x.md)."""
 
 import jax
 import jax.experimental.pjit
