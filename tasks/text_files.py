@@ -1,9 +1,10 @@
-"""Span corruption on the user's own text: `TEXT_FILES` is a glob pattern of `.txt` and `.jsonl` files, local or `gs://`.
+"""Span corruption on the user's own text: `TEXT_FILES` is a pattern of `.txt`, `.jsonl` and `.parquet` files.
 
     --gin.TEXT_FILES='/data/books/*.txt'
 
 A `.txt` file is UTF-8 with a blank line between paragraphs; one that is longer than 16 KiB is cut at the end of a line
-or a word and its pieces count as paragraphs. A `.jsonl` file has one JSON object a line, whose `text` is one document.
+or a word and its pieces count as paragraphs. A `.jsonl` file has one JSON object a line, whose `text` is one document,
+and a `.parquet` file a column `text`. The pattern may match all three, on a local disk or `gs://`.
 Lines end with `\\n`, `\\r\\n` or `\\r`, and all three are the same text (`switch_jax.data.text_lines`).
 
 The hash of a paragraph or document decides whether it is held out, so two equal ones are always on the same side. The
@@ -34,7 +35,7 @@ from typing import Any
 from etils import epath
 
 from switch_jax.config import ConfigError, DataConfig, first_line
-from switch_jax.data import corpus, span_corruption, tables, text_lines, text_task
+from switch_jax.data import corpus, span_corruption, tables, templates, text_lines, text_task
 from switch_jax.data.quiet_tensorflow import tf
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
 from switch_jax.folders.cache import cache_directory
@@ -43,7 +44,7 @@ from switch_jax.folders.remote import is_remote
 NAME = 'text_files_span_corruption'
 SETTING = 'DataConfig.text_files'
 BUILDER_VERSION = 1
-SUFFIXES = ('.txt', '.jsonl')
+SUFFIXES = ('.txt', '.jsonl', '.parquet')
 # Files of more bytes than this are not read again when paths, sizes, and modification times are those of last time.
 MAX_BYTES_TO_REREAD = 64_000_000
 MIN_HELD_OUT, MAX_HELD_OUT, HELD_OUT_BYTES = 0.015, 0.1, 65536
@@ -83,7 +84,7 @@ def find_files(pattern: str | None) -> list[epath.Path]:
   """
   if not pattern:
     raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}; the task {NAME} needs a pattern of .txt or .jsonl files; '
+      f'DataConfig.text_files is {pattern!r}; the task {NAME} needs a pattern of .txt, .jsonl or .parquet files; '
       "set --gin.TEXT_FILES='/some/dir/*.txt'."
     )
   return check_files(matches(pattern, SETTING), pattern, SETTING, SUFFIXES)
@@ -219,10 +220,34 @@ def _what_is_wrong(record: Any) -> str | None:
   return None
 
 
+def read_parquet(path: epath.Path) -> Iterator[str]:
+  """Yields the documents of a Parquet file: its column `text`; empty ones are left out.
+
+  Raises:
+    ConfigError: it cannot be read, or has no such column of text.
+  """
+  templates.check_columns('the task of text files', ['text'], list(tables.read_columns(path)), str(path))
+  for row in tables.read_rows(path):
+    text = row.cells and row.cells['text']
+    if not isinstance(text, str | None):
+      raise ConfigError(f'{path}:{row.number} has no text: its "text" is {text!r}'[:200] + ', which is no string.')
+    if text and (text := corpus.plain_text(text).strip()):
+      yield text
+
+
+def read_file(path: epath.Path) -> Iterator[str]:
+  """Yields the paragraphs or documents of a file.
+
+  Raises:
+    ConfigError: it is not of its kind.
+  """
+  return {'.txt': read_txt, '.jsonl': read_jsonl, '.parquet': read_parquet}[path.suffix](path)
+
+
 def _read(files: list[epath.Path]) -> Iterator[str]:
   """Yields the paragraphs and documents of all files in their order."""
   for path in files:
-    yield from (read_txt if path.suffix == '.txt' else read_jsonl)(path)
+    yield from read_file(path)
 
 
 def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
@@ -298,6 +323,14 @@ def get_corpus(pattern: str | None) -> corpus.Corpus:
       written.
   """
   files = find_files(pattern)
+  try:
+    return _get_corpus(pattern, files)
+  except text_lines.EncodingError:
+    text_lines.check_files(path for path in files if path.suffix not in tables.BINARY_SUFFIXES)  # names all of them
+    raise
+
+
+def _get_corpus(pattern: str | None, files: list[epath.Path]) -> corpus.Corpus:
   contents = identify(files)
   size = sum(int(file['size']) for file in contents)
 

@@ -72,6 +72,16 @@ def test_rows_of_a_table_are_predicted(folder, monkeypatch, capsys):
   assert "other.csv has no 'inputs' and no 'text' (the inputs are 'say: {text}') among" in capsys.readouterr().err
 
 
+def test_a_dry_run_reads_the_table(folder, monkeypatch, capsys):
+  monkeypatch.chdir(folder)
+  assert main.main([*SHRUNK, '--dry_run']) == 0
+  assert "text        my_task: 60 rows of 1 file(s), inputs 'say: {text}'" in capsys.readouterr().out
+  assert main.main([*SHRUNK, '--dry_run', '--gin.TARGET_COLUMN=lable']) == 1
+  assert "TARGET_COLUMN asks for the column 'lable'" in capsys.readouterr().err
+  assert main.main([*SHRUNK, '--dry_run', '--gin.INITIAL_CHECKPOINT_PATH=none']) == 1
+  assert 'none records no vocabulary' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('text', 'more', 'said'),
   [

@@ -25,7 +25,7 @@ class DataConfig(Checked):
       part of the data's identity, the number of hosts is not.
     vocabulary: 'bytes' ('byt5' and 'byt5_huggingface': with the sentinels of ByT5), or the path of a SentencePiece
       model in T5's layout (`gs://` too), for the task modules that can use any; None is the task's own choice.
-    text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
+    text_files: glob pattern of the user's own text files (`tasks.text_files`), for the task modules that read them.
     tables: tables of the user's own labels, each a task, for the task module `tasks.table_files`.
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from switch_jax.data.features import recorded_add_eos, with_observed_eos
   from switch_jax.data.layout import Batch, HostBatch
   from switch_jax.data.pipeline import TrainingSource, open_training
-  from switch_jax.data.providers import vocabulary_of
+  from switch_jax.data.providers import look_at, vocabulary_of
   from switch_jax.data.sentinels import decode_tokens, encode_text, sentinel_ids
   from switch_jax.data.vocabularies import (
     check_vocabulary,
@@ -36,6 +36,7 @@ _HOMES = {
   'encode_text': 'sentinels',
   'keep_vocabulary': 'vocabularies',
   'load_vocabulary': 'vocabularies',
+  'look_at': 'providers',
   'make_vocabulary': 'vocabularies',
   'open_evaluation': 'evaluation',
   'open_training': 'pipeline',
@@ -59,6 +60,7 @@ __all__ = [
   'encode_text',
   'keep_vocabulary',
   'load_vocabulary',
+  'look_at',
   'make_vocabulary',
   'open_evaluation',
   'open_training',

@@ -169,6 +169,18 @@ def describe_text(config: DataConfig, module: types.ModuleType | None) -> str | 
     return ' '.join(str(module.describe(config)).split())
 
 
+def look_at(config: DataConfig) -> str | None:
+  """Reads and checks what a configuration names; returns what the task's module says of its text, or None.
+
+  Raises:
+    ConfigError: the task cannot be found or read.
+  """
+  module = import_task_module(config)
+  for split in (config.train_split, config.eval_split):
+    find_provider(config, split)
+  return describe_text(config, module)
+
+
 def inputs_template(config: DataConfig, module: types.ModuleType | None) -> str | None:
   """Returns the text with `{column}` that makes the inputs of a row of the task's tables; None for other tasks."""
   return module.template(config) if module is not None and config.tables else None

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -135,7 +135,7 @@ def open_run(
   for line in distillation.describe():
     progress.note(line)
 
-  run = _with_inherited_vocabulary(run, recorded)
+  run = with_inherited_vocabulary(run, recorded)
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
@@ -228,8 +228,12 @@ def _given_parameters(run: RunConfig, plan: StatePlan, progress: Progress) -> An
   return initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params, run.upcycle)
 
 
-def _with_inherited_vocabulary(run: RunConfig, recorded: dict[str, Any]) -> RunConfig:
+def with_inherited_vocabulary(run: RunConfig, recorded: Mapping[str, Any] | None = None) -> RunConfig:
   """Returns a run on the user's tables with the vocabulary of the checkpoint that it goes on from or begins with.
+
+  Args:
+    run: the whole configuration.
+    recorded: config.json of the run's newest step; empty or None if there is none.
 
   Raises:
     ConfigError: the checkpoint does not say which that is.
@@ -243,7 +247,7 @@ def _with_inherited_vocabulary(run: RunConfig, recorded: dict[str, Any]) -> RunC
     return run
   elif (name := inherited_vocabulary(path)) is None:
     raise ConfigError(
-      f'{path} does not record which vocabulary it was trained with (checkpoints of T5X and Hugging Face do not); set '
+      f'{path} records no vocabulary (checkpoints of T5X and Hugging Face do not, and it must be there); set '
       f'--gin.VOCABULARY, to a copy of its SentencePiece model or to bytes.'
     )
   return dataclasses.replace(run, data=dataclasses.replace(run.data, vocabulary=name))
