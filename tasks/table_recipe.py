@@ -9,7 +9,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, TableConfig
 from switch_jax.data import tables, templates, text_lines
-from tasks import text_files
+from tasks import user_files
 
 BUILDER_VERSION = 1
 
@@ -39,8 +39,8 @@ class Recipe:
     """Returns plain values that decide which examples come out."""
     return {
       'builder': BUILDER_VERSION,
-      'files': text_files.identify(list(self.train)),
-      'held_out_files': text_files.identify(list(self.held_out)),
+      'files': user_files.identify(list(self.train)),
+      'held_out_files': user_files.identify(list(self.held_out)),
       'template': self.template,
       'target': self.target,
       'labels': self.labels and dict(self.labels),
@@ -63,7 +63,7 @@ def find_files(table: TableConfig) -> tuple[list[epath.Path], list[epath.Path]]:
 def _expand(pattern: str, field: str, macro: str) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns files to train on and, of a `DatasetDict` with a validation split, to hold out."""
   setting, train, held_out = f'TableConfig.{field}', [], []
-  matched = text_files.matches(pattern, setting)
+  matched = user_files.matches(pattern, setting)
   if not matched and re.fullmatch(r'[\w.-]+(/[\w.-]+)?', pattern) and not epath.Path(pattern).suffix:
     raise ConfigError(
       f'{setting} is {pattern!r}, and there is no such file or folder. Names on the Hugging Face hub are not fetched '
@@ -82,7 +82,7 @@ def _expand(pattern: str, field: str, macro: str) -> tuple[list[epath.Path], lis
       train += tables.arrow_files(path)
     else:
       train.append(path)
-  return text_files.check_files(train, pattern, setting, tables.SUFFIXES, macro), held_out
+  return user_files.check_files(train, pattern, setting, tables.SUFFIXES, macro), held_out
 
 
 def make_recipe(table: TableConfig) -> Recipe:

@@ -300,15 +300,3 @@ def test_the_digest_follows_the_contents(tmp_path):
   assert text_files.corpus_digest(config(str(tmp_path / '*.txt'))) == digest
   (tmp_path / 'a.txt').write_text(text.replace('99', '98'))
   assert text_files.corpus_digest(config('a.txt')) != digest
-
-
-def test_large_files_are_read_again_only_if_they_look_different(tmp_path, monkeypatch):
-  monkeypatch.setattr(text_files, 'MAX_BYTES_TO_REREAD', 10)
-  path = tmp_path / 'a.txt'
-  path.write_text('some text of more than ten bytes')
-  os.utime(path, (1, 1))
-  first = text_files.identify([path])
-  monkeypatch.setattr(text_files, '_contents', lambda path: {'read': 'again'})
-  assert text_files.identify([path]) == first
-  os.utime(path, (2, 2))
-  assert text_files.identify([path]) == [{'read': 'again'}]
