@@ -57,9 +57,13 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
     'apart': 'query, key and value each by its own product',
     'together': 'by one product with their matrices side by side, which reads the tokens once: for XLA:CPU',
   },
+  'dense_product': {
+    'plain': 'one product, and its derivative as JAX has it',
+    'own_gradient': "the same with its kernel's gradient as XLA:CPU's fast product takes it",
+  },
   'expert_product': {
     'plain': 'one batched product',
-    'own_gradient': 'the same with a derivative that transposes nothing, for XLA:CPU',
+    'own_gradient': "the same with its kernel's gradient as XLA:CPU's fast product takes it",
   },
   'positions': {
     'cumulative': "a cumulative sum over one-hots, as the paper's code",

@@ -8,7 +8,7 @@ devices of a layout get. A form changes no number beyond rounding and is no part
 from switch_jax.kernels.attention import MASKED, attention
 from switch_jax.kernels.decisions import SORTED, Decisions, decisions
 from switch_jax.kernels.drop_free import apply_to_all
-from switch_jax.kernels.expert_product import expert_product
+from switch_jax.kernels.products import dense_kernel_gradient, expert_product
 from switch_jax.kernels.slots import SlotIndex, from_slots, to_slots
 from switch_jax.kernels.table import describe, forms
 
@@ -20,6 +20,7 @@ __all__ = [
   'apply_to_all',
   'attention',
   'decisions',
+  'dense_kernel_gradient',
   'describe',
   'expert_product',
   'forms',

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from switch_jax.kernels.fused_attention import MASKED, attend_fused, fits
+from switch_jax.kernels.products import transposed
 from switch_jax.kernels.table import forms
 from switch_jax.parallel import Layout, lift
 
@@ -82,11 +83,10 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
   def one_row(row, bias):
     q, k, v, query_segments, key_segments, keep = row
     q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))  # [heads, length, kv]
-    scores = jnp.einsum('hqk,hsk->hqs', q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores + _scores_bias(query_segments, key_segments, bias, causal), axis=-1)
+    weights = jax.nn.softmax(_score(q, k) + _scores_bias(query_segments, key_segments, bias, causal), axis=-1)
     if has_keep:
       weights = weights * keep[:, None, :]
-    return jnp.einsum('hqs,hsk->hqk', weights.astype(q.dtype), v).swapaxes(0, 1)
+    return _weigh(weights.astype(q.dtype), v).swapaxes(0, 1)
 
   def rows(query, key, value, query_segments, key_segments, *optional):
     rest = list(optional)
@@ -102,3 +102,40 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
   if has_keep:
     arguments, specs = [*arguments, keep], [*specs, by_row]
   return layout.per_token_shard(rows, tuple(specs), by_row)(*arguments)
+
+
+@jax.custom_vjp
+def _score(query, key):
+  """Returns the float32 product of `[heads, query, kv]` and `[heads, key, kv]`, `[heads, query, key]`."""
+  return jnp.einsum('hqk,hsk->hqs', query, key, preferred_element_type=jnp.float32)
+
+
+def _score_backward(kept, gradient):
+  query, key = kept
+  to_query = jnp.einsum('hqs,hsk->hqk', gradient, key)
+  return to_query.astype(query.dtype), _sum_over_queries(query, gradient).astype(key.dtype)
+
+
+_score.defvjp(lambda query, key: (_score(query, key), (query, key)), _score_backward)
+
+
+@jax.custom_vjp
+def _weigh(weights, value):
+  """Returns the sum `[heads, query, kv]` of the values `[heads, key, kv]` by weights `[heads, query, key]`."""
+  return jnp.einsum('hqs,hsk->hqk', weights, value)
+
+
+def _weigh_backward(kept, gradient):
+  weights, value = kept
+  return jnp.einsum('hqk,hsk->hqs', gradient, value), _sum_over_queries(gradient, weights)
+
+
+_weigh.defvjp(lambda weights, value: (_weigh(weights, value), (weights, value)), _weigh_backward)
+
+
+def _sum_over_queries(x, matrix):
+  """Returns the product `[heads, key, kv]` of `[heads, query, key]`, transposed, by `[heads, query, kv]`.
+
+  As XLA:CPU's fast product takes its factors (see `products`), with the narrow one and not the matrix transposed.
+  """
+  return (transposed(x) @ matrix).swapaxes(-1, -2)

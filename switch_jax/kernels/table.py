@@ -34,6 +34,7 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
     {
       'attention': 'by_row',
       'projections': 'together',
+      'dense_product': 'own_gradient',
       'expert_product': 'own_gradient',
       'positions': 'sorted',
       'drop_free': 'blocks',

@@ -109,7 +109,8 @@ class MultiHeadAttention(nn.Module):
       return Kernel(joined, ('embed', 'joined_kv'), initializers.kernel(config, kind))
 
     self.query, self.key, self.value = kernel('query'), kernel('attention'), kernel('attention')
-    self.out = Dense(config, joined[::-1], ('joined_kv', 'embed'), initializers.kernel(config, 'attention'))
+    init = initializers.kernel(config, 'attention')
+    self.out = Dense(config, self.layout, joined[::-1], ('joined_kv', 'embed'), init)
 
   def __call__(
     self,
@@ -166,11 +167,12 @@ class MultiHeadAttention(nn.Module):
     Where their columns are split over devices they stay apart whatever the form; where their rows are, and have to be
     gathered, they are together.
     """
+    multiply = lambda matrix: product(source, matrix, self.config, self.layout)  # noqa: E731
     together = kernels.forms(self.layout)['projections'] == 'together' or self.layout.splits('embed')
     if together and not self.layout.splits('joined_kv'):
-      parts = jnp.split(product(source, jnp.concatenate(matrices, axis=1), self.config), len(matrices), axis=-1)
+      parts = jnp.split(multiply(jnp.concatenate(matrices, axis=1)), len(matrices), axis=-1)
     else:
-      parts = [product(source, matrix, self.config) for matrix in matrices]
+      parts = [multiply(matrix) for matrix in matrices]
     return [y.reshape(*y.shape[:-1], self.config.num_heads, self.config.head_dim) for y in parts]
 
 

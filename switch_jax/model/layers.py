@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
+from switch_jax.parallel import Layout
 
 
 @jax.custom_vjp
@@ -50,7 +52,12 @@ def activate(config: ModelConfig, hidden: Sequence[jax.Array]) -> jax.Array:
 
 
 def product(
-  x: jax.Array, kernel: jax.Array, config: ModelConfig, axes: str = 'df', dtype: jnp.dtype | None = None
+  x: jax.Array,
+  kernel: jax.Array,
+  config: ModelConfig,
+  layout: Layout,
+  axes: str = 'df',
+  dtype: jnp.dtype | None = None,
 ) -> jax.Array:
   """Multiplies tokens by a kernel, in the dtype of the tokens.
 
@@ -58,32 +65,43 @@ def product(
     x: `[batch, length, d]`.
     kernel: float32, of the two axes that follow.
     config: `gradient_dtype` is that in which the kernel's gradient is made, and summed over the devices.
+    layout: its devices have the form of the gradient.
     axes: the kernel's, `df` or `fd`.
     dtype: of the result; None is that of the tokens.
 
   Returns:
     `[batch, length, f]`.
   """
-  if x.dtype == kernel.dtype or config.gradient_dtype == x.dtype:
-    return jnp.einsum(f'bld,{axes}->blf', x, kernel.astype(x.dtype), preferred_element_type=dtype)
+  is_mixed = x.dtype != kernel.dtype and config.gradient_dtype != x.dtype
+  for_cpu = x.dtype == kernel.dtype and kernels.forms(layout)['dense_product'] == 'own_gradient'
+  if not (is_mixed or for_cpu):
+    return _product(axes, dtype, x, kernel)
   # A derivative of our own hides the product from remat's policies: they know it by this name.
-  return checkpoint_name(_mixed_product(axes, dtype, x, kernel), 'product')
+  return checkpoint_name(_product_with_own_gradient(axes, dtype, for_cpu, x, kernel), 'product')
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mixed_product(axes: str, dtype: jnp.dtype | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _product(axes: str, dtype: jnp.dtype | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
   return jnp.einsum(f'bld,{axes}->blf', x, kernel.astype(x.dtype), preferred_element_type=dtype)
 
 
-def _mixed_product_backward(axes, dtype, kept, gradient):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product_with_own_gradient(
+  axes: str, dtype: jnp.dtype | None, for_cpu: bool, x: jax.Array, kernel: jax.Array
+) -> jax.Array:
+  return _product(axes, dtype, x, kernel)
+
+
+def _product_backward(axes, dtype, for_cpu, kept, gradient):
   del dtype
   x, kernel = kept
   to_x = jnp.einsum(f'blf,{axes}->bld', gradient, kernel.astype(x.dtype)).astype(x.dtype)
+  if for_cpu:
+    return to_x, kernels.dense_kernel_gradient(*((x, gradient) if axes == 'df' else (gradient, x)))
   return to_x, jnp.einsum(f'bld,blf->{axes}', x, gradient, preferred_element_type=kernel.dtype)
 
 
-_mixed_product.defvjp(
-  lambda axes, dtype, x, kernel: (_mixed_product(axes, dtype, x, kernel), (x, kernel)), _mixed_product_backward
+_product_with_own_gradient.defvjp(
+  lambda axes, dtype, for_cpu, x, kernel: (_product(axes, dtype, x, kernel), (x, kernel)), _product_backward
 )
 
 
@@ -104,6 +122,7 @@ class Dense(nn.Module):
   """A linear map without bias."""
 
   config: ModelConfig
+  layout: Layout
   shape: tuple[int, int]
   names: tuple[str | None, str | None]
   init: initializers.Initializer
@@ -112,7 +131,7 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[..., fan_in]` to `[..., fan_out]` in the dtype of `x`."""
     kernel = self.param('kernel', nn.with_logical_partitioning(self.init, self.names), self.shape, jnp.float32)
-    return product(x, kernel, self.config)
+    return product(x, kernel, self.config, self.layout)
 
 
 class LayerNorm(nn.Module):
@@ -134,6 +153,7 @@ class Embed(nn.Module):
   """The token embedding, shared by both stacks and, where tied, by the logits."""
 
   config: ModelConfig
+  layout: Layout
 
   def setup(self) -> None:
     config = self.config
@@ -147,7 +167,7 @@ class Embed(nn.Module):
   def attend(self, x: jax.Array) -> jax.Array:
     """Returns float32 logits `[batch, length, vocab]` of the tied table, scaled by emb_dim ** -0.5."""
     x = x * jnp.asarray(self.config.emb_dim**-0.5, x.dtype)
-    return product(x, self.embedding, self.config, 'fd', jnp.dtype('float32'))
+    return product(x, self.embedding, self.config, self.layout, 'fd', jnp.dtype('float32'))
 
 
 class Dropout(nn.Module):
@@ -166,6 +186,7 @@ class MlpBlock(nn.Module):
   """The dense feed-forward network."""
 
   config: ModelConfig
+  layout: Layout
   deterministic: bool
 
   @nn.compact
@@ -174,7 +195,8 @@ class MlpBlock(nn.Module):
     config = self.config
     init = initializers.kernel(config, 'mlp')
     inner, outer = (config.emb_dim, config.mlp_dim), (config.mlp_dim, config.emb_dim)
-    hidden = [Dense(config, inner, ('embed', 'mlp'), init, name=name)(x) for name in input_kernel_names(config)]
+    dense = functools.partial(Dense, config, self.layout)
+    hidden = [dense(inner, ('embed', 'mlp'), init, name=name)(x) for name in input_kernel_names(config)]
     y = activate(config, hidden)
     y = Dropout(config.dropout_rate, self.deterministic)(y)
-    return Dense(config, outer, ('mlp', 'embed'), init, name='wo')(y)
+    return dense(outer, ('mlp', 'embed'), init, name='wo')(y)

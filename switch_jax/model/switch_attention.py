@@ -36,7 +36,7 @@ class SwitchSelfAttention(nn.Module):
     kind = config.experts.attention_expert
     self.query_key_value = SwitchLayer(config, self.layout, self.deterministic, kind, outputs)
     init = initializers.kernel(config, 'attention')
-    self.out = Dense(config, (joined, config.emb_dim), ('joined_kv', 'embed'), init)
+    self.out = Dense(config, self.layout, (joined, config.emb_dim), ('joined_kv', 'embed'), init)
 
   def __call__(
     self, x: jax.Array, memory: jax.Array, segments: Segments, bias: jax.Array, real: jax.Array

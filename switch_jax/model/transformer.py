@@ -109,7 +109,7 @@ class Layer(nn.Module):
     if self.index in config.switch_layers(self.stack):
       y, statistics['mlp'] = SwitchLayer(**common, name='mlp')(y, context.real, never_drop=cache is not None)
     else:
-      y = MlpBlock(config, self.deterministic, name='mlp')(y)
+      y = MlpBlock(config, self.layout, self.deterministic, name='mlp')(y)
     x = self.layout.constrain(x + drop(y), 'batch', 'length' if cache is None else None, 'activation_embed')
     return x, statistics if cache is None else {}, kept
 
@@ -164,6 +164,7 @@ class Logits(nn.Module):
   """The output projection of a model whose logits are not tied to the embedding."""
 
   config: ModelConfig
+  layout: Layout
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -171,7 +172,7 @@ class Logits(nn.Module):
     shape = (self.config.emb_dim, self.config.vocab_size)
     init = nn.with_logical_partitioning(initializers.kernel(self.config, 'logits'), ('embed', 'vocab'))
     kernel = self.param('kernel', init, shape, jnp.float32)
-    return product(x, kernel, self.config, dtype=jnp.dtype('float32'))
+    return product(x, kernel, self.config, self.layout, dtype=jnp.dtype('float32'))
 
 
 class LayerStack(nn.Module):
@@ -228,7 +229,7 @@ class LayerStack(nn.Module):
     x = LayerNorm(config.layer_norm_epsilon, name=f'{self.stack}_norm')(x)
     x = Dropout(config.dropout_rate, self.deterministic)(x)
     if self.stack == 'decoder' and not config.logits_via_embedding:
-      x = Logits(config, name='logits_dense')(x)
+      x = Logits(config, self.layout, name='logits_dense')(x)
     return x, found, kept
 
 
@@ -247,7 +248,7 @@ class Transformer(nn.Module):
 
   def setup(self) -> None:
     arguments = (self.config, self.layout, self.deterministic)
-    self.token_embedder = Embed(self.config)
+    self.token_embedder = Embed(self.config, self.layout)
     self.encoder = LayerStack(*arguments, 'encoder')
     self.decoder = LayerStack(*arguments, 'decoder')
 

@@ -98,7 +98,7 @@ def scale_by_adafactor(
     config: decay 1 - t ** -decay_rate, clipping threshold, parameter scaling.
     treatment: tree of `Factoring`, one for each parameter.
     in_place: if given, the result is no update but the new parameters: what `in_place(update, parameter, count)` makes
-      of each, after `count` updates. The matrices of a stack are then updated in turn, where they lie
+      of each, after `count` updates. The matrices of a stack are then updated a few at a time, where they lie
       (`kernels.update`).
     both_at_once: take the scales of experts and of their update in one pass over both: a TPU has to read all of a large
       array for each sum. XLA:CPU makes a slow loop of two sums, and over parts the partitioner gathers each.
@@ -143,13 +143,13 @@ def scale_by_adafactor(
   def replace_stack(how, gradient, moments, parameter, decay, count, first):
     if not (how.stack_depth and how.factored):
       return replace_one(how, gradient, moments, parameter, decay, count)
-    alone = dataclasses.replace(how, stack_depth=0)
+    stacked_once = dataclasses.replace(how, stack_depth=1)
 
-    def one(gradient, kept):
+    def some(gradient, kept):
       parameter, moments = kept
-      return replace_one(alone, gradient, moments, parameter, decay, count)
+      return replace_one(stacked_once, gradient, moments, parameter, decay, count)
 
-    return update_kernel.in_place(one, how.stack_depth, gradient, (parameter, moments), first)
+    return update_kernel.in_place(some, how.stack_depth, gradient, (parameter, moments), first)
 
   is_how = lambda x: isinstance(x, Factoring)  # noqa: E731
 
