@@ -7,6 +7,7 @@ Text is read as all text is (`text_lines`). No TensorFlow here.
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import types
@@ -17,6 +18,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, first_line
 from switch_jax.data import text_lines
+from switch_jax.folders.remote import is_remote
 
 TEXT_SUFFIXES = ('.csv', '.tsv', '.jsonl')
 BINARY_SUFFIXES = ('.parquet', '.arrow')
@@ -166,7 +168,8 @@ def _delimiter(path: epath.Path, header: str) -> str:
 def _open_arrow(path: epath.Path) -> Iterator[tuple[Any, Callable[[], Iterable[Any]]]]:
   """Opens a Parquet or Arrow file: its schema, and a function that gives its record batches."""
   pyarrow = _import_pyarrow()
-  with path.open('rb') as file:
+  with path.open('rb') as opened:
+    file = io.BufferedReader(_Remote(opened)) if is_remote(path) else opened
     try:
       if path.suffix == '.parquet':
         parquet = pyarrow.parquet.ParquetFile(file)
@@ -176,6 +179,31 @@ def _open_arrow(path: epath.Path) -> Iterator[tuple[Any, Callable[[], Iterable[A
         yield stream.schema, lambda: stream
     except (pyarrow.ArrowException, OSError) as error:
       raise ConfigError(f'{path} cannot be read as {path.suffix[1:]} ({first_line(error)}); write it again.') from error
+
+
+class _Remote(io.RawIOBase):
+  """An object of a bucket as a file of Python's, which pyarrow wants."""
+
+  def __init__(self, file: Any):
+    self._file = file
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    self._file.seek(offset, whence)
+    return self.tell()
+
+  def tell(self) -> int:
+    return self._file.tell()
+
+  def readinto(self, buffer: Any) -> int:
+    data = self._file.read(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _import_pyarrow() -> types.ModuleType:

@@ -89,7 +89,9 @@ def with_class_label(**columns):
   return table.replace_schema_metadata({'huggingface': json.dumps({'info': {'features': features}})})
 
 
-def test_rows_of_parquet_and_what_is_none(tmp_path):
+@pytest.mark.parametrize('remote', [False, True])
+def test_rows_of_parquet_and_what_is_none(tmp_path, monkeypatch, remote):
+  monkeypatch.setattr(tables, 'is_remote', lambda path: remote)  # objects of a bucket are wrapped
   table = with_class_label(text=['a', None, 'c'], label=[0, 1, -1])
   pq.write_table(table, tmp_path / 'a.parquet')
   path = epath.Path(tmp_path / 'a.parquet')
