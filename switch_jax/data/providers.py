@@ -183,7 +183,7 @@ def look_at(config: DataConfig) -> str | None:
 
 def inputs_template(config: DataConfig, module: types.ModuleType | None) -> str | None:
   """Returns the text with `{column}` that makes the inputs of a row of the task's tables; None for other tasks."""
-  return module.template(config) if module is not None and config.tables else None
+  return module.template(config) if config.tables and hasattr(module, 'template') else None
 
 
 def fingerprint(
