@@ -183,7 +183,9 @@ def look_at(config: DataConfig) -> str | None:
 
 def inputs_template(config: DataConfig, module: types.ModuleType | None) -> str | None:
   """Returns the text with `{column}` that makes the inputs of a row of the task's tables; None for other tasks."""
-  return module.template(config) if config.tables and hasattr(module, 'template') else None
+  if module is None or config.tables is None or not hasattr(module, 'template'):
+    return None
+  return module.template(config)
 
 
 def fingerprint(
