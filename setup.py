@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
   'tensorstore>=0.1.86',  # reads the arrays of T5X checkpoints, writes claims; orbax wants it too
   'msgpack>=1.1',  # reads the index of T5X checkpoints
   'safetensors>=0.5',  # Hugging Face checkpoints
+  'pyarrow>=26',  # Parquet files and folders of datasets, tasks/table_files.py; tensorflow-datasets wants it too
   'tensorboard>=2.20',  # shows what a run writes; tensorflow no longer brings it
   'rouge-score>=0.1.2',  # the metric of summaries, tasks/metrics.py
   'sacrebleu>=2.4',  # the BLEU of translations, tasks/metrics.py

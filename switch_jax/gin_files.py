@@ -24,6 +24,7 @@ _EXAMPLES = {
   'TASK_FEATURE_LENGTHS': "\"{'inputs': 512, 'targets': 114}\"",
   'TRAIN_STEPS': '1000',
   'TEXT_FILES': "'/some/dir/*.txt'",
+  'TASK_FILES': "'/some/dir/*.csv'",
   'INPUT_FILE': 'inputs.jsonl',
   'OUTPUT_FILE': 'predictions.jsonl',
 }

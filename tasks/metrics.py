@@ -49,7 +49,7 @@ def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, fl
   }
 
 
-def _class_f1(targets: np.ndarray, predictions: np.ndarray, number: int) -> float:
+def class_f1(targets: np.ndarray, predictions: np.ndarray, number: int) -> float:
   """Returns the F1 of one class; 0 where there is neither a target nor a prediction of it."""
   hits = np.sum((targets == number) & (predictions == number))
   total = np.sum(targets == number) + np.sum(predictions == number)
@@ -61,14 +61,14 @@ def f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
   """F1 of class 1 of two; a prediction that is neither counts as the wrong one."""
   targets, predictions = np.asarray(targets), np.asarray(predictions)
   predictions = np.where(np.isin(predictions, (0, 1)), predictions, 1 - targets)
-  return {'f1': 100 * _class_f1(targets, predictions, 1)}
+  return {'f1': 100 * class_f1(targets, predictions, 1)}
 
 
 @_checked
 def mean_3class_f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
   """F1 averaged over three classes (CommitmentBank)."""
   targets, predictions = np.asarray(targets), np.asarray(predictions)
-  return {'mean_3class_f1': 100 * np.mean([_class_f1(targets, predictions, number) for number in range(3)])}
+  return {'mean_3class_f1': 100 * np.mean([class_f1(targets, predictions, number) for number in range(3)])}
 
 
 @_checked

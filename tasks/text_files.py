@@ -1,9 +1,10 @@
-"""Span corruption on the user's own text: `TEXT_FILES` is a glob pattern of `.txt` and `.jsonl` files, local or `gs://`.
+"""Span corruption on the user's own text: `TEXT_FILES` is a pattern of `.txt`, `.jsonl` and `.parquet` files.
 
     --gin.TEXT_FILES='/data/books/*.txt'
 
 A `.txt` file is UTF-8 with a blank line between paragraphs; one that is longer than 16 KiB is cut at the end of a line
-or a word and its pieces count as paragraphs. A `.jsonl` file has one JSON object a line, whose `text` is one document.
+or a word and its pieces count as paragraphs. A `.jsonl` file has one JSON object a line, whose `text` is one document,
+and a `.parquet` file a column `text`. The pattern may match all three, on a local disk or `gs://`.
 Lines end with `\\n`, `\\r\\n` or `\\r`, and all three are the same text (`switch_jax.data.text_lines`).
 
 The hash of a paragraph or document decides whether it is held out, so two equal ones are always on the same side. The
@@ -22,29 +23,24 @@ unless `VOCABULARY` names a SentencePiece model.
 import collections
 import dataclasses
 import functools
-import glob
 import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
 
-from switch_jax.config import ConfigError, DataConfig, first_line
-from switch_jax.data import corpus, span_corruption, text_lines, text_task
-from switch_jax.data.quiet_tensorflow import tf
+from switch_jax.config import ConfigError, DataConfig
+from switch_jax.data import corpus, span_corruption, tables, templates, text_lines, text_task
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from switch_jax.folders.cache import cache_directory
-from switch_jax.folders.remote import is_remote
+from tasks import user_files
 
 NAME = 'text_files_span_corruption'
+SETTING = 'DataConfig.text_files'
 BUILDER_VERSION = 1
-SUFFIXES = ('.txt', '.jsonl')
-# Files of more bytes than this are not read again when paths, sizes, and modification times are those of last time.
-MAX_BYTES_TO_REREAD = 64_000_000
+SUFFIXES = ('.txt', '.jsonl', '.parquet')
 MIN_HELD_OUT, MAX_HELD_OUT, HELD_OUT_BYTES = 0.015, 0.1, 65536
 # One file in the cache for this many bytes of text, so that small texts are not scattered over empty files.
 _BYTES_PER_FILE = 262_144
@@ -70,7 +66,7 @@ class _Cut:
     """Yields the pieces of paragraphs or documents."""
     for text in texts:
       for part in text.split('\n') if self.by_line else (text,):
-        yield from _cut(part, self.limit)
+        yield from cut(part, self.limit)
 
 
 def find_files(pattern: str | None) -> list[epath.Path]:
@@ -81,46 +77,10 @@ def find_files(pattern: str | None) -> list[epath.Path]:
   """
   if not pattern:
     raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}; the task {NAME} needs a pattern of .txt or .jsonl files; '
+      f'DataConfig.text_files is {pattern!r}; the task {NAME} needs a pattern of .txt, .jsonl or .parquet files; '
       "set --gin.TEXT_FILES='/some/dir/*.txt'."
     )
-  files = [epath.Path(name) for name in sorted(_matches(os.path.expanduser(pattern)))]
-  if folders := [path for path in files if path.is_dir()]:
-    if len(folders) == len(files):
-      raise ConfigError(f'DataConfig.text_files is {pattern!r}, a folder; name the files in it: {folders[0]}/*.txt.')
-    files = [path for path in files if not path.is_dir()]
-  if not files:
-    raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}, which matches no file from the working directory {os.getcwd()}; '
-      "check the path, and quote the pattern so that the shell leaves it alone: --gin.TEXT_FILES='/some/dir/*.txt'."
-    )
-  for path in files:
-    if not is_remote(path) and not os.access(path, os.R_OK):
-      raise ConfigError(f'{path} cannot be read; make it readable, or narrow DataConfig.text_files {pattern!r}.')
-    if not is_remote(path) and not os.path.isfile(path):
-      raise ConfigError(f'{path} is no regular file; narrow DataConfig.text_files {pattern!r}.')
-    if path.suffix not in SUFFIXES:
-      raise ConfigError(
-        f'DataConfig.text_files is {pattern!r}, which matches {path}; only {" and ".join(SUFFIXES)} files are read; '
-        'make the pattern end in one of them.'
-      )
-  if not sum(path.stat().length for path in files):
-    raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) are empty; name files with text.'
-    )
-  return files
-
-
-def _matches(pattern: str) -> list[str]:
-  if not is_remote(pattern):
-    # The name of a file may look like a pattern: report[1].txt.
-    return glob.glob(pattern, recursive=True) or [pattern] * os.path.exists(pattern)
-  try:
-    return tf.io.gfile.glob(pattern)
-  except tf.errors.OpError as error:
-    raise ConfigError(
-      f'DataConfig.text_files is {pattern!r}, which cannot be listed ({first_line(error)}); check bucket and rights.'
-    ) from error
+  return user_files.check_files(user_files.matches(pattern, SETTING), pattern, SETTING, SUFFIXES)
 
 
 def _lines(path: epath.Path) -> Iterator[str]:
@@ -129,7 +89,7 @@ def _lines(path: epath.Path) -> Iterator[str]:
     yield text_lines.decode_line(path, number, line)
 
 
-def _cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
+def cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
   """Yields pieces of at most `limit` bytes, cut at the last line end or else space before that, if there is one."""
   start = 0
   while start < len(text):
@@ -146,12 +106,12 @@ def read_txt(path: epath.Path) -> Iterator[str]:
   lines, size = [], 0
   for line in _lines(path):
     if (not line.strip() or size > corpus.MAX_PARAGRAPH_BYTES) and lines:
-      yield from _cut('\n'.join(lines).strip())
+      yield from cut('\n'.join(lines).strip())
       lines, size = [], 0
     if line.strip():
       lines.append(corpus.plain_text(line))
       size += len(line)
-  yield from _cut('\n'.join(lines).strip())
+  yield from cut('\n'.join(lines).strip())
 
 
 def read_jsonl(path: epath.Path) -> Iterator[str]:
@@ -194,17 +154,41 @@ def _what_is_wrong(record: Any) -> str | None:
   return None
 
 
+def read_parquet(path: epath.Path) -> Iterator[str]:
+  """Yields the documents of a Parquet file: its column `text`; empty ones are left out.
+
+  Raises:
+    ConfigError: it cannot be read, or has no such column of text.
+  """
+  templates.check_columns('the task of text files', ['text'], list(tables.read_columns(path)), str(path))
+  for row in tables.read_rows(path):
+    text = row.cells and row.cells['text']
+    if not isinstance(text, str | None):
+      raise ConfigError(f'{path}:{row.number} has no text: its "text" is {text!r}'[:200] + ', which is no string.')
+    if text and (text := corpus.plain_text(text).strip()):
+      yield text
+
+
+def read_file(path: epath.Path) -> Iterator[str]:
+  """Yields the paragraphs or documents of a file.
+
+  Raises:
+    ConfigError: it is not of its kind.
+  """
+  return {'.txt': read_txt, '.jsonl': read_jsonl, '.parquet': read_parquet}[path.suffix](path)
+
+
 def _read(files: list[epath.Path]) -> Iterator[str]:
   """Yields the paragraphs and documents of all files in their order."""
   for path in files:
-    yield from (read_txt if path.suffix == '.txt' else read_jsonl)(path)
+    yield from read_file(path)
 
 
 def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
   """Adds the text of all files; the pieces of a document are on the same side."""
   for text in _read(files):
     split = writer.choose_split(text)
-    for piece in _cut(text):
+    for piece in cut(text):
       writer.add(piece, split)
 
 
@@ -215,44 +199,6 @@ def _write_pieces(writer: corpus.CorpusWriter, files: list[epath.Path], fraction
     writer.add(piece, corpus.VALIDATION if corpus.hash_text(piece) in held_out else corpus.TRAIN)
 
 
-def _contents(path: epath.Path) -> dict[str, str | int]:
-  """Returns the name of a file, and size and sha256 of its text: with newlines as the ends of lines."""
-  digest, size = hashlib.sha256(), 0
-  for block in text_lines.read_text_blocks(path):
-    digest.update(block)
-    size += len(block)
-  return {'name': path.name, 'size': size, 'sha256': digest.hexdigest()}
-
-
-def _place_and_time(path: epath.Path) -> tuple[str, int, int]:
-  """Returns where a file is, its size, and when it was written, in nanoseconds."""
-  if is_remote(path):
-    status = tf.io.gfile.stat(os.fspath(path))
-    return os.fspath(path), status.length, status.mtime_nsec
-  status = os.stat(path)
-  return os.path.realpath(path), status.st_size, status.st_mtime_ns
-
-
-def identify(files: list[epath.Path]) -> list[dict[str, str | int]]:
-  """Returns name, size, and sha256 of each file; those of large files from the last time they were read.
-
-  Files of more than 64 MB in all count as unchanged while their paths, sizes, and modification times are.
-  """
-  stats = [_place_and_time(path) for path in files]
-  if sum(size for _, size, _ in stats) <= MAX_BYTES_TO_REREAD:
-    return [_contents(path) for path in files]
-  known = cache_directory() / 'text_files' / f'read_{hashlib.sha256(repr(stats).encode()).hexdigest()[:20]}.json'
-  try:
-    return json.loads(known.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    contents = [_contents(path) for path in files]
-  draft = corpus.make_draft_folder(known.parent)
-  (draft / known.name).write_text(json.dumps(contents), encoding='utf-8')
-  (draft / known.name).replace(known)
-  draft.rmdir()
-  return contents
-
-
 def get_corpus(pattern: str | None) -> corpus.Corpus:
   """Returns the corpus of the files that a pattern matches, reading them if it is not in the cache yet.
 
@@ -261,7 +207,15 @@ def get_corpus(pattern: str | None) -> corpus.Corpus:
       written.
   """
   files = find_files(pattern)
-  contents = identify(files)
+  try:
+    return _get_corpus(pattern, files)
+  except text_lines.EncodingError:
+    text_lines.check_files(path for path in files if path.suffix not in tables.BINARY_SUFFIXES)  # names all of them
+    raise
+
+
+def _get_corpus(pattern: str | None, files: list[epath.Path]) -> corpus.Corpus:
+  contents = user_files.identify(files)
   size = sum(int(file['size']) for file in contents)
 
   def make(write: Callable[[corpus.CorpusWriter], None], size: int, **how: int | bool) -> corpus.Corpus:

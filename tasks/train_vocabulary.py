@@ -119,7 +119,7 @@ def _texts(flags: argparse.Namespace) -> Iterator[str]:
     yield from wikipedia.get_corpus(wikipedia.SPAN_CORRUPTION).paragraphs(corpus.TRAIN)
     return
   for path in text_files.find_files(flags.text_files):
-    yield from (text_files.read_txt if path.suffix == '.txt' else text_files.read_jsonl)(path)
+    yield from text_files.read_file(path)
 
 
 class _Parser(argparse.ArgumentParser):

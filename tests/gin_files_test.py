@@ -38,7 +38,8 @@ class TestShippedFiles:
 
   @pytest.mark.parametrize('name', EXAMPLES)
   def test_example(self, name):
-    bindings = ['TEXT_FILES=/some/dir/*.txt'] if 'text' in name else []
+    bindings = ['TEXT_FILES=/some/dir/*.txt'] if name.endswith('my_text.gin') else []
+    bindings += ['TASK_FILES=/some/dir/*.csv'] if 'my_task' in name else []
     assert isinstance(load(name, bindings=bindings), RunConfig)
 
   @pytest.mark.parametrize('name', MODELS + EXAMPLES)

@@ -17,11 +17,13 @@ from switch_jax.config.run import (
   flatten,
 )
 from switch_jax.config.sweep import SweepConfig
+from switch_jax.config.table import METRICS, TableConfig
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError, first_line, suggest, unknown_fields
 
 __all__ = [
   'INHERITED_KINDS',
+  'METRICS',
   'Checked',
   'CheckpointConfig',
   'ConfigError',
@@ -39,6 +41,7 @@ __all__ = [
   'PredictionConfig',
   'RunConfig',
   'SweepConfig',
+  'TableConfig',
   'UpcycleConfig',
   'first_line',
   'flatten',

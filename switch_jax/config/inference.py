@@ -92,10 +92,12 @@ class PredictionConfig(Checked):
 
   Attributes:
     model_dir: of the run.
-    input_file: JSON lines: an object whose `inputs_key` is the text, as the model's task would give it.
+    input_file: JSON lines, or a table (.csv, .tsv, .parquet). A model of `tasks.table_files` reads the columns that it
+      was trained on; other inputs stand in `inputs_key`, as the model's task would give them.
     output_file: the same objects in the same order with `prediction` and `score`, and `was_cut` where a text was.
     step: which checkpoint; None is the newest.
-    inputs_key: where the text stands in an object.
+    inputs_key: where the text stands in an object or row; None is what the checkpoint's template asks for, or 'inputs'.
+    template: text with `{column}` in it that makes the inputs, in place of both.
     prediction_field, score_field: what the two are called. A line that has a field of such a name is refused.
     batch_size: examples decoded at once.
     inputs_length: tokens; longer texts are cut. None is what the run was trained with.
@@ -110,7 +112,8 @@ class PredictionConfig(Checked):
   output_file: str
   batch_size: int
   step: int | None = None
-  inputs_key: str = 'inputs'
+  inputs_key: str | None = None
+  template: str | None = None
   prediction_field: str = 'prediction'
   score_field: str = 'score'
   inputs_length: int | None = None
@@ -123,12 +126,14 @@ class PredictionConfig(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     fields = ('inputs_key', 'prediction_field', 'score_field')
-    for name in ('model_dir', 'input_file', 'output_file', 'vocabulary', *fields):
+    for name in ('model_dir', 'input_file', 'output_file', 'vocabulary', 'template', *fields):
       self.require(getattr(self, name) != '', name, 'it must not be empty.')
+    rule = f'template is {self.template!r}, which names the columns itself; leave one of them out.'
+    self.require(self.template is None or self.inputs_key is None, 'inputs_key', rule)
     taken = ['was_cut']  # what a line may have beside these
     for name in fields:
       self.require(getattr(self, name) not in taken, name, f'{", ".join(taken)} are taken; choose another name.')
-      taken.append(getattr(self, name))
+      taken.append(getattr(self, name) or 'inputs')
     self.require_at_least(1, 'batch_size', 'inputs_length', 'targets_length')
     self.require_at_least(0, 'step')
     rule = 'the input file has the same name; write to another file.'

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from switch_jax.config.distillation import DistillationConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
+from switch_jax.config.table import TableConfig
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError
 
@@ -24,7 +25,8 @@ class DataConfig(Checked):
       part of the data's identity, the number of hosts is not.
     vocabulary: 'bytes' ('byt5' and 'byt5_huggingface': with the sentinels of ByT5), or the path of a SentencePiece
       model in T5's layout (`gs://` too), for the task modules that can use any; None is the task's own choice.
-    text_files: glob pattern of the user's own `.txt` or `.jsonl` files, for the task modules that read them.
+    text_files: glob pattern of the user's own text files (`tasks.text_files`), for the task modules that read them.
+    tables: tables of the user's own labels, each a task, for the task module `tasks.table_files`.
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
       modules; None is theirs, 0.3 as in mT5. 1 draws in proportion to the sizes, 0 draws all alike.
@@ -42,6 +44,7 @@ class DataConfig(Checked):
   num_data_shards: int = 1
   vocabulary: str | None = None
   text_files: str | None = None
+  tables: tuple[TableConfig, ...] | None = None
   languages: tuple[str, ...] | None = None
   sampling_exponent: float | None = None
   use_cached_tasks: bool = False
@@ -60,6 +63,9 @@ class DataConfig(Checked):
     self.require(named is None or 0 < len(named) == len(set(named)), 'languages', rule)
     rule = 'it must be from 0 (all languages alike) to 1 (in proportion to their sizes).'
     self.require(self.sampling_exponent is None or 0 <= self.sampling_exponent <= 1, 'sampling_exponent', rule)
+    names = [table.name for table in self.tables or ()]
+    rule = 'it must name at least one table, and each task must have a name of its own (config.TableConfig.name).'
+    self.require(self.tables is None or 0 < len(names) == len(set(names)), 'tables', rule)
     self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
     rule = 'it is only read with use_cached_tasks=True; set --gin.USE_CACHED_TASKS=True, or leave it None.'
     self.require(self.use_cached_tasks or self.cached_tasks_dir is None, 'cached_tasks_dir', rule)
@@ -253,7 +259,7 @@ class RunConfig(Checked):
     """
     data = self.data.to_json()
     # What the text and the vocabulary are is compared by their digests, wherever they lie.
-    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'vocabulary', 'cached_tasks_dir'):
+    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'tables', 'vocabulary', 'cached_tasks_dir'):
       data.pop(name)
     for name in ('languages', 'sampling_exponent'):  # checkpoints of versions without languages do not have them
       if data[name] is None:

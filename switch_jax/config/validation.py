@@ -151,12 +151,15 @@ class Checked:
   def from_json(cls, fields: Mapping[str, Any]) -> typing.Self:
     """Builds the class from what `to_json` returned. Unknown names are an error with the nearest real one."""
     hints = field_types(cls)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in fields.items():
       if name not in hints:
         raise ConfigError(f'{cls.__name__} has no field {name!r}.{suggest(name, hints)}')
       nested = _nested(hints[name])
-      values[name] = nested.from_json(value) if nested and isinstance(value, Mapping) else value
+      if nested and isinstance(value, list):
+        values[name] = [nested.from_json(v) if isinstance(v, Mapping) else v for v in value]
+      else:
+        values[name] = nested.from_json(value) if nested and isinstance(value, Mapping) else value
     return cls(**values)
 
 
@@ -174,4 +177,5 @@ def unknown_fields(cls: type[Checked], fields: Mapping[str, Any], below: str = '
 def _nested(hint: Any) -> type[Checked] | None:
   """Returns the configuration class that a field may hold, or None."""
   options = [hint, *typing.get_args(hint)]
+  options += [inner for option in options for inner in typing.get_args(option)]
   return next((h for h in options if isinstance(h, type) and issubclass(h, Checked)), None)

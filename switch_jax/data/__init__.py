@@ -14,7 +14,7 @@ if TYPE_CHECKING:
   from switch_jax.data.features import recorded_add_eos, with_observed_eos
   from switch_jax.data.layout import Batch, HostBatch
   from switch_jax.data.pipeline import TrainingSource, open_training
-  from switch_jax.data.providers import vocabulary_of
+  from switch_jax.data.providers import look_at, vocabulary_of
   from switch_jax.data.sentinels import decode_tokens, encode_text, sentinel_ids
   from switch_jax.data.vocabularies import (
     check_vocabulary,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     keep_vocabulary,
     load_vocabulary,
     make_vocabulary,
+    recorded_name,
   )
 
 _HOMES = {
@@ -35,11 +36,13 @@ _HOMES = {
   'encode_text': 'sentinels',
   'keep_vocabulary': 'vocabularies',
   'load_vocabulary': 'vocabularies',
+  'look_at': 'providers',
   'make_vocabulary': 'vocabularies',
   'open_evaluation': 'evaluation',
   'open_training': 'pipeline',
   'read_held_out': 'evaluation',
   'recorded_add_eos': 'features',
+  'recorded_name': 'vocabularies',
   'sentinel_ids': 'sentinels',
   'vocabulary_of': 'providers',
   'with_observed_eos': 'features',
@@ -57,11 +60,13 @@ __all__ = [
   'encode_text',
   'keep_vocabulary',
   'load_vocabulary',
+  'look_at',
   'make_vocabulary',
   'open_evaluation',
   'open_training',
   'read_held_out',
   'recorded_add_eos',
+  'recorded_name',
   'sentinel_ids',
   'target_entropies',
   'vocabulary_of',

@@ -71,6 +71,8 @@ class TrainingSource(Iterator[Batch]):
     features: what a checkpoint records of the task's features.
     fingerprint: everything that decides which rows come out.
     description: what the task says of its text, one line, or None.
+    has_metrics: whether a target is right or wrong, which the metrics of a task say; span corruption has none.
+    template: makes the inputs of a row of a table, or None.
     wait_seconds: seconds that `next` has waited so far.
   """
 
@@ -101,6 +103,8 @@ class TrainingSource(Iterator[Batch]):
     self.features = describe_features(provider, config.feature_lengths)
     self.fingerprint = providers.fingerprint(config, seed, module, provider)
     self.description = providers.describe_text(config, module)
+    self.template = providers.inputs_template(config, module)
+    self.has_metrics = any(task.metric_fns for task in seqio.get_subtasks(provider))
     self.wait_seconds = 0.0
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)

@@ -169,6 +169,25 @@ def describe_text(config: DataConfig, module: types.ModuleType | None) -> str | 
     return ' '.join(str(module.describe(config)).split())
 
 
+def look_at(config: DataConfig) -> str | None:
+  """Reads and checks what a configuration names; returns what the task's module says of its text, or None.
+
+  Raises:
+    ConfigError: the task cannot be found or read.
+  """
+  module = import_task_module(config)
+  for split in (config.train_split, config.eval_split):
+    find_provider(config, split)
+  return describe_text(config, module)
+
+
+def inputs_template(config: DataConfig, module: types.ModuleType | None) -> str | None:
+  """Returns the text with `{column}` that makes the inputs of a row of the task's tables; None for other tasks."""
+  if module is None or config.tables is None or not hasattr(module, 'template'):
+    return None
+  return module.template(config)
+
+
 def fingerprint(
   config: DataConfig, seed: int, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture
 ) -> dict[str, str | int]:
@@ -200,8 +219,9 @@ def fingerprint(
 # What to do about a difference; for all others the setting itself is the remedy.
 _REMEDIES = {
   'corpus': (
-    'restore the text, that is the files of TEXT_FILES or the versions of the installed packages (where they are the '
-    'same, an older switch_jax read them in another way, see CHANGELOG.md: begin a new run)'
+    'restore the text, that is the files of TEXT_FILES, the files of TASK_FILES and what is said of their columns, or '
+    'the versions of the installed packages (where they are the same, an older switch_jax read them in another way, '
+    'see CHANGELOG.md: begin a new run)'
   ),
   'vocabulary': "restore the task's vocabulary",
   'inputs_features': "restore the task's output_features",

@@ -6,12 +6,17 @@ No TensorFlow here: its own reader deletes carriage returns, which joins words.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from etils import epath
 
 from switch_jax.config import ConfigError
+
+
+class EncodingError(ConfigError):
+  """A file is no UTF-8 text."""
+
 
 _BLOCK_BYTES = 2**22
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
@@ -60,19 +65,19 @@ def check_encoding(name: str, head: bytes) -> None:
     head: its first bytes.
 
   Raises:
-    ConfigError: it is UTF-16 or UTF-32, with or without a byte order mark, or compressed, an archive or a PDF.
+    EncodingError: it is UTF-16 or UTF-32, with or without a byte order mark, or compressed, an archive or a PDF.
   """
   found = next((encoding for mark, encoding in _UNICODE_MARKS.items() if head.startswith(mark)), None)
   how = 'as its byte order mark says'
   if not found:
     found, how = _wide_encoding(head[:SNIFFED_BYTES]), 'as the places of its zero bytes show'
   if found:
-    raise ConfigError(
+    raise EncodingError(
       f'{name} is {found}, {how}, and only UTF-8 is read; convert it: iconv -f {found} -t UTF-8 {name} > new file.'
     )
   for magic, (kind, remedy) in _NO_TEXT.items():
     if head.startswith(magic):
-      raise ConfigError(f'{name} is no text but {kind}; only plain UTF-8 text is read; make it so with {remedy}.')
+      raise EncodingError(f'{name} is no text but {kind}; only plain UTF-8 text is read; make it so with {remedy}.')
 
 
 def _wide_encoding(head: bytes) -> str | None:
@@ -158,18 +163,38 @@ def decode_line(path: epath.Path, number: int, line: TextLine) -> str:
     line: what was read.
 
   Raises:
-    ConfigError: a byte that is not UTF-8, with its line and its offset in the file; or zero bytes, of which UTF-16 that
-      was added to UTF-8, and binary files, are full.
+    EncodingError: a byte that is not UTF-8, with its line and its offset in the file; or zero bytes, of which UTF-16
+      that was added to UTF-8, and binary files, are full.
   """
   if 4 * (zeros := line.raw.count(0)) > len(line.raw):
-    raise ConfigError(
+    raise EncodingError(
       f'{path} is no text from offset {line.offset} on (line {number}): {zeros} of the {len(line.raw)} bytes there are '
       'zero, as in UTF-16 or a binary file; only UTF-8 is read; remove or convert that part.'
     )
   try:
     return line.raw.decode('utf-8')
   except UnicodeDecodeError as error:
-    raise ConfigError(
+    raise EncodingError(
       f'{path} is not UTF-8: byte {line.raw[error.start]:#04x} at offset {line.offset + error.start}; convert it '
       f'(line {number}; {error.reason}). If it is Latin-1: iconv -f latin1 -t utf-8 {path} > new file.'
     ) from error
+
+
+def check_files(files: Iterable[epath.Path]) -> None:
+  """Reads files from end to end, and names all that are no UTF-8 text at once.
+
+  Raises:
+    EncodingError: what is wrong with the first one, and the names of the others.
+  """
+  wrong = []
+  for path in files:
+    try:
+      for number, line in enumerate(read_text_lines(path), start=1):
+        decode_line(path, number, line)
+    except EncodingError as error:
+      wrong.append((path, error))
+  if len(wrong) == 1:
+    raise wrong[0][1]
+  if wrong:
+    others = ', '.join(str(path) for path, _ in wrong[1:])
+    raise EncodingError(f'{len(wrong)} files are no UTF-8 text; {wrong[0][1]} Likewise {others}.')

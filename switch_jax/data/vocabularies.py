@@ -130,6 +130,19 @@ def keep_vocabulary(vocabulary: seqio.Vocabulary, model_dir: str | os.PathLike[s
     target.write_bytes(model)
 
 
+def recorded_name(record: Mapping[str, Any], model_dir: str | os.PathLike[str] | None = None) -> str | None:
+  """Returns the name by which `make_vocabulary` gives a recorded vocabulary; None for one of the user's own class.
+
+  Args:
+    record: the `vocabulary` of a checkpoint's `config.json`.
+    model_dir: the MODEL_DIR of the checkpoint; its own copy of a SentencePiece model comes before the recorded path.
+  """
+  name = record.get('name')
+  if name and name not in _OF_BYTES and model_dir is not None and (copied := ModelDir(model_dir).vocabulary).exists():
+    return os.fspath(copied)
+  return name
+
+
 def load_vocabulary(record: Mapping[str, Any], model_dir: str | os.PathLike[str] | None = None) -> seqio.Vocabulary:
   """Returns the vocabulary that a checkpoint was made with.
 
@@ -140,14 +153,12 @@ def load_vocabulary(record: Mapping[str, Any], model_dir: str | os.PathLike[str]
   Raises:
     ConfigError: the vocabulary is of the user's own class, or cannot be found, or is another one than recorded.
   """
-  name = record.get('name')
+  name = recorded_name(record, model_dir)
   if name is None:
     raise ConfigError(
       "The checkpoint's config.json does not name its vocabulary (a task's own class, or an older version); only "
       'bytes and SentencePiece models can be loaded without the task.'
     )
-  if name not in _OF_BYTES and model_dir is not None and (copied := ModelDir(model_dir).vocabulary).exists():
-    name = os.fspath(copied)
   vocabulary = make_vocabulary(name, record['extra_ids'])
   check_vocabulary(vocabulary)
   if (digest := vocabulary_digest(vocabulary)) != record['digest']:

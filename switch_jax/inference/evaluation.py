@@ -5,6 +5,7 @@ Which checkpoints, where the numbers go, and what is said of what cannot work is
 writes is touched, so a run can be evaluated while it goes on.
 """
 
+import dataclasses
 import logging
 import re
 import time
@@ -22,7 +23,7 @@ from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.sentinels import decode_tokens
 from switch_jax.data.streams import check_ids, explain_reading
 from switch_jax.data.task_errors import OF_USERS, failing, said_and_where
-from switch_jax.data.vocabularies import vocabulary_digest
+from switch_jax.data.vocabularies import recorded_name, vocabulary_digest
 from switch_jax.inference.decoding import Ids
 from switch_jax.inference.evaluation_records import EvaluationFiles, mixture_averages, note
 from switch_jax.inference.generator import decode_batch
@@ -42,9 +43,12 @@ class TaskEvaluator:
       ConfigError: the task cannot be found or read, or has no metric, or no example.
     """
     data, self.config = config.data, config
-    providers.import_task_module(data)
+    module = providers.import_task_module(data)
     provider = self._provider = providers.find_provider(data, data.eval_split)
     self.vocabulary = provider.output_features['targets'].vocabulary
+    if data.tables and (description := providers.describe_text(data, module)):
+      note(f'text: {description}')  # what of the columns was guessed
+    self._template = providers.inputs_template(data, module)
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
     with failing(f'the metrics of {data.mixture_or_task_name} cannot be used', 'mend metric_fns of the task'):
@@ -109,6 +113,8 @@ class TaskEvaluator:
         f'({self.vocabulary.vocab_size} ids and {model.record["vocabulary"]["size"]}); set --gin.VOCABULARY to the '
         'one of the run, or evaluate a task that has it.'
       )
+    if self._template and (before := model.record.get('template', self._template)) != self._template:
+      note(f'the checkpoint was trained on inputs {before!r} and is evaluated on {self._template!r}')
     lengths = self.config.data.feature_lengths
     if differ := differing_features(model.record.get('features'), self._provider, lengths):
       note(f'{self.config.data.mixture_or_task_name} is another task than that of the checkpoint: {"; ".join(differ)}')
@@ -267,6 +273,15 @@ def _steps(config: EvaluationConfig, store: CheckpointStore, files: EvaluationFi
       time.sleep(config.poll_seconds)
 
 
+def _with_recorded_vocabulary(config: EvaluationConfig, store: CheckpointStore) -> EvaluationConfig:
+  """Returns a configuration whose tables, if it has any and no vocabulary, have that of the run."""
+  step = store.latest_step() if config.step is None else config.step
+  if config.data.tables is None or config.data.vocabulary is not None or step not in store.steps():
+    return config
+  name = recorded_name(store.read_config(step).get('vocabulary') or {}, store.model_dir)
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, vocabulary=name))
+
+
 def evaluate_run(config: EvaluationConfig) -> int:
   """Evaluates the configured checkpoints and writes metrics and predictions; returns the exit status.
 
@@ -276,6 +291,7 @@ def evaluate_run(config: EvaluationConfig) -> int:
   store = open_store(config.model_dir)
   if config.checkpoints == 'latest':
     latest_step(store)  # before the tasks are read, which can take long
+  config = _with_recorded_vocabulary(config, store)
   evaluator = TaskEvaluator(config)
   name = config.data.mixture_or_task_name
   names = [task.name for task in evaluator.tasks]

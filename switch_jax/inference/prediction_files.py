@@ -1,4 +1,4 @@
-"""Predictions for the lines of a file: JSON lines in, JSON lines out, in the same order, and none lost.
+"""Predictions for the lines or rows of a file: JSON lines or a table in, JSON lines out, in the same order, none lost.
 
 While a run is under way its lines lie in `OUTPUT.partial`, beside `OUTPUT.partial.json` with the settings they were
 made with. Every line of the input that is not blank gives exactly one line there, so that the number of whole lines
@@ -6,97 +6,27 @@ says where to go on. A run that is finished renames the file.
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from switch_jax.config import ConfigError, PredictionConfig
-from switch_jax.data.text_lines import SNIFFED_BYTES, check_encoding, read_text_lines
+from switch_jax.data.tables import BINARY_SUFFIXES
+from switch_jax.data.text_lines import SNIFFED_BYTES, check_encoding
 from switch_jax.folders.claim import Claim
 from switch_jax.folders.metric_lines import replace_file
 from switch_jax.folders.model_dir import owner_beside
 from switch_jax.inference.generator import Generator
+from switch_jax.inference.prediction_inputs import Inputs, Line, check_table, read_lines
 from switch_jax.parallel.ownership import owned
 
 _SECONDS_BETWEEN_LINES = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Line:
-  """A line of the input.
-
-  Attributes:
-    number: in the file, from 1.
-    record: the object to which prediction and score are added; None if the line is malformed.
-    text: the model's input.
-    error: what is wrong with a malformed line.
-  """
-
-  number: int
-  record: dict[str, Any] | None
-  text: str = ''
-  error: str = ''
-
-
-def read_line(number: int, line: str, key: str, added: Sequence[str] = ()) -> Line:
-  """Reads an object whose `key` is a string, or a bare string.
-
-  Args:
-    number: of the line.
-    line: its text.
-    key: where the input stands.
-    added: names that the output adds, which the object must not have.
-  """
-  try:
-    # What is not JSON, or cannot be written again as it is, is malformed: NaN, 1e999, half a surrogate pair.
-    value = json.loads(line, parse_constant=_no_constant)
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode('utf-8')
-  except UnicodeEncodeError as error:
-    return Line(number, None, error=f'half a surrogate pair ({error.object[error.start]!a}), which no text has')
-  except RecursionError:
-    return Line(number, None, error='no JSON (it is nested too deeply)')
-  except ValueError as error:
-    return Line(number, None, error=f'no JSON ({error})')
-  if isinstance(value, str):
-    value = {key: value}
-  if not isinstance(value, dict):
-    return Line(number, None, error=f'{type(value).__name__} in place of an object')
-  if key not in value:
-    return Line(number, None, error=f'no {key!r} in it (it has {", ".join(map(repr, value)) or "nothing"})')
-  if not isinstance(value[key], str):
-    return Line(number, None, error=f'{key!r} is {json.dumps(value[key])[:40]}, which is no string')
-  if taken := [name for name in added if name in value]:
-    names = ', '.join(map(repr, taken))
-    return Line(
-      number, None, error=f'it has {names}, which would be overwritten; choose another name for what is added'
-    )
-  return Line(number, value, value[key])
-
-
-def _no_constant(name: str) -> None:
-  raise ValueError(f'{name} is no JSON value')
-
-
-def read_lines(path: epath.Path, key: str, added: Sequence[str] = ()) -> Iterator[Line]:
-  """Yields the lines of a file, as training reads them; blank ones are passed over, and so is a byte order mark.
-
-  Raises:
-    ConfigError: it is no UTF-8 text from the beginning on (UTF-16, compressed).
-  """
-  for number, line in enumerate(read_text_lines(path), 1):
-    if not line.raw.strip():
-      continue
-    try:
-      yield read_line(number, line.raw.decode('utf-8'), key, added)
-    except UnicodeDecodeError as error:
-      yield Line(number, None, error=f'no UTF-8 ({error})')
 
 
 def _settings(config: PredictionConfig, step: int, size: int) -> dict[str, Any]:
@@ -104,6 +34,9 @@ def _settings(config: PredictionConfig, step: int, size: int) -> dict[str, Any]:
   settings = config.to_json() | {'step': step, 'input_bytes': size}
   for name in ('mesh', 'output_file', 'batch_size'):
     settings.pop(name)
+  settings['inputs_key'] = config.inputs_key or 'inputs'
+  if config.template is None:  # older versions do not have it
+    settings.pop('template')
   return settings
 
 
@@ -185,8 +118,9 @@ def predict_file(config: PredictionConfig) -> int:
   source, target = epath.Path(config.input_file), epath.Path(config.output_file)
   if not source.is_file():
     raise ConfigError(f'input_file is {config.input_file!r}, and there is no such file; set --gin.INPUT_FILE.')
-  with source.open('rb') as file:
-    check_encoding(config.input_file, file.read(SNIFFED_BYTES))
+  if source.suffix not in BINARY_SUFFIXES:
+    with source.open('rb') as file:
+      check_encoding(config.input_file, file.read(SNIFFED_BYTES))
   if _is_whole(target):
     return 0
   with owned(owner_beside(target), f'OUTPUT_FILE {target}', 'name another --gin.OUTPUT_FILE') as claim:
@@ -215,9 +149,11 @@ def _predict(config: PredictionConfig, claim: Claim) -> int:
     batch_size=config.batch_size,
   )
   added = (config.prediction_field, config.score_field, 'was_cut')
+  inputs = Inputs.of(config, generator.model.record.get('template'))
+  check_table(source, inputs, added)
   output = _Output(config, _settings(config, generator.model.step, source.stat().length))
   done, finished = output.open(), False
-  progress = _Progress(sum(1 for _ in read_lines(source, config.inputs_key, added)), done)
+  progress = _Progress(sum(1 for _ in read_lines(source, inputs, added)), done)
   malformed, cut, seen, waiting = 0, 0, 0, []
 
   def write(lines: list[Line]) -> int:
@@ -238,7 +174,7 @@ def _predict(config: PredictionConfig, claim: Claim) -> int:
     return cut
 
   try:
-    for index, line in enumerate(read_lines(source, config.inputs_key, added)):
+    for index, line in enumerate(read_lines(source, inputs, added)):
       if line.record is None:
         malformed += 1
         progress.note(f'{source} line {line.number} is malformed: {line.error}')

@@ -7,7 +7,13 @@ logits = inference.compute_logits(model_config, params, encoder_input_tokens, de
 """
 
 from switch_jax.interop.inheritance import Inheritance, find_inheritance, inherit
-from switch_jax.interop.initial import CheckpointFacts, describe_checkpoint, initial_parameters, recorded_vocabulary
+from switch_jax.interop.initial import (
+  CheckpointFacts,
+  describe_checkpoint,
+  inherited_vocabulary,
+  initial_parameters,
+  recorded_vocabulary,
+)
 from switch_jax.interop.loading import FORMATS, load, load_config
 from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.t5x import load_optimizer_state
@@ -20,6 +26,7 @@ __all__ = [
   'describe_checkpoint',
   'find_inheritance',
   'inherit',
+  'inherited_vocabulary',
   'initial_parameters',
   'load',
   'load_config',

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
 from switch_jax.folders.model_dir import CHECKPOINTS, FILES
@@ -128,6 +129,17 @@ def recorded_vocabulary(path: str) -> dict[str, Any] | None:
   """
   found = find_step(_split(path)[1], _SETTING)
   return None if found is None else found[0].read_config(found[1]).get('vocabulary')
+
+
+def inherited_vocabulary(path: str) -> str | None:
+  """Returns the name of the vocabulary that a checkpoint of ours was trained with, or the path of its copy.
+
+  Args:
+    path: as for `initial_parameters`; of others' checkpoints, which record none, the answer is None.
+  """
+  found = find_step(_split(path)[1], _SETTING)
+  record = found and found[0].read_config(found[1]).get('vocabulary')
+  return data.recorded_name(record, found[0].model_dir) if found and record else None
 
 
 def _split(path: str) -> tuple[str | None, str]:

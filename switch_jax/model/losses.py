@@ -94,6 +94,25 @@ def group_sums(
   return {name: contract(value) for name, value in values.items()}
 
 
+def example_sums(
+  logits: jax.Array, targets: jax.Array, segment_ids: jax.Array, positions: jax.Array
+) -> dict[str, jax.Array]:
+  """Returns how many targets there are, `count`, and how many are right from end to end, `right`, float32 scalars.
+
+  A target all of whose tokens are the likeliest ones after those before them is what greedy decoding gives: its
+  prediction equals it.
+
+  Args:
+    logits: float32 `[batch, length, vocab]`.
+    targets, segment_ids, positions: int32 `[batch, length]`; of packed rows or not. Padding is segment 0.
+  """
+  wrong = jnp.cumsum(jnp.pad(jnp.argmax(logits, axis=-1) != targets, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
+  is_last = (segment_ids > 0) & (segment_ids != jnp.pad(segment_ids, ((0, 0), (0, 1)))[:, 1:])
+  before = jnp.take_along_axis(wrong, jnp.arange(targets.shape[1]) - positions, axis=1)
+  is_right = is_last & (wrong[:, 1:] == before)
+  return {name: jnp.sum(x, dtype=jnp.float32) for name, x in (('count', is_last), ('right', is_right))}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RouterCounts:

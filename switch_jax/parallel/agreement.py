@@ -21,6 +21,7 @@ _PACKAGES = (
 # Settings that may differ between the hosts of a run.
 _LOCAL = {
   'data.text_files',  # where the text lies on this host; the digest of the corpus is compared
+  'data.tables',  # likewise
   'data.vocabulary',  # likewise
   'data.cached_tasks_dir',  # a copy may lie on a disk of each host
   'data.prefetch',  # it changes memory and speed only

@@ -16,7 +16,14 @@ NOTHING = '\N{EN DASH}'
 # What a student and its dense control share, but for what distillation itself sets.
 _SHARED = ('model', 'data', 'optimizer', 'loss')
 # Where the text lies and how it is fed is no part of what is learnt.
-_FEEDING = ('data.prefetch', 'data.text_files', 'data.vocabulary', 'data.cached_tasks_dir', 'data.task_module')
+_FEEDING = (
+  'data.prefetch',
+  'data.text_files',
+  'data.tables',
+  'data.vocabulary',
+  'data.cached_tasks_dir',
+  'data.task_module',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ import re
 
 import jax
 
-from switch_jax import kernels
+from switch_jax import data, kernels
 from switch_jax.config import RunConfig
 from switch_jax.distillation.student import Distillation
 from switch_jax.model import abstract_parameters, parameter_count
 from switch_jax.model.placement import make_layout
 from switch_jax.model.routing import expert_capacity
 from switch_jax.parallel import Layout
+from switch_jax.training.opening import with_inherited_vocabulary
 from switch_jax.training.state import plan_state
 
 
@@ -85,8 +86,17 @@ def _routing_lines(run: RunConfig, layout: Layout) -> list[str]:
   return lines or ['none: a dense model']
 
 
+def _data_lines(run: RunConfig) -> list[str]:
+  """Returns what is in the user's own files, which are read and checked as a run does."""
+  if run.data.tables is None and run.data.text_files is None:
+    return []
+  said = data.look_at(with_inherited_vocabulary(run).data)
+  return [f'text        {said}'] if said else []
+
+
 def describe(run: RunConfig) -> str:
-  """Returns what `--dry_run` prints. Builds the abstract state, so whatever does not divide is refused here.
+  """Returns what `--dry_run` prints. Builds the abstract state, so whatever does not divide is refused here,
+  and reads the user's own files.
 
   Raises:
     ConfigError: as in training.
@@ -109,6 +119,7 @@ def describe(run: RunConfig) -> str:
     f'{run.data.batch_size // layout.num_token_shards} rows a shard'
     + (f', in {run.num_microbatches} microbatches' if run.num_microbatches > 1 else ''),
     f'task        {run.data.mixture_or_task_name}, {run.train_steps} steps, seed {run.random_seed}',
+    *_data_lines(run),
     f'model_dir   {run.model_dir}',
     'routing',
     *(f'  {line}' for line in _routing_lines(run, layout)),

@@ -16,7 +16,8 @@ class EvaluationResult:
 
   Attributes:
     metrics: plain numbers by the names of `metrics.jsonl`; losses in nats per target token. `cross_ent_loss_text`
-      leaves out sentinels and EOS, which any model soon learns. Where the batches have groups (languages), also
+      leaves out sentinels and EOS, which any model soon learns. Of tasks with metrics `example_accuracy` is the share
+      of targets that are right from end to end. Where the batches have groups (languages), also
       `cross_ent_loss/<group>` and `target_tokens/<group>`, of those that have target tokens.
     expert_tokens: by layer, the tokens that wanted each expert, float64 `[num_experts]`.
   """

@@ -251,9 +251,10 @@ class _Training:
     self._score(metrics)
     self._claim.check()
     opened.eval_files.write(self.step, metrics)
-    loss = metrics['cross_ent_loss_text']
+    loss, right = metrics['cross_ent_loss_text'], metrics.get('example_accuracy')
     opened.progress.note(
       f'held-out loss after {self.step:,} steps: {loss:.3f} nats per target token, sentinels left out'
+      + ('' if right is None else f'; {right:.1%} of the targets are right')
     )
     opened.reporter.resume_clock()
     return self._evaluation

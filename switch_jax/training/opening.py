@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from switch_jax.distillation import Distillation
 from switch_jax.folders.claim import Claim
 from switch_jax.folders.metric_lines import replace_file
 from switch_jax.folders.model_dir import ModelDir
-from switch_jax.interop import initial_parameters, recorded_vocabulary
+from switch_jax.interop import inherited_vocabulary, initial_parameters, recorded_vocabulary
 from switch_jax.model import parameter_count
 from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.metric_files import MetricFiles
@@ -135,6 +135,7 @@ def open_run(
   for line in distillation.describe():
     progress.note(line)
 
+  run = with_inherited_vocabulary(run, recorded)
   progress.note(f'data: {run.data.mixture_or_task_name}')
   source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
@@ -191,7 +192,7 @@ def open_run(
     held_out=held_out,
     sentinels=sentinels,
     train_step=make_train_step(run, layout, plan, special_tokens, lessons),
-    eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups)),
+    eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics),
     are_finite=make_finite_check(layout, plan),
     record={
       'version': switch_jax.__version__,
@@ -199,6 +200,7 @@ def open_run(
       **distillation.record(lessons),
       'model': run.model.to_json(),
       'vocabulary': vocabulary,
+      **({'template': source.template} if source.template else {}),
       'features': data.with_observed_eos(source.features, held_out.on_host, source.vocabulary.eos_id),
       'identity': run.identity(),
       'run': run.to_json(),
@@ -224,6 +226,31 @@ def _given_parameters(run: RunConfig, plan: StatePlan, progress: Progress) -> An
     return None
   progress.note(f'parameters to begin with: {run.initial_checkpoint_path}')
   return initial_parameters(run.initial_checkpoint_path, run.model, plan.abstract.params, run.upcycle)
+
+
+def with_inherited_vocabulary(run: RunConfig, recorded: Mapping[str, Any] | None = None) -> RunConfig:
+  """Returns a run on the user's tables with the vocabulary of the checkpoint that it goes on from or begins with.
+
+  Args:
+    run: the whole configuration.
+    recorded: config.json of the run's newest step; empty or None if there is none.
+
+  Raises:
+    ConfigError: the checkpoint does not say which that is.
+  """
+  if run.data.tables is None or run.data.vocabulary is not None:
+    return run
+  path = run.initial_checkpoint_path
+  if recorded:
+    name = data.recorded_name(recorded['vocabulary'], run.model_dir)
+  elif path is None:
+    return run
+  elif (name := inherited_vocabulary(path)) is None:
+    raise ConfigError(
+      f'{path} records no vocabulary (checkpoints of T5X and Hugging Face do not, and it must be there); set '
+      f'--gin.VOCABULARY, to a copy of its SentencePiece model or to bytes.'
+    )
+  return dataclasses.replace(run, data=dataclasses.replace(run.data, vocabulary=name))
 
 
 def _check_vocabulary(run: RunConfig, size: int) -> None:

@@ -106,6 +106,7 @@ def make_eval_step(
   plan: StatePlan,
   special_tokens: tuple[int, ...] = (),
   num_groups: int = 0,
+  count_examples: bool = False,
 ) -> Callable[[Any, Batch], Sums]:
   """Returns the jitted evaluation `(params, batch) -> sums`, with the evaluation capacity and without noise.
 
@@ -115,12 +116,13 @@ def make_eval_step(
     plan: gives the shardings of the parameters.
     special_tokens: target tokens that `cross_ent_loss_text` leaves out (sentinels, EOS).
     num_groups: groups (languages) of the target tokens, which the batch's `decoder_group_ids` count from 1.
+    count_examples: count the targets that are right from end to end.
   """
   model, objective = Transformer(model_config, layout), Objective(model_config, special_tokens=special_tokens)
 
   def step(params: Any, batch: Batch) -> Sums:
     logits, statistics = model.apply({'params': plan.gather(params)}, batch)
-    return objective.sums(logits, batch, statistics, num_groups=num_groups)
+    return objective.sums(logits, batch, statistics, num_groups=num_groups, count_examples=count_examples)
 
   return jax.jit(
     step,

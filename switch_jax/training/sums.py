@@ -18,6 +18,7 @@ from switch_jax.model.losses import (
   RouterCounts,
   RouterSums,
   TokenSums,
+  example_sums,
   group_sums,
   router_losses,
   routing_metrics,
@@ -56,6 +57,7 @@ class Objective:
     statistics: Mapping[str, RoutingStatistics],
     soft_targets: SoftTargets | None = None,
     num_groups: int = 0,
+    count_examples: bool = False,
   ) -> 'Sums':
     """Adds up what a model has made of a batch, or of a part of it.
 
@@ -65,15 +67,18 @@ class Objective:
       statistics: of the routers by layer.
       soft_targets: a teacher's distributions.
       num_groups: groups (languages) of the target tokens, which the group ids count from 1.
+      count_examples: count the targets that are right from end to end.
     """
     targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
-    soft, groups = None, None
+    soft, groups, examples = None, None, None
     if soft_targets is not None and self.distillation is not None:
       soft = soft_sums(logits, soft_targets, weights, self.distillation.temperature)
     if num_groups:
       groups = group_sums(logits, targets, weights, batch['decoder_group_ids'], num_groups)
+    if count_examples:
+      examples = example_sums(logits, targets, batch['decoder_segment_ids'], batch['decoder_positions'])
     hard = token_sums(logits, targets, weights, self.loss, self.special_tokens)
-    return Sums(hard, {layer: RouterSums.of(value) for layer, value in statistics.items()}, soft, groups)
+    return Sums(hard, {layer: RouterSums.of(value) for layer, value in statistics.items()}, soft, groups, examples)
 
   def value(
     self, sums: 'Sums', tokens: jax.Array | None = None, counts: dict[str, RouterCounts] | None = None
@@ -103,12 +108,14 @@ class Sums:
     routers: over the tokens of each layer with a router, by layer (`encoder_1`); empty for a dense model.
     soft: over the target tokens, against a teacher; None without one.
     groups: over the target tokens of each group, `tokens` and `cross_entropy` `[groups]`; None without groups.
+    examples: `count` of targets and how many are `right` from end to end; None where they are not counted.
   """
 
   targets: TokenSums
   routers: dict[str, RouterSums]
   soft: SoftSums | None = None
   groups: dict[str, jax.Array] | None = None
+  examples: dict[str, jax.Array] | None = None
 
   def metrics(self, objective: Objective | None = None, groups: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the metrics of the whole that was added up, scalars by name, in nats per target token where a loss.
@@ -129,6 +136,8 @@ class Sums:
       'target_tokens': sums.tokens,
       **routing_metrics(self.routers, entropy=objective is not None),
     }
+    if self.examples is not None:
+      metrics['example_accuracy'] = self.examples['right'] / xp.maximum(self.examples['count'], 1.0)
     if self.groups:
       for name, count, loss in zip(groups, self.groups['tokens'], self.groups['cross_entropy'], strict=True):
         if count:

@@ -72,6 +72,10 @@ def test_a_checkpoint_finds_its_vocabulary_without_the_file(model_file, tmp_path
   record = json.loads(json.dumps(describe_vocabulary(vocabulary)))
   vocabularies.keep_vocabulary(vocabulary, tmp_path)
   (tmp_path / 'moved.model').unlink()
+  assert vocabularies.recorded_name(record, tmp_path) == str(tmp_path / 'vocabulary.model')
+  assert vocabularies.recorded_name(record) == str(moved)
+  assert vocabularies.recorded_name({'name': 'byt5'}, tmp_path) == 'byt5'
+  assert vocabularies.recorded_name({'name': None}, tmp_path) is None
   loaded = load_vocabulary(record, tmp_path)
   assert loaded.encode('the lazy fox') == make_vocabulary(model_file).encode('the lazy fox')
   with pytest.raises(ConfigError, match='cannot be read'):

@@ -6,67 +6,11 @@ import os
 
 import numpy as np
 import pytest
-from etils import epath
 
 from switch_jax import main
 from switch_jax.config import ConfigError, DecodingConfig, PredictionConfig
 from switch_jax.inference import Generator, predict_file
-from switch_jax.inference.prediction_files import Line, read_line, read_lines
 from tests.inference.written_checkpoints import TEXTS
-
-
-@pytest.mark.parametrize(
-  ('text', 'error'),
-  [
-    ('{"text": "cut', 'no JSON (Unterminated string'),
-    ('[1]', 'list in place of an object'),
-    ('{"id": 1, "body": "x"}', "no 'text' in it (it has 'id', 'body')"),
-    ('{}', "no 'text' in it (it has nothing)"),
-    ('{"text": null}', "'text' is null, which is no string"),
-    ('[' * 100_000, 'no JSON (it is nested too deeply)'),
-    ('{"text": "a", "x": ' + '[' * 100_000, 'no JSON (it is nested too deeply)'),
-    ('{"text": "a", "x": ' + '1' * 5000 + '}', 'no JSON (Exceeds the limit'),
-    ('"\\ud800"', "half a surrogate pair ('\\ud800'), which no text has"),
-    ('{"text": "a", "\\udc00": 1}', "half a surrogate pair ('\\udc00'), which no text has"),
-    ('{"text": "a", "x": NaN}', 'no JSON (NaN is no JSON value)'),
-    ('{"text": "a", "x": 1e999}', 'no JSON (Out of range float values'),
-    ('{"text": "a", "score": 1}', "it has 'score', which would be overwritten; choose another name"),
-    ('{"text": "a", "was_cut": 1, "prediction": 2}', "it has 'prediction', 'was_cut', which would be overwritten"),
-  ],
-)
-def test_what_is_wrong_with_a_line(text, error):
-  line = read_line(7, text, 'text', ('prediction', 'score', 'was_cut'))
-  assert (line.number, line.record) == (7, None)
-  assert line.error.startswith(error)
-
-
-def test_lines_keep_their_numbers_and_blank_ones_are_passed_over(tmp_path):
-  (tmp_path / 'in.jsonl').write_bytes('{"text": "ä", "id": 5}\n\n \t\n"bare"\n"\xe9"'.encode('latin-1'))
-  torn, bare, latin = read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')
-  assert torn.error.startswith('no UTF-8 (')
-  assert (torn.number, torn.record) == (1, None)
-  assert bare == Line(4, {'text': 'bare'}, 'bare')
-  assert latin.number == 5
-  (tmp_path / 'in.jsonl').write_text('{"text": "ä", "id": 5}\n')
-  assert list(read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')) == [Line(1, {'text': 'ä', 'id': 5}, 'ä')]
-
-
-def test_a_byte_order_mark_is_passed_over_and_a_whole_pair_is_kept(tmp_path):
-  (tmp_path / 'in.jsonl').write_bytes(b'\xef\xbb\xbf"a"\n"\\ud83d\\ude00"\n\xef\xbb\xbf"b"\n')
-  first, pair, inside = read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')
-  assert (first.text, pair.text) == ('a', '\U0001f600')
-  assert inside.error.startswith('no JSON (')
-  (tmp_path / 'in.jsonl').write_bytes(b'\xef\xbb\xbf\n"a"\n')
-  assert [line.number for line in read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')] == [2]
-
-
-@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
-def test_lines_end_as_in_training(tmp_path, end):
-  (tmp_path / 'in.jsonl').write_bytes(end.join(['{"text": "a"}', '', '"b\\rc"', '{"text":']).encode())
-  first, second, torn = read_lines(epath.Path(tmp_path / 'in.jsonl'), 'text')
-  assert (first.number, first.text) == (1, 'a')
-  assert (second.number, second.text) == (3, 'b\rc')
-  assert (torn.number, torn.record) == (4, None)
 
 
 def test_a_file_of_another_encoding_is_refused_before_the_model_is_read(tmp_path):

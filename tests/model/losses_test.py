@@ -54,6 +54,17 @@ def test_sums_by_group_leave_out_what_belongs_to_none():
     np.testing.assert_allclose(found['cross_entropy'][group - 1], (members * NATS).sum(), rtol=1e-5)
 
 
+def test_targets_that_are_right_from_end_to_end():
+  segments = np.array([[1, 1, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1]])
+  positions = np.array([[0, 1, 0, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+  targets = np.array([[4, 1, 1, 3, 1, 0], [2, 3, 4, 3, 2, 1]])
+  found = targets.copy()
+  for place, right in (((0, 3), 3), ((0, 5), 3), ((1, 5), 2), ((1, 0), 2), ((0, 1), 1)):  # padding does not count
+    found[place] = 5
+    sums = losses.example_sums(jax.nn.one_hot(found, 6), jnp.asarray(targets), segments, positions)
+    assert (float(sums['count']), float(sums['right'])) == (4, right)
+
+
 def statistics_of(seed=1, empty=()):
   """Returns random statistics of four groups of eight tokens; those of empty groups are zero."""
   random = np.random.default_rng(seed)

@@ -4,6 +4,8 @@ import json
 import os
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.short_texts import make_text
@@ -58,6 +60,27 @@ def test_documents_of_a_jsonl_file(tmp_path):
   assert list(text_files.read_jsonl(tmp_path / 'a.jsonl')) == ['One\n\ndocument', '? x']
 
 
+def test_documents_of_a_parquet_file_beside_others(tmp_path):
+  pq.write_table(pa.table({'text': ['One\r\ndocument', None, ' '], 'id': [1, 2, 3]}), tmp_path / 'a.parquet')
+  (tmp_path / 'b.txt').write_text('A paragraph.\n\nAnother.')
+  files = text_files.find_files(str(tmp_path / '*'))
+  assert [text for path in files for text in text_files.read_file(path)] == [
+    'One\ndocument',
+    'A paragraph.',
+    'Another.',
+  ]
+  pq.write_table(pa.table({'text': [1]}), tmp_path / 'a.parquet')
+  refused('a.parquet', r'a\.parquet:1 has no text: its "text" is 1, which is no string')
+  pq.write_table(pa.table({'body': ['a']}), tmp_path / 'a.parquet')
+  refused('a.parquet', r"asks for the column 'text', which a\.parquet does not have; its columns are 'body'")
+
+
+def test_all_files_that_are_no_utf8_are_named_at_once(tmp_path):
+  for name, raw in (('a.txt', b'fine'), ('b.txt', b'\xc4'), ('c.txt', b'\xff\xfea\0'), ('d.jsonl', b'"\xe4"')):
+    (tmp_path / name).write_bytes(raw)
+  refused('*.*', r'3 files are no UTF-8 text; b\.txt is not UTF-8: byte 0xc4 .* Likewise c\.txt, d\.jsonl\.$')
+
+
 def test_held_out_paragraphs_are_never_trained_on(tmp_path):
   paragraphs = [f'A paragraph about the number {i % 900}, one of many.' for i in range(1800)]  # each one twice
   (tmp_path / 'a.txt').write_text('\n\n'.join(paragraphs[:1000]))
@@ -92,7 +115,7 @@ def test_no_pattern_and_no_match(tmp_path):
 
 def test_files_of_other_kinds(tmp_path):
   (tmp_path / 'a.csv').write_text('text')
-  refused('*.csv', r'matches a\.csv; only \.txt and \.jsonl files are read')
+  refused('*.csv', r'matches a\.csv; only \.txt, \.jsonl and \.parquet files are read')
   (tmp_path / 'a.txt').write_text('')
   refused('*.txt', r'1 file\(s\) are empty')
   (tmp_path / 'gone.txt').symlink_to('nowhere')
@@ -277,15 +300,3 @@ def test_the_digest_follows_the_contents(tmp_path):
   assert text_files.corpus_digest(config(str(tmp_path / '*.txt'))) == digest
   (tmp_path / 'a.txt').write_text(text.replace('99', '98'))
   assert text_files.corpus_digest(config('a.txt')) != digest
-
-
-def test_large_files_are_read_again_only_if_they_look_different(tmp_path, monkeypatch):
-  monkeypatch.setattr(text_files, 'MAX_BYTES_TO_REREAD', 10)
-  path = tmp_path / 'a.txt'
-  path.write_text('some text of more than ten bytes')
-  os.utime(path, (1, 1))
-  first = text_files.identify([path])
-  monkeypatch.setattr(text_files, '_contents', lambda path: {'read': 'again'})
-  assert text_files.identify([path]) == first
-  os.utime(path, (2, 2))
-  assert text_files.identify([path]) == [{'read': 'again'}]

@@ -1,6 +1,7 @@
 """Opening a run: in its order, closed again where it fails half-way. Without data and devices of its own."""
 
 import contextlib
+import dataclasses
 import types
 
 import jax
@@ -22,10 +23,10 @@ class Source:
 
   vocabulary, vocabulary_size, fingerprint = VOCABULARY, 12, {'seed': 0}
   features = types.MappingProxyType({'inputs': {}, 'targets': {}})
-  description = None
+  description, template, has_metrics = None, None, False
 
-  def __init__(self, done):
-    self._done = done
+  def __init__(self, done, data):
+    self._done, self.data = done, data
 
   def restore_position(self, folder):
     self._done.append('position')
@@ -86,7 +87,7 @@ def done(monkeypatch):
   """Returns a list of what is opened, read and closed."""
   happened = []
   fakes = dict(
-    open_training=lambda *_: happened.append('data') or Source(happened),
+    open_training=lambda data, *_: happened.append('data') or Source(happened, data),
     describe_vocabulary=lambda vocabulary: {'name': 'bytes', 'size': 12, 'digest': 'a'},
     keep_vocabulary=lambda vocabulary, folder: happened.append('keep vocabulary'),
     open_evaluation=lambda *_: happened.append('held out') or types.SimpleNamespace(groups=(), on_host=[]),
@@ -166,3 +167,23 @@ def test_parameters_of_another_vocabulary_are_refused(done, monkeypatch):
   with pytest.raises(config.ConfigError, match=r'/c was trained with the vocabulary mine of 11 ids, and a_task has'):
     opened(run_of(initial_checkpoint_path='/c'), done)
   assert done == ['data', 'close source']
+
+
+def test_tables_inherit_the_vocabulary_of_the_checkpoint(done, monkeypatch):
+  tables = (config.TableConfig(files='a.csv'),)
+  run = run_of()
+  run = dataclasses.replace(run, data=dataclasses.replace(run.data, tables=tables))
+  assert opened(run, done).source.data.vocabulary is None
+  monkeypatch.setattr(opening, '_given_parameters', lambda *_: {})
+  monkeypatch.setattr(opening, '_check_same_vocabulary', lambda *_: None)
+  monkeypatch.setattr(opening, 'init_state', lambda *_: None)
+  monkeypatch.setattr(opening, 'inherited_vocabulary', lambda path: {'/ours': '/ours/vocabulary.model'}.get(path))
+  begun = dataclasses.replace(run, initial_checkpoint_path='/ours')
+  assert opened(begun, done).source.data.vocabulary == '/ours/vocabulary.model'
+  said = dataclasses.replace(begun, data=dataclasses.replace(begun.data, vocabulary='bytes'))
+  assert opened(said, done).source.data.vocabulary == 'bytes'
+  with pytest.raises(config.ConfigError, match=r'/theirs records no vocabulary .*; set --gin\.VOCABULARY'):
+    opened(dataclasses.replace(run, initial_checkpoint_path='/theirs'), done)
+  store = Store(done, state=types.SimpleNamespace(step=5))
+  monkeypatch.setattr(Store, 'read_config', lambda self, step: {'target_tokens': 70, 'vocabulary': {'name': 'byt5'}})
+  assert opened(run, done, store).source.data.vocabulary == 'byt5'

@@ -145,3 +145,15 @@ def test_nothing_to_add_up_is_zero_and_no_nan():
   metrics = zero.metrics(OBJECTIVE)
   assert float(metrics['loss']) == 0.0
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+
+
+def test_targets_are_counted_where_that_is_asked_for():
+  assert 'example_accuracy' not in sums_of().metrics()
+  found = jnp.asarray(LOGITS).argmax(-1)
+  batch = BATCH | {
+    'decoder_target_tokens': found.at[1, 0].add(1),
+    'decoder_segment_ids': np.array([[1, 2, 2], [1, 1, 0], [1, 1, 1], [0, 0, 0]]),
+    'decoder_positions': np.array([[0, 0, 1], [0, 1, 0], [0, 1, 2], [0, 0, 0]]),
+  }
+  sums = OBJECTIVE.sums(jnp.asarray(LOGITS), batch, {}, count_examples=True)
+  assert float(sums.metrics()['example_accuracy']) == 0.75
