@@ -90,7 +90,7 @@ def model_card(
   use += ["model = AutoModelForSeq2SeqLM.from_pretrained('.')"]
   if tokenizer.files:
     use += ["tokenizer = AutoTokenizer.from_pretrained('.')"]
-    use += ["batch = tokenizer(['...'], return_tensors='pt')"]
+    use += ["batch = tokenizer(['...'], padding=True, return_tensors='pt')"]
     use += ['print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))']
   text += ['```python', *use, '```', '', f'Tokenizer: {tokenizer.words if tokenizer.files else "none"}.', '']
   values = {name: getattr(config, name) for name in _SIZES}
@@ -111,7 +111,7 @@ def _table(title: str, values: Mapping[str, Any]) -> list[str]:
   if not values:
     return []
   shown = {name: f'{value:.4g}' if isinstance(value, float) else str(value) for name, value in values.items()}
-  rows = [f'| {name} | {value} |'.replace('\n', ' ') for name, value in shown.items()]
+  rows = [f'| {name} | {" ".join(value.split()).replace("|", " ")} |' for name, value in shown.items()]
   return [f'## {title}', '', '| | |', '|---|---|', *rows, '']
 
 

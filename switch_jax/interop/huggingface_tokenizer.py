@@ -180,7 +180,8 @@ def _no_equal(proto: Any) -> str:
 
 def _unigram(proto: Any) -> dict[str, Any]:
   """Returns `tokenizer.json` of a unigram SentencePiece model, the extra ids among its pieces."""
-  pieces, added = [], [_added_token(i, token, special=True) for i, token in enumerate(_SPECIAL)]
+  # SentencePiece writes the unknown token into a text, so `skip_special_tokens` must not leave it out.
+  pieces, added = [], [_added_token(i, token, special=token != '<unk>') for i, token in enumerate(_SPECIAL)]
   for i, piece in enumerate(proto.pieces):
     sentinel = _SENTINEL.fullmatch(piece.piece)
     text = _SPECIAL[i] if i < len(_SPECIAL) else sentinel[1] if sentinel else piece.piece
