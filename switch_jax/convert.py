@@ -144,7 +144,7 @@ def _run(argv: Sequence[str]) -> int:
   launch.quiet_logging(flags.debug)
   from switch_jax.folders.claim import Claim
   from switch_jax.folders.model_dir import owner_beside
-  from switch_jax.interop import conversion, hub, huggingface_files, infer_config, loading, own, upcycling
+  from switch_jax.interop import conversion, hub, huggingface_files, infer_config, loading, upcycling
 
   huggingface_files.check_license(flags.license)
   if flags.license and target_format != 'huggingface':

@@ -47,21 +47,33 @@ def _in_cache(match: re.Match[str], revision: str) -> str | None:
   folder = cache() / f'models--{match["owner"]}--{match["name"]}'
   reference = folder / 'refs' / revision
   commit = reference.read_text('utf-8', 'replace').strip() if reference.is_file() else revision
+  if not re.fullmatch(r'\w+', commit):
+    return None
   snapshot = folder / 'snapshots' / commit
-  whole = re.fullmatch(r'\w[\w.-]*', commit) and (snapshot / 'config.json').exists()
-  return str(snapshot) if whole and any((snapshot / name).exists() for name in _WEIGHTS) else None
+  return str(snapshot) if (snapshot / 'config.json').exists() and _has_weights(snapshot) else None
+
+
+def _has_weights(folder: pathlib.Path) -> bool:
+  return any((folder / name).exists() for name in _WEIGHTS)
 
 
 def _download(repository: str, revision: str) -> str:
-  missing = f'huggingface:{repository} is no local folder, and {cache()} (HF_HUB_CACHE) has no snapshot of its {revision}'
+  missing = f'huggingface:{repository} is no local folder, and {cache()} has no whole snapshot of its {revision}'
   elsewhere = 'or copy config.json and the safetensors into a folder and give huggingface:FOLDER.'
   try:
     import huggingface_hub
   except ImportError:
     raise ConfigError(f'{missing}; pip install huggingface_hub, which downloads it, {elsewhere}') from None
   try:
-    return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(_FILES))
+    folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(_FILES))
   except Exception as error:  # no network, no such model, no rights: each has a class of its own there
     raise ConfigError(
       f'{missing}; it could not be downloaded ({first_line(error)}). See to the network or to the name, {elsewhere}'
     ) from error
+  if not _has_weights(pathlib.Path(folder)):
+    raise ConfigError(
+      f'the hub has no safetensors of {repository} in {revision}, and PyTorch pickles are not read. Name a revision with '
+      f"them, huggingface:{repository}@REVISION (the hub's own conversions stand in refs/pr/NUMBER), or save the model "
+      'with transformers, save_pretrained(FOLDER), and give huggingface:FOLDER.'
+    )
+  return folder

@@ -13,8 +13,8 @@ from switch_jax.folders.model_dir import ModelDir
 from switch_jax.interop import huggingface_tokenizer
 
 CARD, GENERATION = 'README.md', 'generation_config.json'
-_SIZES = 'vocab_size emb_dim num_heads head_dim mlp_dim num_encoder_layers num_decoder_layers mlp_activations'.split()
-_OF_MOE = 'router num_experts encoder_layers decoder_layers train_capacity_factor eval_capacity_factor'.split()
+_SIZES = ('vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers')
+_OF_MOE = ('router', 'num_experts', 'encoder_layers', 'decoder_layers', 'train_capacity_factor', 'eval_capacity_factor')
 _OF_DATA = ('mixture_or_task_name', 'train_split', 'feature_lengths', 'batch_size')
 # Of lines of metrics: what tells of the run's machine, not of the model.
 _NOT_OF_MODEL = re.compile(r'step$|.*per_second|.*seconds|host_|device_|input_wait|grad_norm|learning_rate|.*/')
@@ -41,9 +41,9 @@ def make_files(
     model_dir: the run's folder, which has its metrics; None if there is none.
     license: that the user names; None leaves the field out.
   """
-  run = record.get('run') or {}
-  lengths = (run.get('data') or {}).get('feature_lengths') or {}
-  if vocabulary := record.get('vocabulary'):
+  run = _object(record, 'run')
+  lengths = _object(_object(run, 'data'), 'feature_lengths')
+  if vocabulary := _object(record, 'vocabulary'):
     add_eos = data.recorded_add_eos(record, 'inputs') is not False
     tokenizer = huggingface_tokenizer.export(vocabulary, model_dir, lengths.get('inputs'), add_eos)
   else:
@@ -94,16 +94,23 @@ def model_card(
     use += ['print(tokenizer.batch_decode(model.generate(**batch), skip_special_tokens=True))']
   text += ['```python', *use, '```', '', f'Tokenizer: {tokenizer.words if tokenizer.files else "none"}.', '']
   values = {name: getattr(config, name) for name in _SIZES}
+  values |= {'activations': ', '.join(config.mlp_activations)}
   values |= {name: getattr(moe, name) for name in _OF_MOE} if moe else {}
   text += _table('Model', values)
-  trained = {name: value for name in _OF_DATA if (value := (run.get('data') or {}).get(name)) is not None}
+  trained = {name: value for name in _OF_DATA if (value := _object(run, 'data').get(name)) is not None}
   trained |= {name: run[name] for name in ('train_steps', 'random_seed') if name in run}
-  trained |= {name: run['optimizer'][name] for name in ('name', 'schedule', 'learning_rate') if run.get('optimizer')}
+  trained |= {k: v for k, v in _object(run, 'optimizer').items() if k in ('name', 'schedule', 'learning_rate')}
   renamed = {'name': 'optimizer', 'mixture_or_task_name': 'task'}
   text += _table('Data and training', {renamed.get(name, name): value for name, value in trained.items()})
   for title, metrics in _metrics(model_dir, step).items():
     text += _table(title, metrics)
   return '\n'.join(text).rstrip() + '\n'
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """Returns an object of `config.json`, empty where there is none."""
+  value = values.get(name)
+  return value if isinstance(value, Mapping) else {}
 
 
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:
@@ -121,7 +128,10 @@ def _metrics(model_dir: ModelDir | None, step: int | None) -> dict[str, dict[str
     return {}
   series = {'Training': model_dir.read_train()}
   for task in model_dir.tasks():
-    series |= {f'Held out, {task}': model_dir.read_held_out(task), f'Metrics, {task}': model_dir.read_task_metrics(task)}
+    series |= {
+      f'Held out, {task}': model_dir.read_held_out(task),
+      f'Metrics, {task}': model_dir.read_task_metrics(task),
+    }
   found = {}
   for title, lines in series.items():
     if line := max((line for line in lines if line['step'] <= step), key=lambda line: line['step'], default=None):

@@ -58,6 +58,8 @@ def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int 
   """
   try:
     vocabulary = data.load_vocabulary(record, model_dir)
+  except KeyError as error:
+    return Export({}, f'none: config.json of the checkpoint does not say {error} of its vocabulary')
   except ConfigError as error:
     return Export({}, f'none: {error}')
   facts = data.describe_vocabulary(vocabulary)
@@ -90,13 +92,14 @@ def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int 
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'pad_token': '<pad>',
     'eos_token': '</s>',
-    'unk_token': '<unk>',
     'split_special_tokens': True,
     'clean_up_tokenization_spaces': False,
     'model_input_names': ['input_ids', 'attention_mask'],
     'extra_ids': extra_ids,
     _KEY: kind,
   } | ({} if inputs_length is None else {'model_max_length': inputs_length})
+  if kind != PIECES:  # SentencePiece writes the unknown token into a text, and `skip_special_tokens` would leave it out
+    config['unk_token'] = '<unk>'
   as_file = lambda content: (json.dumps(content, ensure_ascii=False, indent=1) + '\n').encode()  # noqa: E731
   files |= {TOKENIZER: as_file(backend), CONFIG: as_file(config)}
   return Export(files, f'{", ".join(sorted(files))}: {size} ids, {extra_ids} of them extra', size)
@@ -180,8 +183,7 @@ def _no_equal(proto: Any) -> str:
 
 def _unigram(proto: Any) -> dict[str, Any]:
   """Returns `tokenizer.json` of a unigram SentencePiece model, the extra ids among its pieces."""
-  # SentencePiece writes the unknown token into a text, so `skip_special_tokens` must not leave it out.
-  pieces, added = [], [_added_token(i, token, special=token != '<unk>') for i, token in enumerate(_SPECIAL)]
+  pieces, added = [], [_added_token(i, token, special=True) for i, token in enumerate(_SPECIAL[:2])]
   for i, piece in enumerate(proto.pieces):
     sentinel = _SENTINEL.fullmatch(piece.piece)
     text = _SPECIAL[i] if i < len(_SPECIAL) else sentinel[1] if sentinel else piece.piece
@@ -191,16 +193,20 @@ def _unigram(proto: Any) -> dict[str, Any]:
   charsmap = base64.b64encode(proto.normalizer_spec.precompiled_charsmap).decode()
   normalizers = [{'type': 'Precompiled', 'precompiled_charsmap': charsmap}] if charsmap else []
   normalizers += [_replace({'Regex': r' +\z'}, ''), _replace({'Regex': ' {2,}'}, ' ')]
+  # A text's own `</s>` would be a piece otherwise: no piece goes over its first character.
+  apart = {
+    'type': 'Split',
+    'pattern': {'Regex': '<(?=pad>|/s>|unk>)'},
+    'behavior': 'MergedWithPrevious',
+    'invert': False,
+  }
+  # After a sentinel a word begins with a space only if the text has one there.
+  words = {'type': 'Metaspace', 'replacement': '▁', 'prepend_scheme': 'first'}
+  words |= {'split': bool(proto.trainer_spec.split_by_whitespace)}
   return {
     'added_tokens': added,
     'normalizer': {'type': 'Sequence', 'normalizers': normalizers},
-    # After a sentinel a word begins with a space only if the text has one there.
-    'pre_tokenizer': {
-      'type': 'Metaspace',
-      'replacement': '▁',
-      'prepend_scheme': 'first',
-      'split': bool(proto.trainer_spec.split_by_whitespace),
-    },
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [apart, words]},
     'decoder': {
       'type': 'Sequence',
       'decoders': [
