@@ -72,8 +72,8 @@ def _download(repository: str, revision: str) -> str:
     ) from error
   if not _has_weights(pathlib.Path(folder)):
     raise ConfigError(
-      f'the hub has no safetensors of {repository} in {revision}, and PyTorch pickles are not read. Name a revision with '
-      f"them, huggingface:{repository}@REVISION (the hub's own conversions stand in refs/pr/NUMBER), or save the model "
+      f'the hub has no safetensors of {repository} in {revision}, and pickles of PyTorch are not read. Name a revision '
+      f"with them, huggingface:{repository}@REVISION (the hub's own conversions stand in refs/pr/NUMBER), or save it "
       'with transformers, save_pretrained(FOLDER), and give huggingface:FOLDER.'
     )
   return folder
