@@ -1,6 +1,7 @@
 """What an exported folder has beside the weights, and what of it comes back."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -8,7 +9,8 @@ from switch_jax import data, interop
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import CheckpointConfig, ConfigError
 from switch_jax.interop import huggingface_files
-from tests.interop.own_checkpoints import MODELS, refused, run, save_own
+from tasks import train_vocabulary
+from tests.interop.own_checkpoints import MODELS, refused, run, save_own, state_of
 
 RUN = {
   'model_dir': '/secret/place',
@@ -18,17 +20,20 @@ RUN = {
 }
 
 
+def save_run(folder, vocabulary):
+  """Saves a MODEL_DIR of a run with a vocabulary, without metrics."""
+  save_own(folder / 'parameters', MODELS['base'], with_optimizer=False)
+  record = {'model': MODELS['base'].to_json(), 'vocabulary': vocabulary, 'run': RUN}
+  store = CheckpointStore(folder, CheckpointConfig())
+  store.save(9, state_of(folder / 'parameters'), record | {'features': {'inputs': {'add_eos': True}}})
+  store.close()
+
+
 @pytest.fixture
 def trained(tmp_path):
   """A MODEL_DIR of a run on bytes with metrics."""
   folder = tmp_path / 'ours'
-  state = save_own(tmp_path / 'other', MODELS['base'], with_optimizer=False)
-  vocabulary = data.describe_vocabulary(data.make_vocabulary('byt5'))
-  record = {'model': MODELS['base'].to_json(), 'vocabulary': vocabulary, 'run': RUN}
-  record['features'] = {'inputs': {'add_eos': True}}
-  store = CheckpointStore(folder, CheckpointConfig())
-  store.save(9, state, record)
-  store.close()
+  save_run(folder, data.describe_vocabulary(data.make_vocabulary('byt5')))
   for place, lines in (
     ('train', [{'step': 8, 'loss': 3.0}, {'step': 9, 'loss': 2.5, 'steps_per_second': 7.0}, {'step': 12, 'loss': 1.0}]),
     ('eval/my_task', [{'step': 6, 'cross_ent_loss': 2.75, 'accuracy': None}]),
@@ -52,6 +57,27 @@ def test_a_whole_folder(trained, tmp_path, capsys):
   assert not any(word in card for word in ('secret', str(tmp_path), 'steps_per_second', '| accuracy'))
   assert run(f'huggingface:{tmp_path}/hf', f'switch_jax:{tmp_path}/again') == 0
   assert interop.own.record(str(tmp_path / 'again'))['vocabulary']['name'] == 'byt5'
+
+
+def test_pieces_go_along(tmp_path):
+  """From ours to ours, to Hugging Face and back, the SentencePiece model is in the folder."""
+  ours, model = tmp_path / 'ours', train_vocabulary.train([pathlib.Path(train_vocabulary.__file__).read_text()], 400)
+  ours.mkdir()
+  (ours / 'vocabulary.model').write_bytes(model)
+  vocabulary = data.describe_vocabulary(data.make_vocabulary(str(ours / 'vocabulary.model')))
+  save_run(ours, vocabulary | {'name': '/lost'})
+  source = f'switch_jax:{ours}'
+  for format, name in (
+    ('switch_jax', 'vocabulary.model'),
+    ('huggingface', 'spiece.model'),
+    ('switch_jax', 'vocabulary.model'),
+  ):
+    target = tmp_path / f'{len(list(tmp_path.iterdir()))}'
+    assert run(source, f'{format}:{target}') == 0
+    assert (target / name).read_bytes() == model
+    source = f'{format}:{target}'
+  again = interop.own.record(str(target))['vocabulary']
+  assert data.load_vocabulary(again, target).vocab_size == 500
 
 
 def test_no_licence_is_guessed(trained, tmp_path):
