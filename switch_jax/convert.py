@@ -18,7 +18,7 @@ FORMATS = ('switch_jax', 't5x', 'huggingface')
 
 _EPILOG = """\
 FORMAT is switch_jax (a MODEL_DIR, or MODEL_DIR/checkpoints/<step>), t5x (the folder checkpoint_<step>, also gs://...)
-or huggingface (a folder with config.json and safetensors). The target must not exist.
+or huggingface (a folder with config.json and safetensors, or a name of the hub). The target must not exist.
 
 What no checkpoint records is printed with the value that is taken; fields of the model's configuration override it, in
 gin files or as --gin.config.MoeConfig.eval_capacity_factor=2.0, in short --gin.eval_capacity_factor=2.0.
@@ -50,6 +50,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   add('--optimizer_state', default='keep', choices=('keep', 'drop'), help="Adafactor's moments (default: keep)")
   add('--dtype', default='float32', choices=('float32', 'bfloat16'), help='of parameters in t5x and huggingface')
   add('--max_shard_bytes', type=int, default=5 * 10**9, metavar='N', help='size of a file in huggingface')
+  add('--license', metavar='NAME', help="of the model card in huggingface, by the hub's name: apache-2.0")
   add('--debug', action='store_true', help='show tracebacks')
   return parser.parse_args(others), bindings
 
@@ -143,13 +144,18 @@ def _run(argv: Sequence[str]) -> int:
   launch.quiet_logging(flags.debug)
   from switch_jax.folders.claim import Claim
   from switch_jax.folders.model_dir import owner_beside
-  from switch_jax.interop import conversion, infer_config, loading, own, upcycling
+  from switch_jax.interop import conversion, hub, huggingface_files, infer_config, loading, upcycling
 
+  huggingface_files.check_license(flags.license)
+  if flags.license and target_format != 'huggingface':
+    raise ConfigError('--license is for huggingface, whose model card has a place for it.')
   if flags.max_shard_bytes < 1:
     raise ConfigError(f'--max_shard_bytes is {flags.max_shard_bytes}; it must be at least 1.')
   target = conversion.check_target(target_path)
   if of_upcycle is not None and not flags.upcycle:
     flags.upcycle = True
+  if source_format == 'huggingface':
+    source = hub.local_folder(source)
   checkpoint = loading.open_checkpoint(source_format, source)
   if flags.upcycle:
     config = upcycling.target_config(checkpoint, overrides)
@@ -160,10 +166,7 @@ def _run(argv: Sequence[str]) -> int:
   checkpoint, dropped = _optimizer_state(checkpoint, flags.optimizer_state, target_format)
   print(_describe(flags, checkpoint, config, overrides, dropped), flush=True)
 
-  record = own.record(source) if source_format == 'switch_jax' and not flags.upcycle else {}
-  if target_format == 'switch_jax' and not record:
-    vocabulary = _vocabulary(source) if source_format == 'huggingface' else None
-    record = {'vocabulary': vocabulary, 'identity': {}, 'source': f'{source_format}:{source}'}
+  record, files = _beside(flags, source_format, source, target_format, checkpoint, config)
   if target_format == 'switch_jax' and flags.dtype != 'float32':
     raise ConfigError('--dtype is for t5x and huggingface; parameters of switch_jax are float32.')
   make = functools.partial(
@@ -186,31 +189,39 @@ def _run(argv: Sequence[str]) -> int:
   }
   claim = Claim(owner_beside(target), f'the target {target}', 'name another folder')
   with claim, _progress_bar() as progress:
-    continued = conversion.convert(target, lambda folder: make(folder), description, progress)
+    continued = conversion.convert(target, lambda folder: make(folder), description, progress, files)
   if continued:
     print(f'continued an earlier conversion, which had finished {continued} tensors')
   print(f'wrote {target}')
   return 0
 
 
-def _vocabulary(folder: str) -> dict[str, Any] | None:
-  """Returns what to record of the vocabulary of a Hugging Face checkpoint, which says it of ByT5 only; says it too."""
-  from switch_jax.folders import checked_json
+def _beside(
+  flags: argparse.Namespace, source_format: str, source: str, target_format: str, checkpoint: Any, config: ModelConfig
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """Returns what config.json of our own format is to record, and the files beside the weights; says what they are."""
+  from switch_jax.folders.model_dir import split_step
+  from switch_jax.interop import huggingface_files, huggingface_tokenizer, own
 
-  for name in ('config.json', 'tokenizer_config.json'):
-    try:
-      is_byt5 = checked_json.read(folder, name).get('tokenizer_class') == 'ByT5Tokenizer'
-    except FileNotFoundError:
-      continue
-    if is_byt5:
-      from switch_jax import data
-
-      print(
-        '  vocabulary: byt5, whose <extra_id_0> is 258; if the model was trained on the extra ids of Hugging '
-        "Face's tokenizer (259 and up), use it with VOCABULARY=byt5_huggingface"
-      )
-      return data.describe_vocabulary(data.make_vocabulary('byt5'))
-  return None
+  record: dict[str, Any] = {'vocabulary': None, 'identity': {}, 'source': f'{source_format}:{source}'}
+  files: dict[str, bytes] = {}
+  words, model_dir, step = '', None, checkpoint.step
+  if source_format == 'huggingface':
+    record['vocabulary'], files, words = huggingface_tokenizer.read_vocabulary(source)
+  elif source_format == 'switch_jax':
+    run, recorded = split_step(source)[0], own.record(source)
+    model_dir = str(run.path)
+    if run.vocabulary.exists():
+      files[run.vocabulary.name] = run.vocabulary.read_bytes()
+    if flags.upcycle:  # what was recorded of the run, and measured, is of another model
+      record['vocabulary'], step = recorded.get('vocabulary'), None
+    else:
+      record = recorded
+  if target_format == 'huggingface':
+    files, words = huggingface_files.make_files(config, record, step, model_dir, flags.license)
+  if words and target_format != 't5x':
+    print(f'  {"tokenizer" if target_format == "huggingface" else "vocabulary"}: {words}')
+  return record, {} if target_format == 't5x' else files
 
 
 def _optimizer_state(checkpoint: Any, wish: str, target_format: str) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -111,6 +112,7 @@ def convert(
   make: Callable[[epath.Path], Writer],
   description: Mapping[str, Any],
   progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+  files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> int:
   """Writes a checkpoint.
 
@@ -119,6 +121,7 @@ def convert(
     make: returns the writer into a folder. It must not touch the disk before its `write`.
     description: what is converted and how, plain JSON; only the same conversion is continued.
     progress: called with the bytes done, those in all and the tensor at hand.
+    files: what stands in the folder beside what the format asks for, content by name.
 
   Returns:
     The number of tensors that an earlier, killed conversion had finished.
@@ -149,6 +152,8 @@ def convert(
         writer.end(name)
         log.write(f'{name}\n')
         log.flush()
+    for name, content in files.items():
+      (output / name).write_bytes(content)
     writer.finish()
   except ConfigError:
     for folder in {work, output}:

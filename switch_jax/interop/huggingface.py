@@ -20,7 +20,7 @@ from switch_jax.config import ConfigError, first_line, suggest
 from switch_jax.folders import checked_json
 from switch_jax.folders.checked_json import Fields, shown
 from switch_jax.folders.regular_files import regular_file
-from switch_jax.interop import names, stored
+from switch_jax.interop import hub, names, stored
 from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 
 MODEL_TYPES = ('switch_transformers', 't5', 'mt5')
@@ -47,18 +47,18 @@ def open_checkpoint(path: str) -> Checkpoint:
   """Opens a Hugging Face checkpoint; reads `config.json` and the headers of the weights only.
 
   Args:
-    path: a local folder.
+    path: a local folder, or the name of a model on the hub, see `hub.local_folder`.
 
   Raises:
     ConfigError: there is no such folder, it is no Hugging Face checkpoint of a known model, or a file is damaged.
   """
-  path = os.fspath(path)
+  path = hub.local_folder(path)
   folder = pathlib.Path(path)
   if not folder.is_dir():
     what = 'it is a file' if folder.is_file() else 'there is no such folder'
     raise ConfigError(
-      f'{path} is no Hugging Face checkpoint ({what}); give the local folder with config.json and {WEIGHTS}. Nothing '
-      'is downloaded here.'
+      f'{path} is no Hugging Face checkpoint ({what}); give the local folder with config.json and {WEIGHTS}, or '
+      'the name of a model on the hub, OWNER/NAME.'
     )
   if not (folder / 'config.json').exists():
     found = stored.describe_folder(os.listdir(folder))

@@ -1,4 +1,4 @@
-"""Writes a Hugging Face checkpoint: config.json, generation_config.json and safetensors, in shards when it is large.
+"""Writes a Hugging Face checkpoint: config.json and safetensors, in shards when it is large.
 
 A safetensors file is a table of contents and the bytes in its order, so tensors are written straight to their places.
 An object store takes files whole, so they are made in a local temporary folder first.
@@ -135,10 +135,6 @@ class HuggingFaceWriter:
       total = sum(math.prod(shape) for shape, _ in self._tensors.values()) * self._numpy.itemsize
       weight_map = {key: self._files[shard] for key, (_, shard) in self._tensors.items()}
       _write_json(self._folder / huggingface.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
-    _write_json(
-      self._folder / 'generation_config.json',
-      {'_from_model_config': True, 'decoder_start_token_id': 0, 'eos_token_id': 1, 'pad_token_id': 0},
-    )
     _write_json(self._folder / 'config.json', self._config)  # last: without it this is no checkpoint
 
 

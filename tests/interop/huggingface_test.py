@@ -194,7 +194,7 @@ def fails(path, match, **overrides):
 
 
 def test_no_such_folder(written):
-  fails('google/switch-base-8', r'there is no such folder.*Nothing is downloaded here')
+  fails('models/google/switch-base-8', r'there is no such folder.*or the name of a model on the hub, OWNER/NAME\.')
   fails(written / 'config.json', 'it is a file')
 
 
