@@ -90,5 +90,6 @@ setup(
   },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
+  entry_points={'console_scripts': ['switch_jax = switch_jax.command:main']},
   zip_safe=False,
 )

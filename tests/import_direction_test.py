@@ -21,7 +21,7 @@ LEVELS = (
   ('distillation',),
   ('training',),
   ('plan', 'report', 'sweep', 't5x_adapter'),
-  ('gin_t5x', 'gin_statements', 'gin_files', 'launch', 'main', 'convert'),
+  ('gin_t5x', 'gin_statements', 'gin_files', 'launch', 'main', 'convert', 'command'),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # The entry points and what they are made of may use each other.

@@ -1,6 +1,7 @@
 """What is installed, and the two lines of the README that everything starts from."""
 
 import ast
+import importlib
 import os
 import pathlib
 import re
@@ -52,6 +53,14 @@ def test_packages(setup_arguments):
 def test_every_folder_with_code_is_installed(setup_arguments):
   folders = {p.parent.relative_to(ROOT) for name in ('switch_jax', 'tasks') for p in (ROOT / name).glob('**/*.py')}
   assert {'.'.join(folder.parts) for folder in folders} <= set(setup_arguments['packages'])
+
+
+def test_the_console_script(setup_arguments):
+  [script] = setup_arguments['entry_points']['console_scripts']
+  name, _, place = script.partition(' = ')
+  module, _, function = place.partition(':')
+  assert name == 'switch_jax'
+  assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_every_gin_file_is_installed(setup_arguments):

@@ -305,7 +305,8 @@ def evaluate_run(config: EvaluationConfig) -> int:
           metrics.setdefault(task, {}).update({f'{n}{suffix}': v for n, v in values.items()})
           files.write_predictions(task, step, suffix.replace('/', '_'), predictions[task])
         how = 'without dropping' if factor is None else f'at capacity factor {factor}'
-        note(f'step {step:,} evaluated {how} in {time.monotonic() - began:.1f} s')
+        examples = sum(evaluator.sizes[task] for task in names)
+        note(f'step {step:,} evaluated {how} on {examples:,} examples in {time.monotonic() - began:.1f} s')
       if is_mixture:
         metrics[name] = mixture_averages([metrics[task] for task in names])
       files.write_metrics(step, metrics)
