@@ -75,7 +75,7 @@ _switch_jax() {{
     esac
   fi
   COMPREPLY=($(compgen -W "$known" -- "$current"))
-  [[ "${{COMPREPLY[0]-}}" == *= || "$current" == --gin* ]] && type compopt >/dev/null 2>&1 && compopt -o nospace
+  [[ "${{COMPREPLY[0]-}}" == *= || "$current" == --gin* ]] && compopt -o nospace 2>/dev/null
   return 0
 }}
 complete -o default -F _switch_jax switch_jax

@@ -130,8 +130,10 @@ def test_command(words, name, tmp_path):
       assert report.make_parser().parse_args(arguments).model_dirs
     elif module == 'switch_jax.checkpoints':
       assert arguments[0] == 'verify'
-    elif module.startswith('tasks.'):
-      check_script(ROOT / f'{module.replace(".", "/")}.py', [word for word in arguments if word.startswith('--')])
+    elif module.startswith('switch_jax.tasks.'):
+      check_script(
+        ROOT / 'tasks' / f'{module.rpartition(".")[2]}.py', [word for word in arguments if word.startswith('--')]
+      )
     else:
       assert module in ('pytest', 'mkdocs'), module
   elif program == 'python' and rest[0] == '-c':

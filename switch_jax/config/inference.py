@@ -60,6 +60,8 @@ class EvaluationConfig(Checked):
       many tokens are routed at once (in the encoder, and in both stacks where targets are scored).
     num_examples: the first so many of each task; None is all.
     poll_seconds: how often `new` looks for a checkpoint.
+    mesh: how the devices are arranged; it need not be the mesh of the run.
+    decoding: how predictions are made.
   """
 
   model_dir: str
@@ -103,6 +105,8 @@ class PredictionConfig(Checked):
     vocabulary: 'bytes', 'byt5', 'byt5_huggingface' or the path of a SentencePiece model; None is what the checkpoint
       records.
     add_eos: whether EOS is appended to a text; None is what the task of the checkpoint did.
+    mesh: how the devices are arranged; it need not be the mesh of the run.
+    decoding: how predictions are made.
   """
 
   model_dir: str

@@ -137,7 +137,7 @@ def test_a_page_of_a_run_that_has_just_begun(write_run, page):
 
 def test_the_title_says_what_is_shown(write_run, page):
   write_run('a')
-  assert '\n  a: task' in page().text
+  assert '\na: some_task\n' in page().text
   for seed in range(2):
     write_run(f'b_seed{seed}', seed)
-  assert ': 3 runs' in page().text
+  assert '\nsome_task: 3 runs\n' in page().text
