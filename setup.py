@@ -60,6 +60,9 @@ EXTRAS_REQUIRE = {
     'djangorestframework>=3.15',  # and in 45
     'pycountry>=24',  # names of languages, countries and regions in 150 languages
   ],
+  # Where a run's metrics go too, if config.RunConfig.trackers says so.
+  'wandb': ['wandb>=0.19'],
+  'mlflow': ['mlflow-skinny>=2.15'],  # log_metrics(synchronous=False)
   # The site of docs/: python -m mkdocs build --strict, a part of .ci/run.
   'docs': [
     'mkdocs>=1.6,<2',  # 2.0 has no plugins

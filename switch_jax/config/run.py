@@ -247,6 +247,9 @@ class RunConfig(Checked):
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
     log_period: steps between lines of `train/metrics.jsonl`.
+    trackers: what the metrics go to beside files: `wandb` (Weights & Biases), `mlflow`. One that does not work is said,
+      and left out.
+    tracker_project: the project there; MLflow calls it an experiment.
   """
 
   model_dir: str
@@ -266,6 +269,8 @@ class RunConfig(Checked):
   eval_period: int | None = 1000
   eval_steps: int = 20
   log_period: int = 100
+  trackers: tuple[Literal['wandb', 'mlflow'], ...] = ()
+  tracker_project: str = 'switch_jax'
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -281,6 +286,8 @@ class RunConfig(Checked):
         f'{self.distillation.initialize!r}: the student can begin with one of the two only. Set '
         '--gin.INITIAL_CHECKPOINT_PATH=None, or --gin.INITIALIZE="()".'
       )
+    self.require(len(set(self.trackers)) == len(self.trackers), 'trackers', 'name each once.')
+    self.require(self.tracker_project != '', 'tracker_project', 'it must name a project.')
     self.require_at_least(0, 'random_seed')
     self.require_at_least(1, 'num_microbatches', 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     rule = f'the batch of {self.data.batch_size} rows must divide into it; use a divisor of it.'
