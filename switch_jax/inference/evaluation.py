@@ -16,6 +16,7 @@ import numpy as np
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import ConfigError, EvaluationConfig, first_line
+from switch_jax.config.named_objects import load_object
 from switch_jax.data import providers
 from switch_jax.data.features import differing_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
@@ -47,6 +48,7 @@ class TaskEvaluator:
     self.vocabulary = provider.output_features['targets'].vocabulary
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
+    _add_metrics(tasks, config.metrics)
     with failing(f'the metrics of {data.mixture_or_task_name} cannot be used', 'mend metric_fns of the task'):
       metrics = {task.name: [*task.metric_fns, *task.metric_objs] for task in tasks}
     without = [t.name for t in tasks if data.eval_split in t.splits and not metrics[t.name]]
@@ -190,6 +192,19 @@ class TaskEvaluator:
     for numbers, features in dataset.batch(size).as_numpy_iterator():
       check_ids([features], num_ids, self.config.data.mixture_or_task_name)
       yield [int(n) for n in numbers], features
+
+
+def _add_metrics(tasks: Sequence[seqio.Task], names: Sequence[str]) -> None:
+  """Gives every task metrics that are named as `module:function`, beside its own.
+
+  SeqIO has no public way: a mixture holds its tasks, and these compute what is in a private list when they are asked.
+  """
+  functions = [load_object(name, 'EvaluationConfig.metrics') for name in names]
+  for task in tasks if functions else ():
+    own = [function for function in task._metric_fn_constructor_args if function not in functions]
+    task._metric_fn_constructor_args = [*own, *functions]
+    for cached in ('_all_metric_fns', 'predict_with_aux_metric_fns', 'metric_objs'):
+      vars(task).pop(cached, None)
 
 
 class _ModelFunctions:
