@@ -48,7 +48,7 @@ class TaskEvaluator:
     self.vocabulary = provider.output_features['targets'].vocabulary
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
-    _add_metrics(tasks, config.metrics)
+    _set_metrics(tasks, config.metrics)
     with failing(f'the metrics of {data.mixture_or_task_name} cannot be used', 'mend metric_fns of the task'):
       metrics = {task.name: [*task.metric_fns, *task.metric_objs] for task in tasks}
     without = [t.name for t in tasks if data.eval_split in t.splits and not metrics[t.name]]
@@ -194,15 +194,15 @@ class TaskEvaluator:
       yield [int(n) for n in numbers], features
 
 
-def _add_metrics(tasks: Sequence[seqio.Task], names: Sequence[str]) -> None:
-  """Gives every task metrics that are named as `module:function`, beside its own.
+def _set_metrics(tasks: Sequence[seqio.Task], names: Sequence[str]) -> None:
+  """Gives every task the metrics that are named as `module:function`, beside those it was registered with.
 
   SeqIO has no public way: a mixture holds its tasks, and these compute what is in a private list when they are asked.
   """
   functions = [load_object(name, 'EvaluationConfig.metrics') for name in names]
-  for task in tasks if functions else ():
-    own = [function for function in task._metric_fn_constructor_args if function not in functions]
-    task._metric_fn_constructor_args = [*own, *functions]
+  for task in tasks:
+    registered = vars(task).setdefault('_registered_metric_fns', task._metric_fn_constructor_args)
+    task._metric_fn_constructor_args = [*registered, *functions]
     for cached in ('_all_metric_fns', 'predict_with_aux_metric_fns', 'metric_objs'):
       vars(task).pop(cached, None)
 

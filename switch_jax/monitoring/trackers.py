@@ -151,4 +151,4 @@ class Trackers:
 def _explain(error: BaseException) -> str:
   if isinstance(error, ConfigError):
     return str(error)
-  return f'{type(error).__name__}: {first_line(error) if isinstance(error, Exception) else error}'.rstrip('.')
+  return f'{type(error).__name__}: {first_line(error)}'.rstrip('.')

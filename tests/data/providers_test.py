@@ -86,6 +86,9 @@ def own_tasks(tmp_path, monkeypatch):
   folder = tmp_path / 'tasks'
   folder.mkdir()
   monkeypatch.syspath_prepend(tmp_path)
+  # An older version that is installed in its place would answer for `tasks`.
+  others = [finder for finder in sys.meta_path if 'Editable' not in getattr(finder, '__name__', '')]
+  monkeypatch.setattr(sys, 'meta_path', others)
   forget()
   yield folder
   forget()
@@ -107,8 +110,6 @@ def test_the_short_name_of_our_tasks(config, own_tasks, monkeypatch, beside):
   """It is in the gin files of old runs: where there is no such module, and where the directory is our own."""
   own_tasks.rmdir()
   monkeypatch.setattr(sys, 'path', [str(ROOT)] * beside + [path for path in sys.path if path not in ('', str(ROOT))])
-  installed = [finder for finder in sys.meta_path if 'Editable' in getattr(finder, '__name__', '')]
-  monkeypatch.setattr(sys, 'meta_path', [finder for finder in sys.meta_path if finder not in installed])
   module = providers.import_task_module(dataclasses.replace(config, task_module='tasks.languages'))
   assert module.__name__ == 'switch_jax.tasks.languages'
 

@@ -15,7 +15,7 @@ import types
 said = []
 failing = set()
 
-def tell(name, *args, **kwargs):
+def tell(name, /, *args, **kwargs):
   said.append((name, args, kwargs))
   if name in failing:
     raise RuntimeError(f'{name}: the network is gone\\nand more')
