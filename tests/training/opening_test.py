@@ -64,7 +64,7 @@ class Store:
 
 
 class Files:
-  def __init__(self, done, place, active):
+  def __init__(self, done, place, active, beside):
     self._done, self._name = done, place.parent.name if place.name == 'a_task' else place.name
     assert active
 
