@@ -18,7 +18,7 @@ INSTALL_REQUIRES = [
   'tensorflow>=2.21,<2.22',  # tf.data's saved iterators are only read back by the same minor release
   'tensorflow-text>=2.21.1,<2.22',  # native code built for exactly that tensorflow; there is no 2.21.0
   'tensorflow-datasets>=4.9.10,<4.10',  # seqio imports it
-  'sentencepiece>=0.2.1',  # seqio wants it too; tasks.train_vocabulary trains with it
+  'sentencepiece>=0.2.1',  # seqio wants it too; switch_jax.tasks.train_vocabulary trains with it
   'gin-config==0.5.0',  # its parser and one private name are used (switch_jax/gin_files.py)
   'numpy>=2.0,<3',
   'etils[epath]>=1.15',  # paths that may be gs://
@@ -61,6 +61,9 @@ EXTRAS_REQUIRE = {
     'djangorestframework>=3.15',  # and in 45
     'pycountry>=24',  # names of languages, countries and regions in 150 languages
   ],
+  # Where a run's metrics go too, if config.RunConfig.trackers says so.
+  'wandb': ['wandb>=0.19'],
+  'mlflow': ['mlflow>=2.15'],  # log_metrics(synchronous=False)
   # The site of docs/: python -m mkdocs build --strict, a part of .ci/run.
   'docs': [
     'mkdocs>=1.6,<2',  # 2.0 has no plugins
@@ -80,10 +83,11 @@ setup(
   license='Apache-2.0',
   license_files=['LICENSE'],
   python_requires='>=3.11',
-  # Listed by name, so that tests/ is left out. The gin files go into the package as data, under a name of ours: a
-  # top-level package called gin would be installed into gin-config's own folder.
-  packages=[*find_packages(include=['switch_jax', 'switch_jax.*', 'tasks', 'tasks.*']), 'switch_jax.share.gin'],
-  package_dir={'switch_jax.share.gin': 'gin'},
+  # Listed by name, so that tests/ is left out. The gin files and the tasks go into the package, under names of ours: a
+  # top-level package called gin would be installed into gin-config's own folder, and one called tasks would hide the
+  # user's, or be hidden by it.
+  packages=[*find_packages(include=['switch_jax', 'switch_jax.*']), 'switch_jax.share.gin', 'switch_jax.share.tasks'],
+  package_dir={'switch_jax.share.gin': 'gin', 'switch_jax.share.tasks': 'tasks'},
   package_data={
     'switch_jax': ['py.typed'],
     'switch_jax.share.gin': ['**/*.gin'],
@@ -91,5 +95,6 @@ setup(
   },
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
+  entry_points={'console_scripts': ['switch_jax = switch_jax.command:main']},
   zip_safe=False,
 )

@@ -7,7 +7,7 @@ ways, each in processes of its own:
 
     cached      the corpus is tokenised in the cache folder: what every run but the first of a vocabulary reads
     first run   an empty cache: the corpus is collected and tokenised before the first row comes
-    uncached    nothing is tokenised before: SeqIO reads lines and tokenises each as it comes, as in `tasks.docstrings`
+    uncached    nothing is tokenised before: SeqIO reads lines and tokenises each as it comes, as `docstrings`
 
 Rows are full: packed, or cut to fill them. Seconds to the first row are given from opening the source, from the start
 of the process with its imports, and as seconds of processor time from opening: that, and rows in a second of processor
@@ -35,7 +35,7 @@ def register(data):
   """Registers the task that tokenises lines as they come: this file is its task module."""
   from switch_jax.data import text_task
   from switch_jax.data.vocabularies import make_vocabulary
-  from tasks import multilingual_text
+  from switch_jax.tasks import multilingual_text
 
   text_task.add_span_corruption_task(UNCACHED, multilingual_text.get_corpus, make_vocabulary(data.vocabulary))
 
@@ -43,7 +43,7 @@ def register(data):
 def corpus_digest(data):
   """Returns what identifies the text."""
   del data
-  from tasks import multilingual_text
+  from switch_jax.tasks import multilingual_text
 
   return multilingual_text.get_corpus().digest
 
@@ -58,7 +58,7 @@ def measure(way, vocabulary, seconds):
 
   config = DataConfig(
     mixture_or_task_name=UNCACHED if way == 'uncached' else 'multilingual_span_corruption',
-    task_module='feeding_speed' if way == 'uncached' else 'tasks.multilingual',
+    task_module='feeding_speed' if way == 'uncached' else 'switch_jax.tasks.multilingual',
     feature_lengths=LENGTHS,
     batch_size=BATCH,
     vocabulary=vocabulary,

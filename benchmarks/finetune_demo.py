@@ -67,7 +67,7 @@ def predictions_by_text(folder, task, steps):
 def majority():
   """Returns the most frequent topic of the training articles, and how many held-out ones have it, in percent."""
   from switch_jax.data import corpus
-  from tasks import wikipedia
+  from switch_jax.tasks import wikipedia
 
   made = wikipedia.get_corpus(TOPIC)
   train, held_out = (
@@ -122,7 +122,11 @@ def main():
       step([f'--gin_file={FINETUNE}', *common, *begin, *lasting], name)
     if read_metrics(folder, task, steps) is None:
       lengths = f'--gin.TASK_FEATURE_LENGTHS={LENGTHS}'
-      where = ['--run_mode=eval', '--gin_file=gin/runs/eval.gin', '--gin.config.DataConfig.task_module=tasks.wikipedia']
+      where = [
+        '--run_mode=eval',
+        '--gin_file=gin/runs/eval.gin',
+        '--gin.config.DataConfig.task_module=switch_jax.tasks.wikipedia',
+      ]
       step([*where, *common, lengths, *runs.evaluation_bindings(flags)], f'{name}, evaluation')
     results[name] = read_metrics(folder, task, steps)
 

@@ -56,7 +56,7 @@ def measure(experts: int, arguments: argparse.Namespace, folder: pathlib.Path) -
   """Runs the loop and the bare step of one model."""
   run = make_run(experts, arguments)
   data = dataclasses.replace(
-    run.data, mixture_or_task_name='docstrings_span_corruption', task_module='tasks.docstrings'
+    run.data, mixture_or_task_name='docstrings_span_corruption', task_module='switch_jax.tasks.docstrings'
   )
   run = dataclasses.replace(
     run,

@@ -59,7 +59,7 @@ class Task:
 
 TASKS = {
   LANGUAGE_ID: Task(
-    module='tasks.multilingual',
+    module='switch_jax.tasks.multilingual',
     lengths={'inputs': 112, 'targets': 6},
     pretrain_lengths={'inputs': 64, 'targets': 14},
     languages=None,
@@ -76,7 +76,7 @@ TASKS = {
     decoding=(),
   ),
   TRANSLATION: Task(
-    module='tasks.translation',
+    module='switch_jax.tasks.translation',
     lengths={'inputs': 52, 'targets': 52},
     pretrain_lengths={'inputs': 52, 'targets': 14},
     languages=('ar', 'de', 'el', 'fr', 'hi', 'ru'),
@@ -118,7 +118,7 @@ def vocabulary(flags, task):
   path = flags.out / f'pieces_{PIECES}.model'
   if not path.exists():
     arguments = ['--multilingual', f'--size={PIECES}', f'--out={path}']
-    runs.call(flags.out / 'vocabulary.log', arguments, 'tasks.train_vocabulary')
+    runs.call(flags.out / 'vocabulary.log', arguments, 'switch_jax.tasks.train_vocabulary')
   return str(path)
 
 
@@ -147,7 +147,7 @@ def run(flags, name, seed):
 
 def score(task, records):
   """Returns the metrics of the model's predictions and of the baseline's, on the same examples."""
-  from tasks import answers, metrics
+  from switch_jax.tasks import answers, metrics
 
   if task == LANGUAGE_ID:
     metric, postprocess = metrics.by_group(metrics.accuracy), answers.in_its_own_group

@@ -110,7 +110,7 @@ def epochs(flags):
   from switch_jax.config import DataConfig
   from switch_jax.data import sampled_groups
   from switch_jax.data.span_corruption import find_raw_length
-  from tasks import multilingual
+  from switch_jax.tasks import multilingual
 
   record = runs.read_config(folder_of(flags, 'dense', 0), flags.steps)
   config = DataConfig.from_json(record['run']['data'])

@@ -41,7 +41,7 @@ def make_text(size: int, seed: int) -> str:
 def run_of(text_files: pathlib.Path | str, model_dir: pathlib.Path | str, steps: int, **fields) -> config.RunConfig:
   """Returns a run on text files with a tiny model; `fields` are further ones of its `DataConfig`."""
   text = config.DataConfig(
-    mixture_or_task_name='text_files_span_corruption', task_module='tasks.text_files',
+    mixture_or_task_name='text_files_span_corruption', task_module='switch_jax.tasks.text_files',
     text_files=str(text_files), **{'feature_lengths': {'inputs': 64, 'targets': 14}, 'batch_size': 64} | fields,
   )  # fmt: skip
   return config.RunConfig(

@@ -16,5 +16,5 @@ xpk workload create "${CLUSTER[@]}" --num-slices="$NUM_SLICES" --workload=switch
   --command="exec python -m switch_jax.main \
     --gin_file=gin/models/switch_base.gin --gin_file=gin/runs/pretrain.gin \
     --gin.MODEL_DIR=$BUCKET/switch_base --gin.MIXTURE_OR_TASK_NAME=c4_v220_span_corruption \
-    --gin.TRAIN_STEPS=550000 --gin.config.DataConfig.task_module=tasks.c4 \
+    --gin.TRAIN_STEPS=550000 --gin.config.DataConfig.task_module=switch_jax.tasks.c4 \
     --gin.config.DataConfig.num_data_shards=64 --gin.config.MeshConfig.num_slices=$NUM_SLICES"

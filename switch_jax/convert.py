@@ -29,11 +29,8 @@ gin files or as --gin.config.MoeConfig.eval_capacity_factor=2.0, in short --gin.
 """
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Returns the flags, and the gin bindings as `NAME=VALUE`."""
-  from switch_jax.main import split_gin_bindings
-
-  others, bindings = split_gin_bindings(argv)
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the flags; those of gin are taken out before."""
   parser = launch.ArgumentParser(
     prog='python -m switch_jax.convert',
     description='Convert checkpoints between switch_jax, T5X and Hugging Face.',
@@ -52,7 +49,15 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   add('--max_shard_bytes', type=int, default=5 * 10**9, metavar='N', help='size of a file in huggingface')
   add('--license', metavar='NAME', help="of the model card in huggingface, by the hub's name: apache-2.0")
   add('--debug', action='store_true', help='show tracebacks')
-  return parser.parse_args(others), bindings
+  return parser
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and the gin bindings as `NAME=VALUE`."""
+  from switch_jax.main import split_gin_bindings
+
+  others, bindings = split_gin_bindings(argv)
+  return make_parser().parse_args(others), bindings
 
 
 def split_place(place: str, flag: str) -> tuple[str, str]:

@@ -49,7 +49,8 @@ class _Version(argparse.Action):
     parser.exit()
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the flags; those of gin are taken out before."""
   parser = launch.ArgumentParser(
     prog='python -m switch_jax.main',
     description='Train Switch Transformers.',
@@ -152,7 +153,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     ConfigError: a flag is unknown, wrong or lacks its value.
   """
   others, bindings = split_gin_bindings(argv)
-  parser = _make_parser()
+  parser = make_parser()
   others = [argument for argument in map(_plain_boolean, others) if argument]
   flags, unknown = parser.parse_known_args(others)
   if theirs := gin_t5x.RUN_MODES.get(flags.run_mode):

@@ -3,13 +3,14 @@
 From TensorFlow Datasets, `c4/en:2.2.0`; T5's vocabulary unless `VOCABULARY` names another.
 """
 
+from switch_jax.tasks.text_to_text import features_of, remove_task
+from switch_jax.tasks.tfds_source import TfdsSource, unlabelled_text
+
 from switch_jax.config import DataConfig
 from switch_jax.data.prefix_lm import prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.span_corruption import span_corruption
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks.text_to_text import features_of, remove_task
-from tasks.tfds_source import TfdsSource, unlabelled_text
 
 SPAN_CORRUPTION = 'c4_v220_span_corruption'
 PREFIX_LM = 'c4_v220_prefix_lm'

@@ -129,7 +129,7 @@ def get_corpus() -> corpus.Corpus:
   if not all(made.num_bytes(split) for split in (corpus.TRAIN, corpus.VALIDATION)):
     raise ConfigError(
       f'No prose was found in the docstrings of {", ".join(find_versions())} (is Python running with its sources '
-      'removed?); use a text of your own: task_module tasks.text_files and --gin.TEXT_FILES=PATTERN.'
+      'removed?); use a text of your own: task_module switch_jax.tasks.text_files and --gin.TEXT_FILES=PATTERN.'
     )
   return made
 

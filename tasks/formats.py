@@ -7,9 +7,10 @@ need. For the tasks that T5 was not published on (Winogrande, ANLI, ARC) the for
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from switch_jax.tasks.answers import UNKNOWN
+from switch_jax.tasks.text_to_text import plain
+
 from switch_jax.data.quiet_tensorflow import tf
-from tasks.answers import UNKNOWN
-from tasks.text_to_text import plain
 
 Example = dict[str, Any]
 Format = Callable[[Example], Example]

@@ -10,11 +10,12 @@ Both mixtures train on eight tasks (WNLI is left out, as by T5) and evaluate MNL
 splits come without labels.
 """
 
+from switch_jax.tasks.text_to_text import add_task, mapped
+from switch_jax.tasks.tfds_source import TfdsSource
+
 from switch_jax.config import DataConfig
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks import answers, formats, metrics, mixtures
-from tasks.text_to_text import add_task, mapped
-from tasks.tfds_source import TfdsSource
+from switch_jax.tasks import answers, formats, metrics, mixtures
 
 _PAIR = ('sentence1', 'sentence2')
 _ENTAILMENT = ('entailment', 'neutral', 'contradiction')

@@ -15,7 +15,7 @@ import hashlib
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from tasks import answers, languages, metrics, multilingual_text, text_to_text, translation
+from switch_jax.tasks import answers, languages, metrics, multilingual_text, text_to_text, translation
 
 NAME = 'multilingual_language_id'
 BUILDER_VERSION = 1

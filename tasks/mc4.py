@@ -10,15 +10,16 @@ import functools
 import hashlib
 import json
 
+from switch_jax.tasks.text_to_text import features_of, remove_task
+from switch_jax.tasks.tfds_source import TfdsSource, unlabelled_text
+
 from switch_jax.config import DataConfig
 from switch_jax.data.groups import GROUP, group_feature
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.sampled_groups import SAMPLING_EXPONENT
 from switch_jax.data.span_corruption import span_corruption
 from switch_jax.data.vocabularies import MT5_VOCABULARY, make_vocabulary
-from tasks import languages
-from tasks.text_to_text import features_of, remove_task
-from tasks.tfds_source import TfdsSource, unlabelled_text
+from switch_jax.tasks import languages
 
 READS_LANGUAGES = True
 MIXTURE = 'mc4_span_corruption'

@@ -5,11 +5,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+from switch_jax.tasks.text_to_text import remove_task
+
 from switch_jax.data import corpus
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.vocabularies import vocabulary_digest
 from switch_jax.folders.cache import cache_directory
-from tasks.text_to_text import remove_task
 
 # The first so many examples of the training split tell the mean; its standard error is then below 2 % for any of GLUE.
 EXAMPLES_COUNTED = 2048

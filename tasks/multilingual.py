@@ -2,16 +2,16 @@
 
 Registers, when `register` is called with a configuration,
 
-    multilingual_span_corruption    103 languages, from installed packages (extra demo): `tasks.multilingual_text`
+    multilingual_span_corruption    103 languages, from installed packages (extra demo): `multilingual_text`
     multilingual_language_id        text -> code of its language, same corpus; accuracy, over all and by language
-    mc4_span_corruption, mc4.de ... the mixture of mC4's 107 tasks and each of them: `tasks.mc4`
+    mc4_span_corruption, mc4.de ... the mixture of mC4's 107 tasks and each of them: `mc4`
 
 A language is drawn with a probability proportional to its size to the power 0.3, as in mT5
 (`config.DataConfig.sampling_exponent`); `config.DataConfig.languages` restricts the languages. Every token carries its
 language, so evaluation reports `cross_ent_loss/de`, `target_tokens/de`, ... beside the loss of all.
 
 The local corpus is tokenised once into the cache folder. Its vocabulary is bytes unless `VOCABULARY` names a
-SentencePiece model; `python -m tasks.train_vocabulary --multilingual` makes one.
+SentencePiece model; `python -m switch_jax.tasks.train_vocabulary --multilingual` makes one.
 """
 
 import functools
@@ -21,7 +21,7 @@ import json
 from switch_jax.config import DataConfig
 from switch_jax.data import corpus, sampled_groups, span_corruption, token_streams
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from tasks import language_id, languages, mc4, multilingual_text
+from switch_jax.tasks import language_id, languages, mc4, multilingual_text
 
 SPAN_CORRUPTION = 'multilingual_span_corruption'
 READS_LANGUAGES = True  # the fields languages and sampling_exponent of the configuration

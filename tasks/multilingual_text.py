@@ -12,7 +12,7 @@ language with less than 5,000 bytes is left out.
 What is held out is decided by the hash of the letters of the English message (of an article by its title), over all
 sources alike: no translation of a held-out message is trained on in any language. Where several messages have one
 translation in a language, it is there once, so no text of training has the letters of a held-out one. The rule is that
-of `tasks.translation`, whose held-out messages (10 %) are among the 30 % that are held out here.
+of `switch_jax.tasks.translation`, whose held-out messages (10 %) are among the 30 % that are held out here.
 """
 
 import collections
@@ -27,7 +27,7 @@ from typing import NamedTuple
 from switch_jax.config import ConfigError
 from switch_jax.data import corpus
 from switch_jax.data.sampled_groups import SAMPLING_EXPONENT, sampling_probabilities
-from tasks import installed_text, translation
+from switch_jax.tasks import installed_text, translation
 
 # Raise this when the rules below change: caches of older rules are then left alone.
 BUILDER_VERSION = 1

@@ -1,7 +1,7 @@
 """Everything that the paper trains and measures on, by importing the modules that register it."""
 
 from switch_jax.config import DataConfig
-from tasks import c4, glue, question_answering, reasoning, summarization, super_glue
+from switch_jax.tasks import c4, glue, question_answering, reasoning, summarization, super_glue
 
 _MODULES = (c4, glue, super_glue, summarization, question_answering, reasoning)
 

@@ -6,12 +6,13 @@ off the end of the training examples; `closed_book_qa` mixes the three by exampl
 after TriviaQA's normalisation for TriviaQA, after SQuAD's for the others.
 """
 
+from switch_jax.tasks.text_to_text import add_task, mapped, remove_task
+from switch_jax.tasks.tfds_source import TfdsSource
+
 from switch_jax.config import DataConfig
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks import answers, formats, metrics
-from tasks.text_to_text import add_task, mapped, remove_task
-from tasks.tfds_source import TfdsSource
+from switch_jax.tasks import answers, formats, metrics
 
 # Name: the data set, the examples that are trained on, what the test split is, the prefix, target and answers, metric.
 CLOSED_BOOK = {

@@ -5,11 +5,12 @@ these; `tasks/formats.py` has ours. Registers `winogrande_xl`, `anli_r1`, `anli_
 `arc_challenge`.
 """
 
+from switch_jax.tasks.text_to_text import add_task, mapped
+from switch_jax.tasks.tfds_source import TfdsSource
+
 from switch_jax.config import DataConfig
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks import answers, formats, metrics
-from tasks.text_to_text import add_task, mapped
-from tasks.tfds_source import TfdsSource
+from switch_jax.tasks import answers, formats, metrics
 
 ANLI_LABELS = ('entailment', 'neutral', 'contradiction')
 _ALL_SPLITS = ('train', 'validation', 'test')

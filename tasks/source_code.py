@@ -6,7 +6,7 @@ compare. It is collected once (some 10 s) into a cache folder whose name depends
 
 What is taken, so that the size stays bounded and the text is worth reading:
 
-* `.py` files of the standard library and of the packages that `tasks.docstrings` reads; their tests and files of more
+* `.py` files of the standard library and of the packages that `docstrings` reads; their tests and files of more
   than 256 KiB (generated code and tables) are left out;
 * of each file its blocks (what stands between blank lines) of at least 40 characters, each distinct block once;
 * up to 120 million characters, in the order of the hashes of the files' names.
@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, text_task
 from switch_jax.data.vocabularies import make_vocabulary
-from tasks import docstrings, train_vocabulary
+from switch_jax.tasks import docstrings, train_vocabulary
 
 SPAN_CORRUPTION = 'source_code_span_corruption'
 PREFIX_LM = 'source_code_prefix_lm'
@@ -132,7 +132,7 @@ def get_corpus() -> corpus.Corpus:
   if not all(made.num_bytes(split) for split in (corpus.TRAIN, corpus.VALIDATION)):
     raise ConfigError(
       f'No source code was found in {", ".join(docstrings.find_versions())} (is Python running with its sources '
-      'removed?); use a text of your own: task_module tasks.text_files and --gin.TEXT_FILES=PATTERN.'
+      'removed?); use a text of your own: task_module switch_jax.tasks.text_files and --gin.TEXT_FILES=PATTERN.'
     )
   return made
 

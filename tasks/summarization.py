@@ -4,11 +4,12 @@ From TensorFlow Datasets, `cnn_dailymail:3.4.0` and `xsum:1.1.0` (whose source h
 T5's vocabulary unless `VOCABULARY` names another.
 """
 
+from switch_jax.tasks.text_to_text import add_task, mapped
+from switch_jax.tasks.tfds_source import TfdsSource
+
 from switch_jax.config import DataConfig
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks import formats, metrics
-from tasks.text_to_text import add_task, mapped
-from tasks.tfds_source import TfdsSource
+from switch_jax.tasks import formats, metrics
 
 # Name: the data set, and its fields of the text and the summary.
 SUMMARIES = {

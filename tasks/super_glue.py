@@ -11,12 +11,13 @@ From TensorFlow Datasets, `super_glue/NAME:1.0.2`; T5's vocabulary unless `VOCAB
 The test splits come without labels.
 """
 
+from switch_jax.tasks.text_to_text import add_task, mapped, plain
+from switch_jax.tasks.tfds_source import TfdsSource
+
 from switch_jax.config import DataConfig
 from switch_jax.data.quiet_tensorflow import tf
 from switch_jax.data.vocabularies import T5_VOCABULARY, make_vocabulary
-from tasks import answers, formats, metrics, mixtures
-from tasks.text_to_text import add_task, mapped, plain
-from tasks.tfds_source import TfdsSource
+from switch_jax.tasks import answers, formats, metrics, mixtures
 
 _ENTAILED = ('entailment', 'not_entailment')
 _FALSE_TRUE = ('False', 'True')

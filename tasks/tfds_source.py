@@ -6,10 +6,11 @@ And what pre-training does to their texts, before its objective and after.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from switch_jax.tasks.text_to_text import mapped
+
 from switch_jax.config import ConfigError
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.text_task import tokenize
-from tasks.text_to_text import mapped
 
 
 class TfdsSource(seqio.TfdsDataSource):

@@ -1,8 +1,8 @@
 """Trains a SentencePiece vocabulary in T5's layout.
 
-    python -m tasks.train_vocabulary --text_files='/data/books/*.txt' --out=vocabulary.model
-    python -m tasks.train_vocabulary --demo --size=4000 --out=vocabulary.model
-    python -m tasks.train_vocabulary --multilingual --size=16000 --out=vocabulary.model
+    python -m switch_jax.tasks.train_vocabulary --text_files='/data/books/*.txt' --out=vocabulary.model
+    python -m switch_jax.tasks.train_vocabulary --demo --size=4000 --out=vocabulary.model
+    python -m switch_jax.tasks.train_vocabulary --multilingual --size=16000 --out=vocabulary.model
 
 Unigram pieces with byte fallback, so that any text can be written and read back; padding is 0, EOS 1, unknown 2, and
 there is no beginning-of-sequence. The 100 ids that stand for masked spans are not in the file: SeqIO puts them on top,
@@ -110,7 +110,7 @@ def get_cached(digest: str, size: int, texts: Callable[[], Iterable[str]]) -> st
 
 def _texts(flags: argparse.Namespace) -> Iterator[str]:
   """Yields the paragraphs that the flags name."""
-  from tasks import multilingual_text, text_files, wikipedia
+  from switch_jax.tasks import multilingual_text, text_files, wikipedia
 
   if flags.multilingual:
     yield from multilingual_text.balanced()
@@ -130,7 +130,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _run(argv: Sequence[str]) -> None:
-  parser = _Parser(prog='python -m tasks.train_vocabulary', description=__doc__.split('\n')[0], allow_abbrev=False)
+  parser = _Parser(
+    prog='python -m switch_jax.tasks.train_vocabulary', description=__doc__.split('\n')[0], allow_abbrev=False
+  )
   parser.add_argument('--text_files', metavar='PATTERN', help='pattern of .txt and .jsonl files, in quotes')
   parser.add_argument('--demo', action='store_true', help='the openings of Wikipedia articles that the demo trains on')
   parser.add_argument('--multilingual', action='store_true', help="the demo's hundred languages, evened out as in mT5")

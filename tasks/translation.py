@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data import corpus
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from tasks import answers, installed_text, languages, metrics, text_to_text
+from switch_jax.tasks import answers, installed_text, languages, metrics, text_to_text
 
 NAME = 'message_translation'
 READS_LANGUAGES = True  # the field languages of the configuration

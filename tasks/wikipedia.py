@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, text_task
 from switch_jax.data.vocabularies import make_vocabulary
-from tasks import answers, installed_text, metrics, text_to_text, train_vocabulary
+from switch_jax.tasks import answers, installed_text, metrics, text_to_text, train_vocabulary
 
 SPAN_CORRUPTION = 'wikipedia_span_corruption'
 TOPIC = 'wikipedia_topic'

@@ -13,7 +13,7 @@ import threading
 import pytest
 import yaml
 
-from switch_jax import convert, gin_files, main
+from switch_jax import command, convert, gin_files, main
 from switch_jax.config import EvaluationConfig, PredictionConfig, RunConfig, SweepConfig
 from switch_jax.report import __main__ as report
 from switch_jax.sweep import __main__ as sweep
@@ -107,6 +107,14 @@ def test_command(words, name, tmp_path):
   while re.match(r'[A-Z_]+=', words[0]):
     words = words[1:]
   program, *rest = words
+  if program == 'eval':
+    [program, *rest] = re.fullmatch(r'\$\((.*)\)', rest[0])[1].split()
+  if program == 'switch_jax':
+    command._check(rest)
+    if rest[0] == 'completion':
+      return
+    own = command.COMMANDS[rest[0]]
+    program, rest = 'python', ['-m', own.module.removesuffix('.__main__'), *own.arguments, *rest[1:]]
   if program == 'python' and rest[0] == '-m':
     module, arguments = rest[1], rest[2:]
     if module == 'switch_jax.main':
@@ -119,11 +127,13 @@ def test_command(words, name, tmp_path):
     elif module == 'switch_jax.sweep':
       check_sweep(arguments, tmp_path)
     elif module == 'switch_jax.report':
-      assert report._parse(arguments).model_dirs
+      assert report.make_parser().parse_args(arguments).model_dirs
     elif module == 'switch_jax.checkpoints':
       assert arguments[0] == 'verify'
-    elif module.startswith('tasks.'):
-      check_script(ROOT / f'{module.replace(".", "/")}.py', [word for word in arguments if word.startswith('--')])
+    elif module.startswith('switch_jax.tasks.'):
+      check_script(
+        ROOT / 'tasks' / f'{module.rpartition(".")[2]}.py', [word for word in arguments if word.startswith('--')]
+      )
     else:
       assert module in ('pytest', 'mkdocs'), module
   elif program == 'python' and rest[0] == '-c':
@@ -143,8 +153,8 @@ def test_names_of_files_and_scripts_in_the_text():
   for name, text in TEXTS.items():
     for path in re.findall(r'`((?:switch_jax|tasks|tests|gin|benchmarks|deploy|docs)/[\w./]+)`', text):
       assert (ROOT / path).exists(), f'{name} names {path}'
-    for command in re.findall(r'`python (benchmarks/[^`]+)`', text):
-      path, *words = command.split()
+    for script in re.findall(r'`python (benchmarks/[^`]+)`', text):
+      path, *words = script.split()
       check_script(ROOT / path, [word for word in words if word.startswith('--')])
 
 
@@ -223,7 +233,7 @@ def test_every_field_has_a_row(pages):
 
 
 def test_every_flag_is_told():
-  for action in main._make_parser()._actions:
+  for action in main.make_parser()._actions:
     if action.help != argparse.SUPPRESS and action.option_strings:
       assert any(flag in TEXTS['docs/configuration.md'] for flag in action.option_strings), action.option_strings
 

@@ -18,7 +18,7 @@ from switch_jax.checkpoints import CheckpointStore
 from switch_jax.checkpoints.__main__ import main as checkpoints_command
 from switch_jax.folders import claim
 from switch_jax.folders.metric_lines import read_metrics
-from tasks import train_vocabulary
+from switch_jax.tasks import train_vocabulary
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASK = 'docstrings_span_corruption'

@@ -61,7 +61,7 @@ class TestShippedFiles:
     run = quickstart()
     assert run.model_dir == 'runs/quickstart'
     assert run.model.activation_dtype == 'float32'
-    assert run.data.task_module == 'tasks.docstrings'
+    assert run.data.task_module == 'switch_jax.tasks.docstrings'
     assert run.data.feature_lengths == {'inputs': 64, 'targets': 14}
     assert run.optimizer.schedule == 'rsqrt'
 

@@ -21,7 +21,7 @@ LEVELS = (
   ('distillation',),
   ('training',),
   ('plan', 'report', 'sweep', 't5x_adapter'),
-  ('gin_t5x', 'gin_statements', 'gin_files', 'launch', 'main', 'convert'),
+  ('tasks', 'gin_t5x', 'gin_statements', 'gin_files', 'launch', 'main', 'convert', 'command'),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # The entry points and what they are made of may use each other.
@@ -67,9 +67,9 @@ def test_direction(path):
   unknown = {other for other in others if other not in LEVEL}
   assert not unknown, f'add {unknown} to LEVELS'
   if parts[0] == 'tasks':
-    assert others <= {'config', 'folders', 'data'}
+    assert others <= {'config', 'folders', 'data', 'tasks'}
     return
-  assert not any(name.split('.')[0] == 'tasks' for name in names), 'tasks are imported by name, from the configuration'
+  assert 'tasks' not in others, 'tasks are imported by name, from the configuration'
   if parts[1] == '__init__':
     assert not others, 'importing the package imports none of its parts'
     return
@@ -94,6 +94,13 @@ def test_fences(path):
       and node.value.id == 'jax'
     ]
     assert not calls, 'the machine is asked for its devices in main, plan and parallel only'
+
+
+def test_nothing_of_ours_imports_what_a_working_directory_may_hide():
+  for folder in ('switch_jax', 'tasks', 'tests', 'benchmarks'):
+    for path in (ROOT / folder).glob('**/*.py'):
+      roots = {name.split('.')[0] for name in imported(ast.parse(path.read_text()), path)}
+      assert 'tasks' not in roots, f'{path} imports tasks; it is switch_jax.tasks'
 
 
 def test_config_imports_only_the_standard_library():

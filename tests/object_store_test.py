@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tasks import train_vocabulary
+from switch_jax.tasks import train_vocabulary
 from tests.object_store import bucket as buckets
 from tests.object_store.scenes import BUCKET, RUN, SHRUNK, TASK
 

@@ -1,6 +1,7 @@
 """What is installed, and the two lines of the README that everything starts from."""
 
 import ast
+import importlib
 import os
 import pathlib
 import re
@@ -43,15 +44,30 @@ def test_gin_folder_is_no_package():
 
 def test_packages(setup_arguments):
   packages = setup_arguments['packages']
-  assert {'switch_jax', 'switch_jax.config', 'tasks', 'switch_jax.share.gin'} <= set(packages)
-  assert {name.split('.')[0] for name in packages} == {'switch_jax', 'tasks'}
+  assert {
+    'switch_jax',
+    'switch_jax.config',
+    'switch_jax.tasks',
+    'switch_jax.share.gin',
+    'switch_jax.share.tasks',
+  } <= set(packages)
+  assert {name.split('.')[0] for name in packages} == {'switch_jax'}
   assert not any(name == 'gin' or name.startswith(('tests', 'gin.')) for name in packages)
-  assert setup_arguments['package_dir'] == {'switch_jax.share.gin': 'gin'}
+  assert setup_arguments['package_dir'] == {'switch_jax.share.gin': 'gin', 'switch_jax.share.tasks': 'tasks'}
 
 
 def test_every_folder_with_code_is_installed(setup_arguments):
   folders = {p.parent.relative_to(ROOT) for name in ('switch_jax', 'tasks') for p in (ROOT / name).glob('**/*.py')}
-  assert {'.'.join(folder.parts) for folder in folders} <= set(setup_arguments['packages'])
+  names = {'.'.join(folder.parts) for folder in folders} - {'tasks'} | {'switch_jax.share.tasks'}
+  assert names <= set(setup_arguments['packages'])
+
+
+def test_the_console_script(setup_arguments):
+  [script] = setup_arguments['entry_points']['console_scripts']
+  name, _, place = script.partition(' = ')
+  module, _, function = place.partition(':')
+  assert name == 'switch_jax'
+  assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_every_gin_file_is_installed(setup_arguments):
@@ -101,7 +117,7 @@ def test_every_import_is_declared(setup_arguments):
     for node in ast.walk(ast.parse(path.read_text())):
       modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
       modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-      for root in {module.split('.')[0] for module in modules} - {'switch_jax', 'tasks', *sys.stdlib_module_names}:
+      for root in {module.split('.')[0] for module in modules} - {'switch_jax', *sys.stdlib_module_names}:
         assert names.get(root, root) in declared, f'{path} imports {root}'
 
 

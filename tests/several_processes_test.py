@@ -31,7 +31,7 @@ def on_text(path):
   """Returns the arguments of a run on a text file."""
   return [
     *('--gin.MIXTURE_OR_TASK_NAME=text_files_span_corruption', f'--gin.config.DataConfig.text_files={path}'),
-    '--gin.config.DataConfig.task_module=tasks.text_files',
+    '--gin.config.DataConfig.task_module=switch_jax.tasks.text_files',
   ]
 
 

@@ -32,7 +32,7 @@ _NARROW = {'NUM_EXPERTS': '4', 'config.ModelConfig.mlp_dim': '32'}
 
 def write_packages(root: pathlib.Path) -> None:
   """Writes what the tasks read: messages in six languages, names of languages, articles with topics."""
-  from tasks import wikipedia
+  from switch_jax.tasks import wikipedia
 
   for locale, word in LANGUAGES.items():
     folder = root / 'django' / 'locale' / locale / 'LC_MESSAGES'
@@ -59,7 +59,7 @@ def write_packages(root: pathlib.Path) -> None:
 
 def read_packages(root: pathlib.Path) -> None:
   """Makes these, and the sources of this package, all that the tasks find."""
-  from tasks import docstrings, installed_text, multilingual_text, source_code, wikipedia
+  from switch_jax.tasks import docstrings, installed_text, multilingual_text, source_code, wikipedia
 
   installed_text.package_folder = lambda module, distribution: root / module
   installed_text.is_installed = lambda module: (root / module).exists()
@@ -122,7 +122,7 @@ def run_here(trainings: Trainings) -> None:
   def status_of(command, stdout):
     module, arguments = command[2], list(command[3:])
     if module not in commands:
-      name = module if module.startswith('tasks.') else f'{module}.__main__'
+      name = module if module.startswith('switch_jax.tasks.') else f'{module}.__main__'
       commands[module] = importlib.import_module(name).main
     with contextlib.ExitStack() as stack:
       if stdout is not None and hasattr(stdout, 'fileno'):

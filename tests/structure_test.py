@@ -50,6 +50,7 @@ def uses(tree, source, own_names):
     own_names: what the source defines.
   """
   module = '.'.join(source.with_suffix('').parts)
+  module = f'switch_jax.{module}' if source.parts[0] == 'tasks' else module
   room, _, name = module.rpartition('.')
   names, nodes = imported(tree), list(ast.walk(tree))
   attributes = {

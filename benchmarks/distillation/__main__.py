@@ -27,7 +27,7 @@ from switch_jax.folders.model_dir import ModelDir
 PRETRAIN_TASK, FINETUNE_TASK = 'source_code_continuation', 'multilingual_language_id'
 FINETUNE_DATA = [
   f'--gin.MIXTURE_OR_TASK_NAME={FINETUNE_TASK}', "--gin.TASK_FEATURE_LENGTHS={'inputs': 96, 'targets': 6}",
-  '--gin.config.DataConfig.task_module=tasks.multilingual', '--gin.VOCABULARY=bytes',
+  '--gin.config.DataConfig.task_module=switch_jax.tasks.multilingual', '--gin.VOCABULARY=bytes',
 ]  # fmt: skip
 FINETUNE = [
   *FINETUNE_DATA, '--gin.BATCH_SIZE=64', '--gin.EVAL_PERIOD=200', '--gin.EVAL_STEPS=32', '--gin.LOG_PERIOD=20',

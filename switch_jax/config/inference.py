@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from switch_jax.config.mesh import MeshConfig
+from switch_jax.config.named_objects import is_object_name
 from switch_jax.config.run import DataConfig
 from switch_jax.config.validation import Checked
 
@@ -59,7 +60,11 @@ class EvaluationConfig(Checked):
     capacity_factors: each is one evaluation: None without dropping tokens, a number with that capacity factor where
       many tokens are routed at once (in the encoder, and in both stacks where targets are scored).
     num_examples: the first so many of each task; None is all.
+    metrics: your own, beside those of each task, as `module:function`: a function of `targets` and `predictions`, or of
+      `targets` and `scores`, that returns numbers by name, as SeqIO's metric functions do.
     poll_seconds: how often `new` looks for a checkpoint.
+    mesh: how the devices are arranged; it need not be the mesh of the run.
+    decoding: how predictions are made.
   """
 
   model_dir: str
@@ -68,6 +73,7 @@ class EvaluationConfig(Checked):
   step: int | None = None
   capacity_factors: tuple[float | None, ...] = (None,)
   num_examples: int | None = None
+  metrics: tuple[str, ...] = ()
   poll_seconds: float = 10.0
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   decoding: DecodingConfig = DecodingConfig()
@@ -78,6 +84,9 @@ class EvaluationConfig(Checked):
     self.require_at_least(1, 'num_examples')
     self.require_at_least(0, 'step')
     self.require_positive('poll_seconds')
+    rule = "it must name functions of your own, each once, as ('my_metrics:f1',)."
+    self.require(all(map(is_object_name, self.metrics)), 'metrics', rule)
+    self.require(len(set(self.metrics)) == len(self.metrics), 'metrics', rule)
     factors = self.capacity_factors
     self.require(len(factors) > 0, 'capacity_factors', 'give at least one: (None,) drops no token.')
     self.require(len(set(factors)) == len(factors), 'capacity_factors', 'name each factor once.')
@@ -105,6 +114,8 @@ class PredictionConfig(Checked):
     vocabulary: 'bytes', 'byt5', 'byt5_huggingface' or the path of a SentencePiece model; None is what the checkpoint
       records.
     add_eos: whether EOS is appended to a text; None is what the task of the checkpoint did.
+    mesh: how the devices are arranged; it need not be the mesh of the run.
+    decoding: how predictions are made.
   """
 
   model_dir: str

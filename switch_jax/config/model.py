@@ -47,6 +47,7 @@ class MoeConfig(Checked):
     second_policy_train, second_policy_eval: which second experts of `top2` are used: `all`, `none`, those whose
       gate exceeds `second_threshold`, or `random`, kept with probability min(1, gate / second_threshold). Evaluation
       draws `random` from a fixed seed, so its numbers repeat.
+    second_threshold: what the gate of a second expert must exceed, or is divided by, under these policies.
     normalize_gates: divide the two gates of `top2` by their sum.
     aux_loss_factor: the alpha of equation 4.
     router_z_loss_factor: weight of the squared log-partition function of the router; 0 is the paper.
@@ -174,6 +175,7 @@ class ModelConfig(Checked):
   Attributes:
     vocab_size: rows of the embedding table; at least the vocabulary's size, often padded (32,128 for T5).
     emb_dim, num_heads, head_dim, mlp_dim: widths; `d_model`, heads, `d_kv` and `d_ff` of the paper's Table 9.
+    num_encoder_layers, num_decoder_layers: layers of the two stacks.
     mlp_activations: `('relu',)`, or two of them for a gated layer: `('gelu', 'linear')` is GEGLU.
     logits_via_embedding: tie the output projection to the embedding (then scaled by emb_dim ** -0.5).
     dropout_rate: dropout outside the experts.
@@ -191,6 +193,7 @@ class ModelConfig(Checked):
       the real tokens (Hugging Face). It matters only where padding competes for slots.
     relpos_num_buckets, relpos_max_distance: relative-position buckets, an even number, and the distance from which on
       all keys share the last one.
+    layer_norm_epsilon: added to the mean square that a layer norm divides by.
     moe: the Switch layers; None is a dense T5.
   """
 

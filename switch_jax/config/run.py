@@ -7,6 +7,7 @@ from switch_jax.config.distillation import DistillationConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
 from switch_jax.config.table import TableConfig
+from switch_jax.config.named_objects import is_object_name, known_or_object
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError
 
@@ -19,6 +20,7 @@ class DataConfig(Checked):
     mixture_or_task_name: a name in SeqIO's registry once `task_module` is imported.
     task_module: the Python module that registers it (imported only after the configuration has been checked). A
       function `register(data)` in it, if there is one, is called with this configuration.
+    train_split, eval_split: splits of the task that are trained on, and that the held-out loss and metrics come from.
     feature_lengths: tokens of `inputs` and `targets` in a row of the batch.
     batch_size: rows of the global batch.
     num_data_shards: logical streams that are shuffled and packed alone; a multiple of the number of hosts. It is
@@ -30,6 +32,9 @@ class DataConfig(Checked):
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
       modules; None is theirs, 0.3 as in mT5. 1 draws in proportion to the sizes, 0 draws all alike.
+    cached_tasks_dir: where that lies; local or `gs://`. None is where SeqIO looks anyway.
+    pack: put several short examples into a row of training, each attending to itself alone; else each has its own.
+    shuffle: draw the examples of training in a new order in every epoch; else they come as the source has them.
     use_cached_tasks: read what SeqIO's `seqio_cache_tasks` has written into `cached_tasks_dir`.
     shuffle_buffer_size: examples held for shuffling in each stream.
     prefetch: batches prepared ahead of the step.
@@ -76,27 +81,47 @@ class DataConfig(Checked):
     self.require(self.batch_size % self.num_data_shards == 0, 'num_data_shards', rule)
 
 
+_OPTIMIZERS = ('adafactor', 'adamw')
+# Schedules that come down, and how.
+_DECAYS = {'linear': 'linear', 'cosine': 'cosine', 'warmup_stable_decay': 'linear'}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
   """Adafactor as T5X's, or AdamW, and the learning-rate schedule.
 
   Attributes:
+    name: `adafactor`, `adamw`, or one of your own as `module:function`, which is called with this configuration and the
+      schedule (a function of the step) and returns an optax `GradientTransformation` that has the learning rate in it.
+      Of the settings below only `max_grad_norm` is applied for it.
     learning_rate: with `rsqrt` the factor before 1 / sqrt(max(step, warmup_steps)), else the peak rate.
-    schedule: `rsqrt` (no ramp, flat during warm-up, as T5), `constant`, or `linear` (ramp up in `warmup_steps`,
-      then down to 0 at `decay_steps`).
+    schedule: `rsqrt` (no ramp, flat during warm-up, as T5); or a ramp up in `warmup_steps`, and then `constant`;
+      `linear` or `cosine`, down until `decay_steps`; `warmup_stable_decay`, constant until `decay_begin` and then
+      linearly down until `decay_steps`. Or your own as `module:function`, which is called with this configuration and
+      returns a function from the step to the rate.
+    warmup_steps: steps in which the rate rises from 0 to `learning_rate`, or with `rsqrt` stays where it begins.
+    decay_begin: the step that `warmup_stable_decay` begins to go down at.
+    decay_steps: the step, counted from the beginning of the run, at which the rate has come down; it stays there.
+    final_fraction: what is left of `learning_rate` then.
     decay_rate: Adafactor's second-moment decay is 1 - t ** -decay_rate.
+    multiply_by_parameter_scale: Adafactor's updates are relative to the root mean square of each parameter.
     clip_threshold: Adafactor's bound of the root mean square of an update.
     min_dim_size_to_factor: Adafactor factors the second moments of matrices whose two sides are at least this long.
     factor_experts: whether those of experts are factored `always`, as T5X does (where a stack is, it has no size rule),
       or `by_size` like any matrix, as the paper's code. Only then is one narrow expert trained as a dense network is.
+    beta1, beta2: AdamW's decay of the mean of gradients and of their squares.
+    epsilon: AdamW's term that keeps the division by the root of the second from failing.
+    weight_decay: this times each parameter is added to its update, which the learning rate then multiplies.
     max_grad_norm: global-norm clipping; None is off.
   """
 
-  name: Literal['adafactor', 'adamw'] = 'adafactor'
+  name: Literal['adafactor', 'adamw'] | str = 'adafactor'
   learning_rate: float = 1.0
-  schedule: Literal['rsqrt', 'constant', 'linear'] = 'rsqrt'
+  schedule: Literal['rsqrt', 'constant', 'linear', 'cosine', 'warmup_stable_decay'] | str = 'rsqrt'
   warmup_steps: int = 10_000
+  decay_begin: int | None = None
   decay_steps: int | None = None
+  final_fraction: float = 0.0
   decay_rate: float = 0.8
   clip_threshold: float = 1.0
   multiply_by_parameter_scale: bool = True
@@ -114,16 +139,36 @@ class OptimizerConfig(Checked):
     self.require_at_least(0, 'warmup_steps', 'weight_decay')
     self.require_at_least(1, 'min_dim_size_to_factor', 'decay_steps')
     self.require_rate('beta1', 'beta2')
+    for name, known in (('name', _OPTIMIZERS), ('schedule', ('rsqrt', 'constant', *_DECAYS))):
+      value = getattr(self, name)
+      self.require(value in known or is_object_name(value), name, known_or_object(known, value))
     if self.schedule == 'rsqrt':
       self.require(self.warmup_steps >= 1, 'warmup_steps', '1 / sqrt(step) needs at least 1 step of warm-up.')
-    if self.schedule == 'linear':
-      rule = f'a linear decay needs its last step, greater than warmup_steps={self.warmup_steps}.'
+    if self.schedule in _DECAYS:
+      rule = f'a {_DECAYS[self.schedule]} decay needs its last step, greater than warmup_steps={self.warmup_steps}.'
       self.require(self.decay_steps is not None and self.decay_steps > self.warmup_steps, 'decay_steps', rule)
+    if self.schedule == 'warmup_stable_decay':
+      rule = f'it must be from warmup_steps={self.warmup_steps} on, and less than decay_steps={self.decay_steps}.'
+      begin = self.decay_begin
+      self.require(begin is not None and self.warmup_steps <= begin < (self.decay_steps or 0), 'decay_begin', rule)
+    elif not is_object_name(self.schedule):
+      rule = f"it is for schedule='warmup_stable_decay', and that is {self.schedule!r}; leave it None."
+      self.require(self.decay_begin is None, 'decay_begin', rule)
+    self.require(0 <= self.final_fraction <= 1, 'final_fraction', 'it must be from 0 to 1.')
+    if self.schedule in ('rsqrt', 'constant'):
+      rule = f'the schedule {self.schedule!r} does not come down; leave it 0.0.'
+      self.require(self.final_fraction == 0, 'final_fraction', rule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig(Checked):
-  """The language-model loss: cross-entropy in nats, label smoothing, and z-loss on the output logits."""
+  """The language-model loss: cross-entropy in nats, label smoothing, and z-loss on the output logits.
+
+  Attributes:
+    z_loss: weight of the squared logarithm of the softmax's denominator; 0 is off.
+    label_smoothing: probability that is taken from the target token and given to all others alike. The entropy of
+      that distribution is subtracted, so that a perfect prediction has loss 0.
+  """
 
   z_loss: float = 0.0
   label_smoothing: float = 0.0
@@ -188,6 +233,13 @@ class RunConfig(Checked):
   """One run: everything that `python -m switch_jax.main` needs.
 
   Attributes:
+    model: the network.
+    data: the task, and how batches are made of it.
+    mesh: how the devices are arranged, and what each axis splits.
+    optimizer: the update and its learning rate.
+    loss: what is minimised beside the losses of the routers.
+    checkpoint: when the state is saved, and which steps are kept.
+    health: when a run warns, and when it stops.
     model_dir: where the run lives; it belongs to one model, optimizer, task, batch size, seed and corpus.
     train_steps: this run's own steps, from step 0.
     num_microbatches: parts of the batch that are computed one after the other, for one update; only one part's
@@ -201,6 +253,9 @@ class RunConfig(Checked):
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
     log_period: steps between lines of `train/metrics.jsonl`.
+    trackers: what the metrics go to beside files: `wandb` (Weights & Biases), `mlflow`. One that does not work is said,
+      and left out.
+    tracker_project: the project there; MLflow calls it an experiment.
   """
 
   model_dir: str
@@ -220,6 +275,8 @@ class RunConfig(Checked):
   eval_period: int | None = 1000
   eval_steps: int = 20
   log_period: int = 100
+  trackers: tuple[Literal['wandb', 'mlflow'], ...] = ()
+  tracker_project: str = 'switch_jax'
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -235,6 +292,8 @@ class RunConfig(Checked):
         f'{self.distillation.initialize!r}: the student can begin with one of the two only. Set '
         '--gin.INITIAL_CHECKPOINT_PATH=None, or --gin.INITIALIZE="()".'
       )
+    self.require(len(set(self.trackers)) == len(self.trackers), 'trackers', 'name each once.')
+    self.require(self.tracker_project != '', 'tracker_project', 'it must name a project.')
     self.require_at_least(0, 'random_seed')
     self.require_at_least(1, 'num_microbatches', 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     rule = f'the batch of {self.data.batch_size} rows must divide into it; use a divisor of it.'
@@ -278,6 +337,9 @@ class RunConfig(Checked):
     parts: dict[str, Any] = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json()}
     if self.optimizer.factor_experts == 'always':  # older versions do not have it and did so
       parts['optimizer'].pop('factor_experts')
+    for name, unset in (('decay_begin', None), ('final_fraction', 0.0)):  # nor these, which change nothing then
+      if parts['optimizer'][name] == unset:
+        parts['optimizer'].pop(name)
     parts |= {'data': data, 'random_seed': self.random_seed}
     if self.distillation:  # where the teacher and its logits lie is compared when they are opened
       parts['distillation'] = self.distillation.to_json()

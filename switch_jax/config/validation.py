@@ -25,7 +25,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
   return f' Did you mean {near[0]!r}?' if near else ''
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
   """Returns the first line of an error's message, at most 300 characters of it, for a message of our own."""
   text = (str(error).strip().splitlines() or [type(error).__name__])[0]
   if cause := re.search(r"([^:'\"]+) \[os_error_code='\d+'\]", text):

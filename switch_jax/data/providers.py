@@ -1,8 +1,9 @@
 """From a configuration to the SeqIO task or mixture it names, its vocabulary, and what identifies its data."""
 
 import hashlib
-import importlib
+import importlib.util
 import json
+import os
 import types
 
 from switch_jax.config import ConfigError, DataConfig, suggest
@@ -28,7 +29,7 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
     return None
   name = config.task_module
   try:
-    module = importlib.import_module(name)
+    module = importlib.import_module(_full_name(name))
   except ConfigError:
     raise
   except OF_USERS as error:  # whatever a user's module does wrong while it is imported
@@ -36,7 +37,7 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
     if isinstance(error, ImportError | TypeError | ValueError) and f'{name}.'.startswith(
       f'{getattr(error, "name", "")}.'
     ):
-      rule = 'it must be the dotted name of a module on the Python path, such as tasks.docstrings.'
+      rule = 'it must be the dotted name of a module on the Python path, such as switch_jax.tasks.docstrings.'
     raise ConfigError(
       f'DataConfig.task_module is {name!r}, which cannot be imported ({explain(error)}); {rule}'
     ) from error
@@ -47,13 +48,32 @@ def import_task_module(config: DataConfig) -> types.ModuleType | None:
   return module
 
 
+def _full_name(name: str) -> str:
+  """Returns what to import a task module by: `tasks.NAME` is the user's if there is one, else `switch_jax.tasks.NAME`.
+
+  The latter had the short name once, so gin files of old runs have it.
+  """
+  ours = importlib.util.find_spec(f'switch_jax.{name}') if name.startswith('tasks.') else None
+  if ours is None or ours.origin is None:
+    return name
+  try:
+    theirs = importlib.util.find_spec(name)
+  except ModuleNotFoundError as error:
+    if error.name not in ('tasks', name):
+      raise
+    theirs = None
+  if theirs is None or theirs.origin is None or os.path.samefile(theirs.origin, ours.origin):
+    return ours.name
+  return name
+
+
 def _check_languages(config: DataConfig, module: types.ModuleType | None) -> None:
   """Raises where languages are set and nothing reads them; a module that does has `READS_LANGUAGES = True`."""
   for name in ('languages', 'sampling_exponent'):
     if (value := getattr(config, name)) is not None and not getattr(module, 'READS_LANGUAGES', False):
       raise ConfigError(
         f'DataConfig.{name} is {value!r}, but the tasks of {config.task_module} have no languages to choose from; '
-        'leave it None, or use task_module tasks.multilingual.'
+        'leave it None, or use task_module switch_jax.tasks.multilingual.'
       )
 
 

@@ -80,7 +80,7 @@ def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
     raise ConfigError(
       f'The SentencePiece model {path} cannot be read ({first_line(error)}). Give another one, '
       f"--gin.VOCABULARY=/some/dir/sentencepiece.model (or one of {', '.join(_OF_BYTES)}): copy T5's from "
-      f'{T5_VOCABULARY} where there is a network, or train one with python -m tasks.train_vocabulary.'
+      f'{T5_VOCABULARY} where there is a network, or train one with python -m switch_jax.tasks.train_vocabulary.'
     ) from error
   except Exception as error:  # whatever protobuf and SentencePiece say of bytes that are not theirs
     raise ConfigError(f'{path} is not a SentencePiece model ({first_line(error)}); name its .model file.') from error
@@ -88,7 +88,7 @@ def check_vocabulary(vocabulary: seqio.Vocabulary) -> None:
   if ids != (0, 1, 2):
     raise ConfigError(
       f'The SentencePiece model {path} has the ids {ids} for padding, EOS and unknown; they must be (0, 1, 2). '
-      'Train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1, as python -m tasks.train_vocabulary does.'
+      'Train it with pad_id=0, eos_id=1, unk_id=2, bos_id=-1, as python -m switch_jax.tasks.train_vocabulary does.'
     )
 
 

@@ -8,6 +8,7 @@
     predictions/<task>/<step>.jsonl                          and what they were computed of
     finished.json                                            of a sweep's point that has ended without an error
     run.json                                                 the identity of the run that was begun there
+    trackers.json                                            what Weights & Biases and MLflow call the run
     owner.json                                               of a run under way: who it is (`switch_jax.folders.claim`)
 
 Two writers never share a file: training cuts and appends to its own, evaluation replaces lines by step in its own.
@@ -53,7 +54,7 @@ class ModelDir:
   Attributes:
     path: of the MODEL_DIR, local and absolute, or remote (`gs://...`).
     checkpoints, train, profile: folders in it.
-    config_gin, summary, vocabulary, finished, begun, owner: files in it.
+    config_gin, summary, vocabulary, finished, begun, owner, trackers: files in it.
   """
 
   path: epath.Path
@@ -65,6 +66,7 @@ class ModelDir:
   checkpoints, train, profile = _inside(CHECKPOINTS), _inside('train'), _inside('profile')
   config_gin, summary, vocabulary = _inside('config.gin'), _inside('summary.png'), _inside('vocabulary.model')
   finished, begun, owner = _inside('finished.json'), _inside('run.json'), _inside(OWNER)
+  trackers = _inside('trackers.json')
 
   def step(self, step: int) -> epath.Path:
     """Returns the folder of a checkpoint."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import ConfigError, EvaluationConfig, first_line
+from switch_jax.config.named_objects import load_object
 from switch_jax.data import providers
 from switch_jax.data.features import differing_features
 from switch_jax.data.quiet_tensorflow import seqio, tf
@@ -51,6 +52,7 @@ class TaskEvaluator:
     self._template = providers.inputs_template(data, module)
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
+    _set_metrics(tasks, config.metrics)
     with failing(f'the metrics of {data.mixture_or_task_name} cannot be used', 'mend metric_fns of the task'):
       metrics = {task.name: [*task.metric_fns, *task.metric_objs] for task in tasks}
     without = [t.name for t in tasks if data.eval_split in t.splits and not metrics[t.name]]
@@ -198,6 +200,19 @@ class TaskEvaluator:
       yield [int(n) for n in numbers], features
 
 
+def _set_metrics(tasks: Sequence[seqio.Task], names: Sequence[str]) -> None:
+  """Gives every task the metrics that are named as `module:function`, beside those it was registered with.
+
+  SeqIO has no public way: a mixture holds its tasks, and these compute what is in a private list when they are asked.
+  """
+  functions = [load_object(name, 'EvaluationConfig.metrics') for name in names]
+  for task in tasks:
+    registered = vars(task).setdefault('_registered_metric_fns', task._metric_fn_constructor_args)
+    task._metric_fn_constructor_args = [*registered, *functions]
+    for cached in ('_all_metric_fns', 'predict_with_aux_metric_fns', 'metric_objs'):
+      vars(task).pop(cached, None)
+
+
 class _ModelFunctions:
   """What SeqIO's Evaluator asks of a model. Examples are decoded once, whoever asks."""
 
@@ -321,7 +336,8 @@ def evaluate_run(config: EvaluationConfig) -> int:
           metrics.setdefault(task, {}).update({f'{n}{suffix}': v for n, v in values.items()})
           files.write_predictions(task, step, suffix.replace('/', '_'), predictions[task])
         how = 'without dropping' if factor is None else f'at capacity factor {factor}'
-        note(f'step {step:,} evaluated {how} in {time.monotonic() - began:.1f} s')
+        examples = sum(evaluator.sizes[task] for task in names)
+        note(f'step {step:,} evaluated {how} on {examples:,} examples in {time.monotonic() - began:.1f} s')
       if is_mixture:
         metrics[name] = mixture_averages([metrics[task] for task in names])
       files.write_metrics(step, metrics)

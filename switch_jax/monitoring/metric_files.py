@@ -14,7 +14,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -35,15 +35,24 @@ class MetricFiles:
     directory: where the files lie; may be remote (`gs://...`).
     active: False makes every method do nothing, for hosts that leave the writing to the first one.
     tensorboard: write TensorBoard events too.
+    beside: is given the step and the numbers of every line too.
   """
 
-  def __init__(self, directory: str | os.PathLike[str], *, active: bool = True, tensorboard: bool = True):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    active: bool = True,
+    tensorboard: bool = True,
+    beside: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+  ):
     self._directory = epath.Path(directory)
     self._appender = Appender() if is_remote(self._directory) else None
     self._lines = LineWriter(self._directory / METRICS_FILE, self._appender)
     self._expert_lines = LineWriter(self._directory / EXPERT_TOKENS_FILE, self._appender)
     self._active = active
     self._tensorboard = tensorboard
+    self._beside = beside
     self._events: Any = None
     self._opened = False
     self._local: Any = None  # the folder of the events that are to be sent
@@ -68,6 +77,7 @@ class MetricFiles:
       self.truncate_after(step - 1)
     self._lines.append(step, plain)
     self._write_scalars(step, plain)
+    self._beside(step, plain)
 
   def merge(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     """Writes numbers beside those that the line of a step has, in whatever order steps come, and to TensorBoard."""

@@ -24,7 +24,8 @@ MODEL_DIR is the folder of a run, finished or not, or a folder of such folders (
 """
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the flags."""
   parser = launch.ArgumentParser(
     prog='python -m switch_jax.report',
     description='Pictures and tables of runs, one HTML file that needs no network.',
@@ -37,7 +38,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   add('--out', default='report.html', metavar='FILE', help='the file to write (default: report.html)')
   add('--experts', action='store_true', help='measure what each expert takes on held-out data, where it is missing')
   add('--debug', action='store_true', help='show tracebacks')
-  return parser.parse_args(argv)
+  return parser
 
 
 def check_output(file: str) -> None:
@@ -129,7 +130,7 @@ def _render(runs: list[Run], problems: list[str]) -> tuple[str, list[Run]]:
 
 
 def _run(argv: Sequence[str]) -> int:
-  flags = _parse(argv)
+  flags = make_parser().parse_args(argv)
   check_output(flags.out)
   folders, of_folders = runs_on_disk.find_folders(flags.model_dirs)
   runs, of_runs = _read(folders)

@@ -39,7 +39,7 @@ def render(runs: Sequence[Run], problems: Sequence[str] = ()) -> str:
   return environment.get_template('page.html.jinja').render(
     tasks=tasks,
     problems=problems,
-    count=len(runs),
+    title=title_of(runs, [task['name'] for task in tasks]),
     version=switch_jax.__version__,
     style=(_FOLDER / 'page.css').read_text(),
     script=(_FOLDER / 'page.js').read_text(),
@@ -47,6 +47,14 @@ def render(runs: Sequence[Run], problems: Sequence[str] = ()) -> str:
     # Inside <script> only `<` could end the element.
     data=json.dumps(_rounded(data), allow_nan=False, separators=(',', ':')).replace('<', '\\u003c'),
   )
+
+
+def title_of(runs: Sequence[Run], tasks: Sequence[str]) -> str:
+  """Returns what a page shows: the run and its task, or the tasks and how many runs."""
+  if len(runs) == 1:
+    return f'{runs[0].name}: {tasks[0]}'
+  others = f' and {len(tasks) - 2} other tasks' if len(tasks) > 3 else ''
+  return f'{", ".join(tasks[:2] if others else tasks)}{others}: {len(runs)} runs'
 
 
 def _task(name: str, runs: Sequence[Run], all_runs: Sequence[Run]) -> dict[str, Any]:

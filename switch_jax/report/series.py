@@ -19,7 +19,7 @@ from switch_jax.report.timeline import Timeline, column, cumulate
 # Settings that name a checkpoint. Of a series each run may have its own, made by the run of the same seed.
 _CHECKPOINTS = ('initial_checkpoint_path', 'distillation.teacher_path')
 # Settings that say where something lies or is written, not what the run is.
-_PLACES = ('model_dir', 'distillation.teacher_logits')
+_PLACES = ('model_dir', 'distillation.teacher_logits', 'trackers', 'tracker_project')
 _SEED = re.compile(r'[-_,.+ /]*(?<![a-z])(?:random_)?seed[-_= ]?\d+|[-_,.+ ]s\d+$', re.IGNORECASE)
 _PUNCTUATION = '-_,.+= /'
 # Lines of a curve on the page; more are averaged in bins.

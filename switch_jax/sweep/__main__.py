@@ -34,13 +34,8 @@ one that was stopped goes on from its checkpoint. --gin.NAME=VALUE sets what all
 """
 
 
-def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Returns the flags, and the gin bindings of all points as `NAME=VALUE`.
-
-  Raises:
-    ConfigError: a flag is unknown, wrong or missing.
-  """
-  others, bindings = command_line.split_gin_bindings(argv)
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the flags; those of gin are taken out before."""
   parser = launch.ArgumentParser(
     prog='python -m switch_jax.sweep',
     description='Run one configuration with many values of some bindings.',
@@ -58,7 +53,17 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   add('--table', action='store_true', help='write the summary of what is there, and run nothing')
   add('--compilation_cache_dir', metavar='DIR', help='where compiled programs are kept; off for nowhere')
   add('--debug', action='store_true', help='show tracebacks and the log lines of libraries')
-  flags = parser.parse_args(others)
+  return parser
+
+
+def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and the gin bindings of all points as `NAME=VALUE`.
+
+  Raises:
+    ConfigError: a flag is unknown, wrong or missing.
+  """
+  others, bindings = command_line.split_gin_bindings(argv)
+  flags = make_parser().parse_args(others)
   if flags.jobs < 1:
     raise ConfigError(f'--jobs is {flags.jobs}; it must be at least 1.')
   for name, value in (('out', flags.out), ('sweep', flags.sweep)):

@@ -23,6 +23,7 @@ from switch_jax.monitoring.metric_files import MetricFiles
 from switch_jax.monitoring.profiling import Profiler, Window
 from switch_jax.monitoring.progress import Progress
 from switch_jax.monitoring.reporting import Reporter
+from switch_jax.monitoring.trackers import Trackers
 from switch_jax.parallel import Layout
 from switch_jax.parallel.agreement import require_agreement, require_same_run
 from switch_jax.parallel.ownership import owned
@@ -163,8 +164,11 @@ def open_run(
   state = init_state(run, layout, plan, params) if begins else store.restore(first_step, plan.abstract)
 
   folder, task = ModelDir(run.model_dir), run.data.mixture_or_task_name
+  trackers = Trackers(run if is_first_host else dataclasses.replace(run, trackers=()), progress.note)
+  stack.callback(trackers.close)
   train_files, eval_files = (
-    MetricFiles(place, active=is_first_host) for place in (folder.train, folder.held_out(task))
+    MetricFiles(place, active=is_first_host, beside=trackers.writer(name))
+    for name, place in (('train', folder.train), ('held_out', folder.held_out(task)))
   )
   for files in (train_files, eval_files):
     stack.callback(files.close)

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate, on optax; and how its state lies on the mesh."""
+"""The optimizer, on optax; and how its state lies on the mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,27 +8,11 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from switch_jax import kernels
-from switch_jax.config import OptimizerConfig
+from switch_jax.config import ConfigError, OptimizerConfig
+from switch_jax.config.named_objects import failing, load_object
 from switch_jax.parallel import Layout
 from switch_jax.training.adafactor import Factoring, factoring, moment_axes, scale_by_adafactor
-
-
-def make_schedule(config: OptimizerConfig) -> optax.Schedule:
-  """Returns the learning rate as a function of the step.
-
-  `rsqrt` is T5's: learning_rate / sqrt(max(step, warmup_steps)), flat during warm-up.
-  """
-  if config.schedule == 'constant':
-    if not config.warmup_steps:
-      return optax.constant_schedule(config.learning_rate)
-    return optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup_steps)
-  if config.schedule == 'linear':
-    down = optax.linear_schedule(config.learning_rate, 0.0, config.decay_steps - config.warmup_steps)
-    if not config.warmup_steps:
-      return down
-    up = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([up, down], [config.warmup_steps])
-  return lambda step: config.learning_rate * jax.lax.rsqrt(jax.numpy.maximum(step, config.warmup_steps) * 1.0)
+from switch_jax.training.schedules import make_schedule
 
 
 def _treatment(config: OptimizerConfig, abstract_parameters: Any, axes: Any) -> Any:
@@ -57,9 +41,14 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
     abstract_parameters: tree of shapes.
     axes: tree of logical axis names, a tuple for each parameter.
     layout: its devices have the form.
+
+  Raises:
+    ConfigError: the optimizer or the schedule is an object of the user that cannot be used.
   """
   schedule = make_schedule(config)
   clip = [] if config.max_grad_norm is None else [optax.clip_by_global_norm(config.max_grad_norm)]
+  if ':' in config.name:
+    return _optimizer(clip, _own_optimizer(config, schedule, abstract_parameters), [])
   decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay > 0 else []
   finish = [*decay, optax.scale_by_learning_rate(schedule)]
   if config.name == 'adamw':
@@ -76,6 +65,26 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
   done = [*(optax.identity() for _ in decay), optax.scale_by_schedule(lambda count: 1.0)]
   chain = optax.chain(*clip, scale_by_adafactor(config, treatment, in_place), *done)
   return Optimizer(chain.init, chain.update)
+
+
+def _own_optimizer(
+  config: OptimizerConfig, schedule: optax.Schedule, abstract_parameters: Any
+) -> optax.GradientTransformation:
+  """Returns what the user's function makes, once it has been tried on shapes."""
+  field = 'OptimizerConfig.name'
+  make = load_object(config.name, field)
+  with failing(f'{field} is {config.name!r}, which failed'):
+    own = make(config, schedule)
+    state = jax.eval_shape(own.init, abstract_parameters)
+    updates, after = jax.eval_shape(own.update, abstract_parameters, state, abstract_parameters)
+  described = lambda tree: jax.tree.map(lambda x: (tuple(x.shape), str(x.dtype)), tree)  # noqa: E731
+  for what, tree, like in (('updates', updates, abstract_parameters), ('state', after, state)):
+    if described(tree) != described(like):
+      raise ConfigError(
+        f'{field} is {config.name!r}, whose update() returns {what} of other shapes or dtypes than it was given; '
+        'return arrays like the parameters, and a state like that of init().'
+      )
+  return own
 
 
 def _optimizer(before: list, scale: optax.GradientTransformation, after: list) -> Optimizer:
@@ -99,18 +108,21 @@ def state_shardings(
   """
   how = _treatment(config, abstract_parameters, axes)
   shardings: dict[tuple[str, ...], Any] = {}
+  shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
 
   def register(path, parameter: jax.ShapeDtypeStruct, how: Factoring):
     path, sharding = tuple(key.key for key in path), parameter.sharding
-    shardings[path] = sharding
+    shardings[path], shapes[path] = sharding, parameter.shape
     axes = (*sharding.spec, *[None] * (parameter.ndim - len(sharding.spec)))
     for slot, slot_axes in moment_axes(axes, how).items():
       shardings[(*path, slot)] = NamedSharding(layout.mesh, PartitionSpec(*slot_axes))
 
   jax.tree_util.tree_map_with_path(register, abstract_parameters, how)
 
-  def find(path, _):
+  def find(path, x):
     keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+    if x.shape != shapes.get(keys, x.shape):  # of a user's optimizer, which keeps something smaller for a parameter
+      return layout.replicated()
     return shardings.get(keys, layout.replicated())
 
   return jax.tree_util.tree_map_with_path(find, jax.eval_shape(optimizer.init, abstract_parameters))

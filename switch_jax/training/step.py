@@ -14,7 +14,7 @@ from switch_jax.model import Transformer
 from switch_jax.model.losses import Metrics
 from switch_jax.parallel import Layout
 from switch_jax.training import microbatches
-from switch_jax.training.optimizer import make_schedule
+from switch_jax.training.schedules import make_schedule
 from switch_jax.training.state import StatePlan, TrainState
 from switch_jax.training.sums import Objective, Sums
 

@@ -32,6 +32,8 @@ def test_decoding(fields, message):
     (dict(capacity_factors=(-1.0,)), 'a factor must be greater than 0'),
     (dict(step=3, checkpoints='all'), "it goes with checkpoints='latest', and that is 'all'"),
     (dict(poll_seconds=0.0), 'it must be greater than 0'),
+    (dict(metrics=('f1',)), 'it must name functions of your own, each once'),
+    (dict(metrics=('m:f1', 'm:f1')), 'it must name functions of your own, each once'),
   ],
 )
 def test_evaluation(fields, message):

@@ -31,6 +31,25 @@ RUN = RunConfig(model_dir='x', model=MODEL, data=DATA, train_steps=1, random_see
     (lambda: DataConfig(mixture_or_task_name='t', feature_lengths={'inputs': 8}, batch_size=8), 'exactly these'),
     (lambda: dataclasses.replace(DATA, num_data_shards=3), 'use a divisor of 8'),
     (lambda: OptimizerConfig(schedule='linear'), 'a linear decay needs its last step'),
+    (
+      lambda: OptimizerConfig(schedule='cosine', decay_steps=9),
+      'a cosine decay needs its last step, greater than warmup',
+    ),
+    (
+      lambda: OptimizerConfig(schedule='cosin'),
+      "it must be one of .*'cosine', .*module:function.*Did you mean 'cosine'",
+    ),
+    (
+      lambda: OptimizerConfig(name='my.optimizers'),
+      "it must be one of 'adafactor', 'adamw', or a function of your own",
+    ),
+    (
+      lambda: OptimizerConfig(schedule='warmup_stable_decay', warmup_steps=3, decay_begin=2, decay_steps=9),
+      'decay_begin is 2; it must be from warmup_steps=3 on, and less than decay_steps=9',
+    ),
+    (lambda: OptimizerConfig(schedule='warmup_stable_decay', decay_steps=20_000), 'decay_begin is None; it must be'),
+    (lambda: OptimizerConfig(decay_begin=5), "it is for schedule='warmup_stable_decay'"),
+    (lambda: OptimizerConfig(final_fraction=0.1), "the schedule 'rsqrt' does not come down"),
     (lambda: RunConfig(model_dir='', model=MODEL, data=DATA, train_steps=1, random_seed=0), 'set --gin.MODEL_DIR'),
     (lambda: RunConfig(model_dir='x', model=None, data=DATA, train_steps=1, random_seed=0), 'a config.ModelConfig'),
     (lambda: RunConfig(model_dir='x', model=MODEL, data=DATA, train_steps=1, random_seed=None), 'an integer'),
@@ -52,6 +71,16 @@ def test_json_round_trip():
   model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, encoder_layers=[1], train_capacity_factor=1))
   run = RunConfig(model_dir='x', model=model, data=DATA, train_steps=1, random_seed=0)
   assert RunConfig.from_json(run.to_json()) == run
+
+
+def test_identity_of_a_run_of_an_older_version():
+  """What an older version did not have is there only where it is set."""
+  names = {'optimizer.decay_begin', 'optimizer.final_fraction'}
+  assert not names & set(RUN.identity())
+  optimizer = OptimizerConfig(
+    schedule='warmup_stable_decay', warmup_steps=1, decay_begin=2, decay_steps=3, final_fraction=0.1
+  )
+  assert names <= set(dataclasses.replace(RUN, optimizer=optimizer).identity())
 
 
 def test_identity_leaves_out_what_may_change():

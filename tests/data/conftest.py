@@ -35,7 +35,7 @@ def config(text_pattern) -> DataConfig:
   """Span corruption of that text in batches of 8 rows, 64 inputs and 15 targets."""
   return DataConfig(
     mixture_or_task_name='text_files_span_corruption',
-    task_module='tasks.text_files',
+    task_module='switch_jax.tasks.text_files',
     feature_lengths={'inputs': 64, 'targets': 15},
     batch_size=8,
     text_files=text_pattern,

@@ -1,6 +1,8 @@
 """What identifies the data of a task, and what is said where it is other data."""
 
 import dataclasses
+import pathlib
+import sys
 
 import pytest
 from etils import epath
@@ -8,6 +10,8 @@ from etils import epath
 from switch_jax import data
 from switch_jax.config import ConfigError
 from switch_jax.data import providers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def fingerprint(config, seed=0):
@@ -69,3 +73,48 @@ def test_tasks_an_encoder_decoder_cannot_use_are_refused(add_copy_task):
 
 def test_the_vocabulary_is_known_without_opening(config):
   assert data.vocabulary_of(config).vocab_size == 359
+
+
+@pytest.fixture
+def own_tasks(tmp_path, monkeypatch):
+  """A folder `tasks` of the user, which comes first on the Python path."""
+
+  def forget():
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'tasks']:
+      del sys.modules[name]
+
+  folder = tmp_path / 'tasks'
+  folder.mkdir()
+  monkeypatch.syspath_prepend(tmp_path)
+  # An older version that is installed in its place would answer for `tasks`.
+  others = [finder for finder in sys.meta_path if 'Editable' not in getattr(finder, '__name__', '')]
+  monkeypatch.setattr(sys, 'meta_path', others)
+  forget()
+  yield folder
+  forget()
+
+
+def test_a_folder_called_tasks_hides_nothing(config, own_tasks):
+  for name in ('__init__', 'my_task', 'answers'):
+    (own_tasks / f'{name}.py').write_text('is_mine = True\n')
+  for name in ('tasks.my_task', 'tasks.answers'):
+    assert providers.import_task_module(dataclasses.replace(config, task_module=name)).is_mine
+  for name in ('switch_jax.tasks.answers', 'switch_jax.tasks.languages', 'tasks.languages'):
+    module = providers.import_task_module(dataclasses.replace(config, task_module=name))
+    assert module.__name__ == f'switch_jax.{name.removeprefix("switch_jax.")}'
+    assert pathlib.Path(module.__file__).parent == ROOT / 'tasks'
+
+
+@pytest.mark.parametrize('beside', [False, True])
+def test_the_short_name_of_our_tasks(config, own_tasks, monkeypatch, beside):
+  """It is in the gin files of old runs: where there is no such module, and where the directory is our own."""
+  own_tasks.rmdir()
+  monkeypatch.setattr(sys, 'path', [str(ROOT)] * beside + [path for path in sys.path if path not in ('', str(ROOT))])
+  module = providers.import_task_module(dataclasses.replace(config, task_module='tasks.languages'))
+  assert module.__name__ == 'switch_jax.tasks.languages'
+
+
+def test_an_error_in_the_own_package_is_its_own(config, own_tasks):
+  (own_tasks / '__init__.py').write_text('import no_such_library\n')
+  with pytest.raises(ConfigError, match=r'task_module is .tasks.answers., .*no_such_library'):
+    providers.import_task_module(dataclasses.replace(config, task_module='tasks.answers'))

@@ -65,6 +65,24 @@ def test_every_task_of_a_mixture_at_two_capacities(model_dir, capsys):
   assert again[1] == both[1]
 
 
+def test_metrics_of_the_user(model_dir, tmp_path, monkeypatch):
+  """Beside those of the task, and where it has none; a wrong one is refused before a checkpoint is read."""
+  (tmp_path / 'my_metrics.py').write_text(
+    'def share(targets, predictions):\n  return {"share": len(predictions) / len(targets)}\n'
+    'def of_texts(texts):\n  return {}\n'
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  for task, own in (('repeat_letters', ['first_letters']), ('repeat_no_metric', [])):
+    assert evaluate_run(evaluation_config(model_dir, task, metrics=('my_metrics:share',), num_examples=2)) == 0
+    [line] = read(model_dir / 'eval' / f'{task}.metrics' / 'metrics.jsonl')
+    assert line['share'] == 1
+    assert set(own) <= set(line)
+  with pytest.raises(ConfigError, match=r'Metric functions must have positional arguments .*; mend metric_fns'):
+    evaluate_run(evaluation_config(model_dir, metrics=('my_metrics:of_texts',)))
+  with pytest.raises(ConfigError, match=r'EvaluationConfig.metrics is .my_metrics:shared., .*Did you mean .share.'):
+    evaluate_run(evaluation_config(model_dir, metrics=('my_metrics:shared',)))
+
+
 def test_steps_that_an_older_version_evaluated_are_not_evaluated_again(model_dir):
   older = model_dir / 'eval' / 'repeat_letters' / 'metrics.jsonl'
   older.parent.mkdir(parents=True)

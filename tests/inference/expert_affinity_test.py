@@ -172,7 +172,7 @@ def test_pieces_are_readable(tmp_path):
 def test_pieces_of_a_sentencepiece_model(tmp_path):
   import itertools
 
-  from tasks import train_vocabulary
+  from switch_jax.tasks import train_vocabulary
 
   words = [''.join(letters) for letters in itertools.product('abc', repeat=4)]
   model = tmp_path / 'small.model'

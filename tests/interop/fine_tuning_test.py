@@ -9,7 +9,7 @@ from switch_jax.folders.metric_lines import read_metrics
 COMMON = [
   '--gin_file=gin/models/switch_tiny.gin',
   '--gin.MIXTURE_OR_TASK_NAME=docstrings_span_corruption',
-  '--gin.config.DataConfig.task_module=tasks.docstrings',
+  '--gin.config.DataConfig.task_module=switch_jax.tasks.docstrings',
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 16}",
   '--gin.BATCH_SIZE=8',
   '--gin.TRAIN_STEPS=2',

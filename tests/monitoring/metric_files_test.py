@@ -182,3 +182,10 @@ def test_a_full_disk_under_tensorboard_is_an_error_of_files(tmp_path, monkeypatc
     files.write(1, {'loss': 1.0})
   files.close()  # does not fail once more
   assert steps(tmp_path) == [1]
+
+
+def test_numbers_of_lines_go_beside_too(tmp_path):
+  given = []
+  files = MetricFiles(tmp_path / 'train', tensorboard=False, beside=lambda *line: given.append(line))
+  files.write(1, {'loss': np.float32(0.1)})
+  assert given == [(1, {'loss': 0.1})]

@@ -133,3 +133,11 @@ def test_a_page_of_a_run_that_has_just_begun(write_run, page):
   write_run('a', losses=(), train=[{'step': 1, 'cross_ent_loss': None, 'target_tokens': 5}])
   [task] = data_of(page())
   assert task['curves']['held_out'] == task['curves']['training'] == [None]
+
+
+def test_the_title_says_what_is_shown(write_run, page):
+  write_run('a')
+  assert '\na: some_task\n' in page().text
+  for seed in range(2):
+    write_run(f'b_seed{seed}', seed)
+  assert '\nsome_task: 3 runs\n' in page().text

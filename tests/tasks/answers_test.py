@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.config import ConfigError
-from tasks import answers
+from switch_jax.tasks import answers
 
 
 def test_labels_outside_the_set():

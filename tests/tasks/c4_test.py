@@ -1,7 +1,7 @@
 """C4: both objectives on documents of our own."""
 
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from tasks import c4
+from switch_jax.tasks import c4
 
 
 def test_c4_makes_full_rows(paper_tasks, monkeypatch):

@@ -83,7 +83,7 @@ def multilingual_config():
 
   return DataConfig(
     mixture_or_task_name='multilingual_span_corruption',
-    task_module='tasks.multilingual',
+    task_module='switch_jax.tasks.multilingual',
     feature_lengths={'inputs': 64, 'targets': 14},
     batch_size=8,
   )
@@ -92,7 +92,7 @@ def multilingual_config():
 @pytest.fixture
 def multilingual_packages(installed_packages, monkeypatch):
   """Makes these the packages that are installed."""
-  from tasks import installed_text, multilingual_text
+  from switch_jax.tasks import installed_text, multilingual_text
 
   monkeypatch.setattr(installed_text, 'package_folder', lambda module, distribution: installed_packages / module)
   monkeypatch.setattr(multilingual_text, 'CATALOGS', {'django': 'django'})

@@ -4,7 +4,7 @@ import pytest
 
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import docstrings
+from switch_jax.tasks import docstrings
 
 PROSE = 'This function takes an array of numbers and returns one of the same shape, in which every number is {}.'
 
@@ -89,7 +89,7 @@ def test_missing_packages_are_left_out(monkeypatch):
 
 
 def test_no_docstrings_are_an_error(packages):
-  with pytest.raises(ConfigError, match=r'No prose was found .* tasks.text_files'):
+  with pytest.raises(ConfigError, match=r'No prose was found .* switch_jax.tasks.text_files'):
     docstrings.get_corpus()
 
 

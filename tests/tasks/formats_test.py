@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.data.quiet_tensorflow import tf
-from tasks import formats
+from switch_jax.tasks import formats
 from tests.tasks.paper_examples import made
 
 

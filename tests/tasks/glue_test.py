@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from tasks import glue
+from switch_jax.tasks import glue
 from tests.tasks.paper_examples import check_task, classified
 
 

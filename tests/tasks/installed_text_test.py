@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from switch_jax.config import ConfigError
-from tasks import installed_text
+from switch_jax.tasks import installed_text
 
 BROKEN = 'raise RuntimeError("nothing of it is to be run")'
 

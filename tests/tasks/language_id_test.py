@@ -8,7 +8,7 @@ import pytest
 from switch_jax.config import ConfigError
 from switch_jax.data import corpus, providers
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import language_id
+from switch_jax.tasks import language_id
 
 pytestmark = pytest.mark.usefixtures('multilingual_packages')
 

@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.config import ConfigError
-from tasks import languages
+from switch_jax.tasks import languages
 
 THERE = ('de', 'en', 'es', 'fr', 'iw', 'lo', 'no', 'pt')
 

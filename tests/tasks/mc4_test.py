@@ -8,7 +8,7 @@ from switch_jax import data
 from switch_jax.config import ConfigError
 from switch_jax.data import providers
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from tasks import mc4
+from switch_jax.tasks import mc4
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from switch_jax.config import ConfigError
-from tasks import metrics
+from switch_jax.tasks import metrics
 
 
 def test_accuracy_and_f1():

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from switch_jax.tasks.tfds_source import TfdsSource
 
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.data.vocabularies import make_vocabulary
-from tasks import mixtures, text_to_text
-from tasks.tfds_source import TfdsSource
+from switch_jax.tasks import mixtures, text_to_text
 
 
 def test_mixtures_by_tokens(mock_data, tmp_path, monkeypatch):

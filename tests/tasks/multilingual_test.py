@@ -12,9 +12,9 @@ from switch_jax.config import ConfigError, LossConfig
 from switch_jax.data import providers, sampled_groups
 from switch_jax.data.quiet_tensorflow import seqio
 from switch_jax.model import losses
+from switch_jax.tasks import multilingual
 from switch_jax.training import evaluation
 from switch_jax.training.sums import Sums
-from tasks import multilingual
 
 pytestmark = pytest.mark.usefixtures('multilingual_packages')
 LANGUAGES = ('de', 'en', 'es', 'fr', 'iw', 'lo', 'no', 'pt')
@@ -165,7 +165,7 @@ def test_languages_that_are_not_there(config, codes, expected):
 
 def test_languages_for_a_task_without(config):
   for changes in ({'languages': ('de',)}, {'sampling_exponent': 1.0}):
-    with pytest.raises(ConfigError, match=r'tasks of tasks.docstrings have no languages to choose'):
-      providers.import_task_module(dataclasses.replace(config, task_module='tasks.docstrings', **changes))
+    with pytest.raises(ConfigError, match=r'tasks of switch_jax.tasks.docstrings have no languages to choose'):
+      providers.import_task_module(dataclasses.replace(config, task_module='switch_jax.tasks.docstrings', **changes))
   with pytest.raises(ConfigError, match=r'sampling_exponent is 1.5; it must be from 0'):
     dataclasses.replace(config, sampling_exponent=1.5)

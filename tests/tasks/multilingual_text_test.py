@@ -6,7 +6,7 @@ import re
 import pytest
 
 from switch_jax.data import corpus
-from tasks import multilingual_text, translation
+from switch_jax.tasks import multilingual_text, translation
 
 pytestmark = pytest.mark.usefixtures('multilingual_packages')
 LANGUAGES = ('de', 'en', 'es', 'fr', 'iw', 'lo', 'no', 'pt')

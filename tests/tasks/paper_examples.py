@@ -2,12 +2,12 @@
 
 from switch_jax.config import DataConfig
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from tasks import formats
+from switch_jax.tasks import formats
 
 LENGTHS = {'inputs': 40, 'targets': 12}
 CONFIG = DataConfig(
   mixture_or_task_name='glue_cola_v002',
-  task_module='tasks.paper',
+  task_module='switch_jax.tasks.paper',
   feature_lengths=LENGTHS,
   batch_size=2,
   vocabulary='bytes',

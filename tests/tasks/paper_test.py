@@ -2,7 +2,7 @@
 
 from switch_jax.data import providers
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import c4, glue, paper, question_answering, summarization, super_glue
+from switch_jax.tasks import c4, glue, paper, question_answering, summarization, super_glue
 from tests.tasks.paper_examples import CONFIG
 
 TASKS = {

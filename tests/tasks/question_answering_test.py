@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import question_answering
+from switch_jax.tasks import question_answering
 from tests.tasks.paper_examples import check_task, made
 
 

@@ -5,7 +5,7 @@ import pytest
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import providers
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from tasks import reasoning
+from switch_jax.tasks import reasoning
 from tests.tasks.paper_examples import LENGTHS, check_task
 
 

@@ -5,7 +5,7 @@ import pytest
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import docstrings, source_code
+from switch_jax.tasks import docstrings, source_code
 
 LENGTHS = {'inputs': 32, 'targets': 16}
 COMMON = 'def common(argument):\n  return argument + 1  # stands in every file'
@@ -85,7 +85,7 @@ def test_the_size_is_bounded(package, monkeypatch):
 def test_packages_without_sources_are_an_error(package):
   for path in package.glob('*.py'):
     path.unlink()
-  with pytest.raises(ConfigError, match=r'No source code was found in .*tasks.text_files'):
+  with pytest.raises(ConfigError, match=r'No source code was found in .*switch_jax.tasks.text_files'):
     source_code.get_corpus()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import formats, summarization
+from switch_jax.tasks import formats, summarization
 from tests.tasks.paper_examples import check_task, made
 
 

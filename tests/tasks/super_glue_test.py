@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.data.quiet_tensorflow import seqio, tf
-from tasks import super_glue
+from switch_jax.tasks import super_glue
 from tests.tasks.paper_examples import check_task, classified
 
 # Mock data is no use for Winograd schemas, whose words and their places must fit together.

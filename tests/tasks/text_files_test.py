@@ -11,7 +11,7 @@ import pytest
 from benchmarks.short_texts import make_text
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus
-from tasks import text_files
+from switch_jax.tasks import text_files
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 from switch_jax.data import corpus
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.vocabularies import make_vocabulary
-from tasks import text_to_text
+from switch_jax.tasks import text_to_text
 
 NAME = 'text_to_text_test'
 

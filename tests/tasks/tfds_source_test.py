@@ -3,12 +3,12 @@
 import functools
 
 import pytest
+from switch_jax.tasks.tfds_source import TfdsSource, unlabelled_text
 
 from switch_jax.config import ConfigError
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.vocabularies import make_vocabulary
-from tasks import text_to_text
-from tasks.tfds_source import TfdsSource, unlabelled_text
+from switch_jax.tasks import text_to_text
 
 
 def test_data_that_is_not_there(monkeypatch):

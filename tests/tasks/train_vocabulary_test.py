@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary
-from tasks import train_vocabulary
+from switch_jax.tasks import train_vocabulary
 
 TEXT = 'The experts of a layer are many, and every token goes to one of them. ' * 3
 

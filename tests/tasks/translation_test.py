@@ -7,7 +7,7 @@ import pytest
 
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, providers
-from tasks import installed_text, translation
+from switch_jax.tasks import installed_text, translation
 
 
 def catalog(messages, order='<'):
@@ -139,7 +139,7 @@ def test_some_languages_of_all():
     lengths = {'inputs': 32, 'targets': 32}
     return DataConfig(
       mixture_or_task_name=task, feature_lengths=lengths, batch_size=2, languages=languages,
-      task_module='tasks.translation', **fields,
+      task_module='switch_jax.tasks.translation', **fields,
     )  # fmt: skip
 
   lines = list(translation.get_corpus(('pt_BR',)).paragraphs(corpus.TRAIN))

@@ -7,7 +7,7 @@ import pytest
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, providers
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import installed_text, train_vocabulary, wikipedia
+from switch_jax.tasks import installed_text, train_vocabulary, wikipedia
 
 LENGTHS = {'inputs': 48, 'targets': 16}
 
@@ -41,7 +41,7 @@ def package(articles, tmp_path, monkeypatch):
 
 def config(task, **kwargs):
   """Returns the configuration of a task."""
-  kwargs = {'vocabulary': 'bytes', 'task_module': 'tasks.wikipedia', 'batch_size': 4} | kwargs
+  kwargs = {'vocabulary': 'bytes', 'task_module': 'switch_jax.tasks.wikipedia', 'batch_size': 4} | kwargs
   return DataConfig(mixture_or_task_name=task, feature_lengths=LENGTHS, **kwargs)
 
 

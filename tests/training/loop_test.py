@@ -28,7 +28,7 @@ MODEL = config.ModelConfig(
 
 def run_of(folder, steps=4, model=MODEL, **fields):
   data = config.DataConfig(
-    mixture_or_task_name=TASK, task_module='tasks.docstrings', feature_lengths={'inputs': 32, 'targets': 12},
+    mixture_or_task_name=TASK, task_module='switch_jax.tasks.docstrings', feature_lengths={'inputs': 32, 'targets': 12},
     batch_size=8,
   )  # fmt: skip
   return config.RunConfig(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import types
 
 import jax
@@ -94,7 +95,7 @@ def done(monkeypatch):
   )
   for name, fake in fakes.items():
     monkeypatch.setattr(opening.data, name, fake)
-  monkeypatch.setattr(opening, 'MetricFiles', lambda place, active: Files(happened, place, active))
+  monkeypatch.setattr(opening, 'MetricFiles', lambda place, active, beside: Files(happened, place, active))
   return happened
 
 
@@ -146,6 +147,13 @@ def test_what_was_opened_is_closed_where_it_fails(done, monkeypatch, failing):
     opened(run_of(), done)
   closed = [what for what in done if what.startswith('close')]
   assert closed == (['close source'] if failing == 'open_evaluation' else ['close eval', 'close train', 'close source'])
+
+
+def test_a_tracker_that_is_not_there_is_said_and_left_out(done, monkeypatch, capsys, tmp_path):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  opened(run_of(model_dir=str(tmp_path), trackers=('wandb',)), done)
+  assert 'opened' in done
+  assert 'no Weights & Biases: it is not installed (pip install wandb); training goes on' in capsys.readouterr().err
 
 
 def test_what_does_not_divide_is_refused_before_data_is_opened(done):

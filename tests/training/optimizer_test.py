@@ -1,33 +1,13 @@
-"""Learning rates, updates, and where the optimizer's state lies."""
+"""Updates, and where the optimizer's state lies."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switch_jax.config import MeshConfig, OptimizerConfig
+from switch_jax.config import ConfigError, MeshConfig, OptimizerConfig
 from switch_jax.parallel import Layout, make_mesh
-from switch_jax.training.optimizer import make_optimizer, make_schedule, state_shardings
-
-
-@pytest.mark.parametrize(
-  ('fields', 'expected'),
-  [
-    (dict(learning_rate=2.0, warmup_steps=4), {0: 1.0, 4: 1.0, 16: 0.5, 100: 0.2}),
-    (dict(schedule='constant', learning_rate=0.3, warmup_steps=0), {0: 0.3, 100: 0.3}),
-    (dict(schedule='constant', learning_rate=0.3, warmup_steps=3), {0: 0.0, 1: 0.1, 3: 0.3, 100: 0.3}),
-    (
-      dict(schedule='linear', learning_rate=0.4, warmup_steps=4, decay_steps=12),
-      {0: 0.0, 2: 0.2, 4: 0.4, 8: 0.2, 12: 0.0, 20: 0.0},
-    ),
-    (dict(schedule='linear', learning_rate=0.4, warmup_steps=0, decay_steps=8), {0: 0.4, 2: 0.3, 8: 0.0}),
-  ],
-)
-def test_learning_rates(fields, expected):
-  schedule = make_schedule(OptimizerConfig(**fields))
-  found = {step: float(schedule(step)) for step in expected}
-  assert found == pytest.approx(expected, abs=1e-7)
-
+from switch_jax.training.optimizer import make_optimizer, state_shardings
 
 PARAMS = {'w': jnp.full((4, 2), 2.0), 'b': jnp.zeros(2)}
 AXES = {'w': ('embed', 'mlp'), 'b': (None,)}
@@ -93,3 +73,54 @@ def test_parameters_written_in_place_are_those_of_added_updates(weight_decay, ma
     results.append((new, state))
   assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-7), *results)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+  """Writes the module of the user."""
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'my_optimizers.py').write_text("""
+import jax, optax
+
+def lion(config, schedule):
+  return optax.lion(schedule, weight_decay=config.weight_decay)
+
+def factored(config, schedule):
+  return optax.adafactor(schedule, min_dim_size_to_factor=4)
+
+def growing(config, schedule):
+  return optax.GradientTransformation(lambda params: (), lambda updates, state, params: (updates, (1,)))
+
+def summed(config, schedule):
+  return optax.stateless(lambda updates, params: jax.tree.map(lambda x: x.sum(), updates))
+""")
+
+
+def test_an_own_optimizer(own):
+  config = OptimizerConfig(name='my_optimizers:lion', schedule='constant', warmup_steps=0, learning_rate=0.1)
+  optimizer = make_optimizer(config, PARAMS, AXES, Layout.single_device())
+  params, _ = optimizer.apply({'w': jnp.full((4, 2), 3.0), 'b': jnp.zeros(2)}, optimizer.init(PARAMS), PARAMS)
+  np.testing.assert_allclose(params['w'], 1.9, rtol=1e-6)
+
+
+def test_what_an_own_optimizer_keeps_smaller_lies_everywhere(own):
+  layout = Layout(make_mesh(MeshConfig(data=2, model=4), None))
+  config = OptimizerConfig(name='my_optimizers:factored')
+  shape = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=layout.sharding('embed', 'mlp'))
+  optimizer = make_optimizer(config, {'w': shape}, {'w': ('embed', 'mlp')}, layout)
+  found = state_shardings(config, optimizer, {'w': shape}, {'w': ('embed', 'mlp')}, layout)
+  assert all(not any(sharding.spec) for sharding in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('my_optimizers:adam', 'there is no adam in my_optimizers'),
+    ('my_optimizers:growing', r'whose update\(\) returns state of other shapes'),
+    ('my_optimizers:summed', r'whose update\(\) returns updates of other shapes'),
+    ('optax:sgd', r'which failed \('),
+  ],
+)
+def test_an_own_optimizer_that_cannot_be_used(own, name, message):
+  with pytest.raises(ConfigError, match=message):
+    make_optimizer(OptimizerConfig(name=name), PARAMS, AXES, Layout.single_device())
