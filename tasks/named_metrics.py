@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from switch_jax.config import METRICS, ConfigError
-from tasks import metrics
+from switch_jax.tasks import metrics
 
 Texts = Sequence[str]
 

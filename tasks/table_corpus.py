@@ -4,11 +4,11 @@ import collections
 from collections.abc import Callable, Iterator
 
 from etils import epath
+from switch_jax.tasks.table_recipe import BUILDER_VERSION, Recipe, check_encodings, make_recipe
 
 from switch_jax.config import ConfigError, TableConfig, suggest
 from switch_jax.data import corpus, tables, templates, text_lines
-from tasks import text_files
-from tasks.table_recipe import BUILDER_VERSION, Recipe, check_encodings, make_recipe
+from switch_jax.tasks import text_files
 
 SEPARATOR = '\x1f'  # between inputs and target in a line of the corpus
 # Where so few inputs are different, those that are held out are chosen and not left to chance.

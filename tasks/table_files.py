@@ -13,7 +13,7 @@ is called with a configuration,
 The vocabulary is bytes unless `VOCABULARY` names another; a run that begins with a checkpoint inherits that one's.
 
 The rows are read once, checked from end to end, and copied into the cache folder, a row a line (`table_corpus`). Later
-runs compare the files as `tasks.text_files` does.
+runs compare the files as `switch_jax.tasks.text_files` does.
 """
 
 import collections
@@ -24,13 +24,14 @@ import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
+from switch_jax.tasks.table_corpus import SEPARATOR, get_corpus, get_text_corpus
+from switch_jax.tasks.table_recipe import make_recipe
+
 from switch_jax.config import ConfigError, DataConfig, TableConfig
 from switch_jax.data import corpus, text_task
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.vocabularies import BYTES, check_vocabulary, make_vocabulary
-from tasks import named_metrics, text_to_text
-from tasks.table_corpus import SEPARATOR, get_corpus, get_text_corpus
-from tasks.table_recipe import make_recipe
+from switch_jax.tasks import named_metrics, text_to_text
 
 MIXTURE = 'my_tasks'
 TEXT_SUFFIX = '_text'
@@ -89,7 +90,7 @@ def _look_at_targets(table: TableConfig, made: corpus.Corpus) -> _Targets:
 def _tables(data: DataConfig) -> tuple[TableConfig, ...]:
   if not data.tables:
     raise ConfigError(
-      f'DataConfig.tables is {data.tables!r}; tasks.table_files needs at least one config.TableConfig; give '
+      f'DataConfig.tables is {data.tables!r}; switch_jax.tasks.table_files needs at least one config.TableConfig; give '
       "--gin_file=gin/examples/my_task.gin and --gin.TASK_FILES='/some/dir/*.csv'."
     )
   return data.tables

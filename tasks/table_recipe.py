@@ -9,7 +9,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, TableConfig
 from switch_jax.data import tables, templates, text_lines
-from tasks import user_files
+from switch_jax.tasks import user_files
 
 BUILDER_VERSION = 1
 

@@ -35,7 +35,7 @@ from etils import epath
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import corpus, span_corruption, tables, templates, text_lines, text_task
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
-from tasks import user_files
+from switch_jax.tasks import user_files
 
 NAME = 'text_files_span_corruption'
 SETTING = 'DataConfig.text_files'

@@ -101,8 +101,8 @@ class PredictionConfig(Checked):
 
   Attributes:
     model_dir: of the run.
-    input_file: JSON lines, or a table (.csv, .tsv, .parquet). A model of `tasks.table_files` reads the columns that it
-      was trained on; other inputs stand in `inputs_key`, as the model's task would give them.
+    input_file: JSON lines, or a table (.csv, .tsv, .parquet). A model of `switch_jax.tasks.table_files` reads the
+      columns that it was trained on; other inputs stand in `inputs_key`, as the model's task would give them.
     output_file: the same objects in the same order with `prediction` and `score`, and `was_cut` where a text was.
     step: which checkpoint; None is the newest.
     inputs_key: where the text stands in an object or row; None is what the checkpoint's template asks for, or 'inputs'.

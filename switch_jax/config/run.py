@@ -6,8 +6,8 @@ from typing import Any, Literal
 from switch_jax.config.distillation import DistillationConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
-from switch_jax.config.table import TableConfig
 from switch_jax.config.named_objects import is_object_name, known_or_object
+from switch_jax.config.table import TableConfig
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError
 
@@ -27,8 +27,9 @@ class DataConfig(Checked):
       part of the data's identity, the number of hosts is not.
     vocabulary: 'bytes' ('byt5' and 'byt5_huggingface': with the sentinels of ByT5), or the path of a SentencePiece
       model in T5's layout (`gs://` too), for the task modules that can use any; None is the task's own choice.
-    text_files: glob pattern of the user's own text files (`tasks.text_files`), for the task modules that read them.
-    tables: tables of the user's own labels, each a task, for the task module `tasks.table_files`.
+    text_files: glob pattern of the user's own text files (`switch_jax.tasks.text_files`), for the task modules that
+      read them.
+    tables: tables of the user's own labels, each a task, for the task module `switch_jax.tasks.table_files`.
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
       modules; None is theirs, 0.3 as in mT5. 1 draws in proportion to the sizes, 0 draws all alike.

@@ -4,7 +4,7 @@ import dataclasses
 
 from switch_jax.config.validation import Checked, suggest
 
-# What a task can be measured by, on texts; `tasks.named_metrics` computes them.
+# What a task can be measured by, on texts; `switch_jax.tasks.named_metrics` computes them.
 METRICS = (
   *('accuracy', 'f1', 'matthews', 'exact_match', 'token_f1', 'rouge', 'bleu', 'chrf'),
   *('pearson', 'spearman', 'correlation'),
@@ -13,7 +13,7 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableConfig(Checked):
-  """Labelled rows of CSV, TSV, JSON-lines, Parquet and Arrow files, as a task for `tasks.table_files`.
+  """Labelled rows of CSV, TSV, JSON-lines, Parquet and Arrow files, as a task for `switch_jax.tasks.table_files`.
 
   Attributes:
     files: glob pattern of the files (`gs://` too), or folders that the library `datasets` has saved.

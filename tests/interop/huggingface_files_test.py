@@ -9,7 +9,7 @@ from switch_jax import data, interop
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import CheckpointConfig, ConfigError
 from switch_jax.interop import huggingface_files
-from tasks import train_vocabulary
+from switch_jax.tasks import train_vocabulary
 from tests.interop.own_checkpoints import MODELS, refused, run, save_own, state_of
 
 RUN = {

@@ -12,7 +12,7 @@ import pytest
 
 from switch_jax import data
 from switch_jax.interop import huggingface_tokenizer
-from tasks import train_vocabulary
+from switch_jax.tasks import train_vocabulary
 
 TEXTS = ['', ' ', 'Hello  world ', 'a <extra_id_0> b <extra_id_10>', ' <extra_id_3>abc', '<extra_id_1> <extra_id_2>',
          'naïve ﬁ ½\t\n e\u0301', '日本 😀', 'x</s>y <pad> <unk>', 'the words of the page']  # fmt: skip

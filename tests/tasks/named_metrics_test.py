@@ -3,7 +3,7 @@
 import pytest
 
 from switch_jax.config import METRICS, ConfigError
-from tasks import named_metrics
+from switch_jax.tasks import named_metrics
 
 TARGETS = ['pos', 'neg', 'pos', 'neu']
 PREDICTIONS = ['pos', 'pos', 'pos', 'no such']

@@ -3,11 +3,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from switch_jax.tasks.table_corpus import SEPARATOR, get_corpus, get_text_corpus
 
 from switch_jax.config import ConfigError, TableConfig
 from switch_jax.data import corpus
 from switch_jax.data.text_lines import EncodingError
-from tasks.table_corpus import SEPARATOR, get_corpus, get_text_corpus
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from switch_jax import data as data_room
 from switch_jax.config import ConfigError, DataConfig, TableConfig
 from switch_jax.data import providers
 from switch_jax.data.quiet_tensorflow import seqio
-from tasks import table_files
+from switch_jax.tasks import table_files
 
 LABELS = ('food', 'sport', 'travel')
 
@@ -31,7 +31,7 @@ def write(name, *rows, header='text,label'):
 def config(*tables, task='my_task', lengths=None, **fields):
   return DataConfig(
     mixture_or_task_name=task,
-    task_module='tasks.table_files',
+    task_module='switch_jax.tasks.table_files',
     feature_lengths=lengths or {'inputs': 32, 'targets': 8},
     batch_size=8,
     tables=tables or (TableConfig(files='a.csv'),),

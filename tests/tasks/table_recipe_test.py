@@ -6,10 +6,10 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from switch_jax.tasks.table_recipe import find_files, make_recipe
 
 from switch_jax.config import ConfigError, TableConfig
 from switch_jax.data.text_lines import EncodingError
-from tasks.table_recipe import find_files, make_recipe
 
 
 @pytest.fixture(autouse=True)

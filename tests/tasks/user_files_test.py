@@ -5,7 +5,7 @@ import os
 
 from etils import epath
 
-from tasks import user_files
+from switch_jax.tasks import user_files
 
 
 def test_large_files_are_read_again_only_if_they_look_different(tmp_path, monkeypatch):
