@@ -97,9 +97,9 @@ def own_tasks(tmp_path, monkeypatch):
 def test_a_folder_called_tasks_hides_nothing(config, own_tasks):
   for name in ('__init__', 'my_task', 'answers'):
     (own_tasks / f'{name}.py').write_text('is_mine = True\n')
-  for name in ('tasks.my_task', 'switch_jax.tasks.answers'):
+  for name in ('tasks.my_task', 'tasks.answers'):
     assert providers.import_task_module(dataclasses.replace(config, task_module=name)).is_mine
-  for name in ('switch_jax.tasks.answers', 'switch_jax.tasks.languages', 'switch_jax.tasks.languages'):
+  for name in ('switch_jax.tasks.answers', 'switch_jax.tasks.languages', 'tasks.languages'):
     module = providers.import_task_module(dataclasses.replace(config, task_module=name))
     assert module.__name__ == f'switch_jax.{name.removeprefix("switch_jax.")}'
     assert pathlib.Path(module.__file__).parent == ROOT / 'tasks'
@@ -110,11 +110,11 @@ def test_the_short_name_of_our_tasks(config, own_tasks, monkeypatch, beside):
   """It is in the gin files of old runs: where there is no such module, and where the directory is our own."""
   own_tasks.rmdir()
   monkeypatch.setattr(sys, 'path', [str(ROOT)] * beside + [path for path in sys.path if path not in ('', str(ROOT))])
-  module = providers.import_task_module(dataclasses.replace(config, task_module='switch_jax.tasks.languages'))
+  module = providers.import_task_module(dataclasses.replace(config, task_module='tasks.languages'))
   assert module.__name__ == 'switch_jax.tasks.languages'
 
 
 def test_an_error_in_the_own_package_is_its_own(config, own_tasks):
   (own_tasks / '__init__.py').write_text('import no_such_library\n')
   with pytest.raises(ConfigError, match=r'task_module is .tasks.answers., .*no_such_library'):
-    providers.import_task_module(dataclasses.replace(config, task_module='switch_jax.tasks.answers'))
+    providers.import_task_module(dataclasses.replace(config, task_module='tasks.answers'))
