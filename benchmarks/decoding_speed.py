@@ -1,4 +1,4 @@
-"""Seconds of greedy decoding, beside Hugging Face's `generate` in alternating runs, and per token by position.
+"""Seconds of greedy decoding or beam search, beside Hugging Face's `generate` in alternating runs; per token by position.
 
   PYTHONPATH=$PWD python benchmarks/decoding_speed.py --peer_python /path/to/other/python
 
@@ -49,14 +49,15 @@ def make_config(experts: int, dtype: str = 'float32') -> ModelConfig:
 class Decoder:
   """The model, ready to decode a batch of random tokens."""
 
-  def __init__(self, experts: int):
+  def __init__(self, experts: int, beams: int = 1):
     self.config, self.layout = make_config(experts), Layout.single_device()
     self.params = init_parameters(self.config, self.layout, jax.random.key(0))
+    self.decoding = DecodingConfig(method='beam', num_beams=beams) if beams > 1 else DecodingConfig()
     self.inputs = np.random.default_rng(0).integers(3, VOCABULARY, (BATCH, INPUTS), dtype=np.int32)
 
   def decode(self, length: int = NEW) -> float:
     """Decodes; returns the seconds."""
-    function = make_decode(self.config, self.layout, DecodingConfig(), NO_EOS, length)
+    function = make_decode(self.config, self.layout, self.decoding, NO_EOS, length)
     began = time.perf_counter()
     decoded = jax.block_until_ready(function(self.params, self.inputs, np.ones(BATCH, bool), np.arange(BATCH)))
     seconds = time.perf_counter() - began
@@ -105,19 +106,20 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--peer_python')
   parser.add_argument('--experts', type=int, default=16)
+  parser.add_argument('--beams', type=int, default=1, help='of beam search; 1 is greedy')
   parser.add_argument('--runs', type=int, default=10)
   parser.add_argument('--json')
   parser.add_argument('--serve', action='store_true', help='decode for each line on standard input, print its seconds')
   arguments = parser.parse_args()
   if arguments.serve:
-    decoder = Decoder(arguments.experts)
+    decoder = Decoder(arguments.experts, arguments.beams)
     for _ in range(2):
       decoder.decode()
     print('ready', flush=True)
     for _ in sys.stdin:
       print(decoder.decode(), flush=True)
     return
-  options = ['--experts', str(arguments.experts)]
+  options = ['--experts', str(arguments.experts), '--beams', str(arguments.beams)]
   ours = Worker([sys.executable, str(pathlib.Path(__file__)), '--serve', *options])
   if arguments.peer_python:
     peer = Worker([arguments.peer_python, str(_HERE / 'huggingface_decoding.py'), *options])
@@ -130,6 +132,8 @@ def main() -> None:
     pairs = [(ours.step(), None) for _ in range(arguments.runs)]
     print(f'ours {statistics.median(a for a, _ in pairs):.3f} s', flush=True)
   ours.close()
+  if arguments.beams > 1:
+    return
   by_position = time_by_position(Decoder(arguments.experts), arguments.runs)
   print('ms per token of the batch, from position: ' + ', '.join(f'{p}: {s * 1e3:.2f}' for p, s in by_position))
   if arguments.json:

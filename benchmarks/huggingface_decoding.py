@@ -18,6 +18,7 @@ def main() -> None:
   """Decodes on request."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--experts', type=int, default=16)
+  parser.add_argument('--beams', type=int, default=1)
   parser.add_argument('--threads', type=int, default=2)
   arguments = parser.parse_args()
   torch.set_num_threads(arguments.threads)
@@ -45,7 +46,7 @@ def main() -> None:
     with torch.inference_mode():
       output = model.generate(
         inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
-        num_beams=1, use_cache=True,
+        num_beams=arguments.beams, use_cache=True,
       )  # fmt: skip
     assert output.shape == (BATCH, NEW + 1), output.shape
     return time.perf_counter() - began

@@ -25,8 +25,8 @@ _TPU = {
 
 # (platform, beginning of the device's kind) to the forms that differ from the plain ones.
 _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
-  # One row's scores stay in the cache; a kernel's gradient is not transposed in memory; an optimizer that keeps to one
-  # matrix at a time copies nothing. `ragged_dot` is 12 times slower than a batched product on CPUs, and libtpu 0.0.42.1
+  # One row's scores stay in the cache; kernels' gradients are fast products; an optimizer that keeps to a few matrices
+  # at a time copies nothing. `ragged_dot` is 12 times slower than a batched product on CPUs, and libtpu 0.0.42.1
   # cannot compile it at switch_base's size (32,768 rows, bfloat16: its own tiles overflow VMEM).
   (
     'cpu',

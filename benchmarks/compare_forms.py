@@ -1,7 +1,8 @@
-"""Whether the forms of a step for TPUs train as the plain ones: losses on emulated devices, kernels interpreted.
+"""Whether a machine's forms of a step train as the plain ones: losses on emulated devices, TPU kernels interpreted.
 
-  python benchmarks/tpu_forms.py
-  python benchmarks/tpu_forms.py --model=switch_tiny --steps=20 --devices=8
+  python benchmarks/compare_forms.py
+  python benchmarks/compare_forms.py --forms=cpu
+  python benchmarks/compare_forms.py --model=switch_tiny --steps=20 --devices=8
 
 Both train on the same two batches of made-up tokens, dropout, expert dropout and jitter on, in float32. Prints the
 losses side by side and the largest difference; exit status 1 above 1e-5.
@@ -15,8 +16,15 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-PLAIN = {'attention': 'plain', 'projections': 'apart', 'positions': 'cumulative', 'update': 'plain'}
-FOR_TPUS = {'attention': 'fused', 'projections': 'apart', 'positions': 'products', 'update': 'sharded'}
+PLAIN = {
+  'attention': 'plain',
+  'projections': 'apart',
+  'dense_product': 'plain',
+  'expert_product': 'plain',
+  'positions': 'cumulative',
+  'update': 'plain',
+}
+FORMS = {'tpu': PLAIN | {'attention': 'fused', 'positions': 'products', 'update': 'sharded'}, 'cpu': {}}
 NOISE = (
   'config.ModelConfig.dropout_rate=0.1',
   'config.MoeConfig.expert_dropout_rate=0.4',
@@ -58,9 +66,11 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--model', default='switch_tiny', help='a file of gin/models')
   parser.add_argument('--steps', type=int, default=20)
-  parser.add_argument('--devices', type=int, default=8)
+  parser.add_argument('--forms', choices=FORMS, default='tpu', help='of which machine')
+  parser.add_argument('--devices', type=int, help='8, or one for the forms of a CPU')
   parser.add_argument('--length', type=int, default=64, help='of inputs; targets have half of it')
   arguments = parser.parse_args()
+  arguments.devices = arguments.devices or (1 if arguments.forms == 'cpu' else 8)
   os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={arguments.devices}'
   os.environ['JAX_PLATFORMS'] = 'cpu'
   from switch_jax import gin_files
@@ -70,12 +80,12 @@ def main() -> int:
   fused_attention.INTERPRET, update_sharding.SMALLEST_SPLIT = True, 256
   lengths = {'inputs': arguments.length, 'targets': arguments.length // 2}
   bindings = ['MODEL_DIR=none', 'MIXTURE_OR_TASK_NAME=none', f'TRAIN_STEPS={arguments.steps}', *NOISE]
-  bindings += [f'BATCH_SIZE={2 * arguments.devices}', f'TASK_FEATURE_LENGTHS={lengths}']
+  bindings += [f'BATCH_SIZE={max(4, 2 * arguments.devices)}', f'TASK_FEATURE_LENGTHS={lengths}']
   run, _ = gin_files.load_run([f'gin/models/{arguments.model}.gin', 'gin/runs/pretrain.gin'], bindings)
-  plain, for_tpus = (losses(run, kernels, arguments.steps) for kernels in (PLAIN, FOR_TPUS))
-  for step, (a, b) in enumerate(zip(plain, for_tpus, strict=True), 1):
-    print(f'step {step:>3}  plain {a:.7f}  for TPUs {b:.7f}  {b - a:+.1e}')
-  largest = max(abs(a - b) for a, b in zip(plain, for_tpus, strict=True))
+  plain, own = (losses(run, kernels, arguments.steps) for kernels in (PLAIN, FORMS[arguments.forms]))
+  for step, (a, b) in enumerate(zip(plain, own, strict=True), 1):
+    print(f'step {step:>3}  plain {a:.7f}  {arguments.forms} {b:.7f}  {b - a:+.1e}')
+  largest = max(abs(a - b) for a, b in zip(plain, own, strict=True))
   print(f'{arguments.model}, {arguments.steps} steps on {arguments.devices} devices: largest difference {largest:.1e}')
   return int(largest > 1e-5)
 
