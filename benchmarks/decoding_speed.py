@@ -1,4 +1,4 @@
-"""Seconds of greedy decoding or beam search, beside Hugging Face's `generate` in alternating runs; per token by position.
+"""Seconds of greedy decoding or beam search beside Hugging Face's `generate` in alternating runs, and by position.
 
   PYTHONPATH=$PWD python benchmarks/decoding_speed.py --peer_python /path/to/other/python
 
