@@ -3,6 +3,7 @@
 python benchmarks/machine_rates.py
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -41,5 +42,11 @@ def measure() -> Rates:
   return Rates(2 * _SIDE**3 / product, 2 * 4 * _FLOATS / copy)
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """Measures and prints."""
+  argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
   print(measure())
+
+
+if __name__ == '__main__':
+  main()

@@ -3,6 +3,7 @@
 The cache is `models--OWNER--NAME/{refs/REVISION, snapshots/COMMIT/}`; a file of `refs` holds the commit.
 """
 
+import importlib
 import os
 import pathlib
 import re
@@ -61,7 +62,7 @@ def _download(repository: str, revision: str) -> str:
   missing = f'huggingface:{repository} is no local folder, and {cache()} has no whole snapshot of its {revision}'
   elsewhere = 'or copy config.json and the safetensors into a folder and give huggingface:FOLDER.'
   try:
-    import huggingface_hub
+    huggingface_hub = importlib.import_module('huggingface_hub')
   except ImportError:
     raise ConfigError(f'{missing}; pip install huggingface_hub, which downloads it, {elsewhere}') from None
   try:

@@ -71,6 +71,11 @@ def attend(query, key, value, query_segments, key_segments, bias=None, keep=None
   return jnp.einsum('bhqs,bshk->bqhk', weights.astype(query.dtype), value)
 
 
+# Turns of the loop over rows that are written out where the scores of a row are large. XLA:CPU fills the cores with
+# several rows then, and neither cuts their numbers out of larger arrays nor writes them back; compiling takes longer.
+_ROWS_WRITTEN_OUT, _LARGE_SCORES = 16, 1 << 18
+
+
 def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=None, keep=None, *, causal=False):
   """The form for XLA:CPU: one row of the batch at a time.
 
@@ -93,7 +98,10 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
     rest = list(optional)
     bias = lift(rest.pop(0), layout.token_axes) if has_bias else None
     keep = rest.pop(0) if has_keep else None
-    return jax.lax.map(lambda row: one_row(row, bias), (query, key, value, query_segments, key_segments, keep))
+    scores = query.shape[1] * query.shape[2] * key.shape[1]
+    unroll = _ROWS_WRITTEN_OUT if scores >= _LARGE_SCORES else 1
+    rows = (query, key, value, query_segments, key_segments, keep)
+    return jax.lax.scan(lambda _, row: ((), one_row(row, bias)), (), rows, unroll=unroll)[1]
 
   by_row = P(layout.token_axes)
   arguments = [query, key, value, query_segments, key_segments]

@@ -1,6 +1,7 @@
 """Attention row by row against the plain form: outputs and every gradient, with bias, segments, dropout, causal."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,15 @@ def value_and_gradients(function, given):
   return y, gradients
 
 
+@pytest.mark.parametrize('written_out', [False, True])
 @pytest.mark.parametrize('mesh', [(1, 1, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize(
   ('causal', 'has_bias', 'has_keep', 'dtype'),
   [(False, True, True, 'float32'), (True, True, False, 'float32'), (False, False, True, 'bfloat16')],
 )
-def test_row_by_row_is_the_plain_form(mesh, causal, has_bias, has_keep, dtype):
+def test_row_by_row_is_the_plain_form(mesh, causal, has_bias, has_keep, dtype, written_out, monkeypatch):
+  if written_out:  # as where a row has many scores
+    monkeypatch.setattr(sys.modules['switch_jax.kernels.attention'], '_LARGE_SCORES', 1)
   given = arguments(dtype, KEYS if causal else QUERIES, has_bias, has_keep)
   layout = Layout(
     make_mesh(MeshConfig(data=mesh[0], expert=mesh[1], model=mesh[2]), None, jax.devices()[: np.prod(mesh)])

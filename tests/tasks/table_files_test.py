@@ -87,7 +87,9 @@ def test_labels_longer_than_the_targets_are_refused():
 
 
 def test_no_table():
-  with pytest.raises(ConfigError, match=r'DataConfig\.tables is None; tasks\.table_files needs at least one'):
+  with pytest.raises(
+    ConfigError, match=r'DataConfig\.tables is None; switch_jax\.tasks\.table_files needs at least one'
+  ):
     table_files.register(dataclasses.replace(config(), tables=None))
 
 
