@@ -23,7 +23,7 @@ SCRIPTS = sorted(
   for path in (*BENCHMARKS.glob('*.py'), BENCHMARKS / 'study', BENCHMARKS / 'distillation')
   if path.name not in ('runs.py', 'places.py')  # what programs share
 )
-# `multilingual_finetune` runs so too (`python -m tests.shortened_studies OUT multilingual_finetune`), in minutes of its own.
+# `python -m tests.shortened_studies OUT multilingual_finetune` has the one that takes longest.
 STUDIES = ('study', 'distillation', 'finetune_demo', 'multilingual_study', 'span_corruption')
 # One device, and programs of two steps that are compiled soon and run slowly.
 FAST = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
