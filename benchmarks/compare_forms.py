@@ -15,15 +15,9 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from switch_jax.config.mesh import KERNELS
 
-PLAIN = {
-  'attention': 'plain',
-  'projections': 'apart',
-  'dense_product': 'plain',
-  'expert_product': 'plain',
-  'positions': 'cumulative',
-  'update': 'plain',
-}
+PLAIN = {operation: next(iter(forms)) for operation, forms in KERNELS.items()}
 FORMS = {'tpu': PLAIN | {'attention': 'fused', 'positions': 'products', 'update': 'sharded'}, 'cpu': {}}
 NOISE = (
   'config.ModelConfig.dropout_rate=0.1',

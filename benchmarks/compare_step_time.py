@@ -48,9 +48,7 @@ def main() -> None:
   parser.add_argument('--json')
   arguments = parser.parse_args()
   results = []
-  print(
-    subprocess.run([sys.executable, str(_HERE / 'machine_rates.py')], capture_output=True, text=True).stdout, end=''
-  )
+  subprocess.run([sys.executable, str(_HERE / 'machine_rates.py')], check=True)
   print(f'{"experts":>8}{"ours s":>10}{"peer s":>10}{"ratio":>8}{"min":>8}{"max":>8}')
   for experts in arguments.experts:
     options = ['--experts', str(experts)]

@@ -25,6 +25,7 @@ from machine_rates import measure
 from step_time import Trainer
 
 from switch_jax import launch
+from switch_jax.plan.program import instructions, shape_bytes
 
 # The first pattern that is found in the name of an operation gives its part.
 PARTS = (
@@ -47,41 +48,24 @@ class Operation(NamedTuple):
   bytes: int
 
 
-def _size(shape: str) -> int:
-  """Returns the bytes of all arrays in a shape as XLA writes it."""
-  widths = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2}
-  arrays = re.findall(r'(\w+)\[([\d,]*)\]', shape)
-  return sum(widths.get(kind, 4) * math.prod(int(n) for n in sizes.split(',') if n) for kind, sizes in arrays)
-
-
 def operations(text: str) -> dict[str, Operation]:
-  """Returns what is known of every instruction of a compiled program by its name."""
-  shapes, flops_of_computation, parsed, computation = {}, collections.Counter(), [], ''
-  for line in text.splitlines():
-    if opened := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$', line):
-      computation = opened[1]
-    found = re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)', line)
-    if not found:
-      continue
-    name, shape, opcode, rest = found.groups()
-    shapes[name] = shape
-    operands = re.findall(r'%([\w.\-]+)', rest.split('), ')[0])
-    flops = 0
-    if opcode == 'dot':
+  """Returns what is known of every instruction of a compiled program by its name; a fusion has the products in it."""
+  shapes, found, outer = {}, {}, ''
+  for one in instructions(text):
+    shapes[one.name] = one.shape
+    operands = re.findall(r'%([\w.\-]+)', one.arguments.split('), ')[0])
+    if not one.is_inner:
+      outer = one.name
+      part = next(part for part, pattern in PARTS if pattern.search(one.op_name))
+      in_loop = part == PARTS[0][0] or '/while/' in one.op_name
+      moved = 0 if in_loop else shape_bytes(one.shape) + sum(shape_bytes(shapes.get(x, '')) for x in operands)
+      found[outer] = Operation(part, 0, moved)
+    if one.opcode == 'dot':
       left = re.search(r'\[([\d,]*)\]', shapes[operands[0]])[1].split(',')
-      contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', rest)[1].split(',')
-      flops = 2 * _size(shape) // 4 * math.prod(int(left[int(axis)]) for axis in contracted)
-      flops_of_computation[computation] += flops
-    calls = re.search(r'calls=%?([\w.\-]+)', rest)
-    op_name = re.search(r'op_name="([^"]*)"', rest)
-    parsed.append((name, shape, operands, flops, calls and calls[1], op_name[1] if op_name else ''))
-  result = {}
-  for name, shape, operands, flops, calls, op_name in parsed:
-    part = next(part for part, pattern in PARTS if pattern.search(op_name))
-    in_loop = part == PARTS[0][0] or '/while/' in op_name
-    moved = 0 if in_loop else _size(shape) + sum(_size(shapes.get(x, '')) for x in operands)
-    result[name] = Operation(part, flops + (flops_of_computation[calls] if calls else 0), moved)
-  return result
+      contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.arguments)[1].split(',')
+      flops = 2 * shape_bytes(one.shape) // 4 * math.prod(int(left[int(axis)]) for axis in contracted)
+      found[outer] = found[outer]._replace(flops=found[outer].flops + flops)
+  return found
 
 
 Span = tuple[int, int, str]

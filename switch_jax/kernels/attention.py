@@ -100,8 +100,8 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
     keep = rest.pop(0) if has_keep else None
     scores = query.shape[1] * query.shape[2] * key.shape[1]
     unroll = _ROWS_WRITTEN_OUT if scores >= _LARGE_SCORES else 1
-    rows = (query, key, value, query_segments, key_segments, keep)
-    return jax.lax.scan(lambda _, row: ((), one_row(row, bias)), (), rows, unroll=unroll)[1]
+    arrays = (query, key, value, query_segments, key_segments, keep)
+    return jax.lax.scan(lambda _, row: ((), one_row(row, bias)), (), arrays, unroll=unroll)[1]
 
   by_row = P(layout.token_axes)
   arguments = [query, key, value, query_segments, key_segments]
