@@ -4,14 +4,17 @@
 
 The model: 4 + 4 layers, d_model 256, 8 heads of 32, d_ff 1024, ReLU, every second feed-forward network sparse with 16
 experts, vocabulary 384; 16 rows of 256 input tokens, 64 new tokens (EOS never chosen), float32. `--peer_python` is the
-interpreter of an environment with `torch==2.13.0 transformers==5.23.0`; both processes inherit this environment's
-variables. Each ratio is ours / theirs of two neighbouring runs; medians are printed.
+interpreter of an environment with `torch==2.13.0 transformers==5.23.0`. Ours runs as under `switch_jax.main`, with its
+settings of malloc; both processes inherit this environment's variables, so that the peer gets the same settings if they
+are there (`docs/cpu_step.md`). Each ratio is ours / theirs of two neighbouring runs; medians are printed, and what this
+machine does in large products and copies.
 """
 
 import argparse
 import json
 import pathlib
 import statistics
+import subprocess
 import sys
 import time
 
@@ -19,6 +22,7 @@ import jax
 import numpy as np
 from compare_step_time import Worker
 
+from switch_jax import launch
 from switch_jax.config import DecodingConfig, ModelConfig, MoeConfig
 from switch_jax.inference.decoding import Ids, make_decode
 from switch_jax.inference.scoring import with_capacity
@@ -112,6 +116,8 @@ def main() -> None:
   parser.add_argument('--serve', action='store_true', help='decode for each line on standard input, print its seconds')
   arguments = parser.parse_args()
   if arguments.serve:
+    launch.restart_with_huge_pages()
+    launch.keep_freed_memory()
     decoder = Decoder(arguments.experts, arguments.beams)
     for _ in range(2):
       decoder.decode()
@@ -119,6 +125,7 @@ def main() -> None:
     for _ in sys.stdin:
       print(decoder.decode(), flush=True)
     return
+  subprocess.run([sys.executable, str(_HERE / 'machine_rates.py')], check=True)
   options = ['--experts', str(arguments.experts), '--beams', str(arguments.beams)]
   ours = Worker([sys.executable, str(pathlib.Path(__file__)), '--serve', *options])
   if arguments.peer_python:

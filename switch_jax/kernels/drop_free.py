@@ -24,6 +24,9 @@ Network = Callable[[jax.Array, Product, jax.Array], jax.Array]
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 128
 # Of the `grouped` form, whose programs cost something to start.
 LARGEST_GROUPED_BLOCK = 512
+# So many tokens go through an expert together sooner than sorted, as in a step of decoding: reading the expert's
+# matrices takes longer than the products.
+FEW_TOKENS = 32
 
 
 def apply_to_all(
@@ -42,7 +45,8 @@ def apply_to_all(
   Args:
     layout: its devices have the form.
     x: `[n, d]`.
-    expert: int32 `[n, k]`, the local expert of each choice; the number of local experts where it is not here.
+    expert: int32 `[n, k]`, the local expert of each choice; the number of local experts where it is not here. No token
+      names one twice.
     gate: float32 `[n, k]`, 0 where the expert is not here.
     network: what an expert computes.
     kernels: matrices of the local experts by name, `[e, fan_in, fan_out]`.
@@ -52,7 +56,10 @@ def apply_to_all(
   Returns:
     `[n, out_dim]`: gated sums over the local experts, zero for tokens that have none of them.
   """
-  form = {'ragged': _ragged, 'blocks': _by_blocks, 'grouped': _grouped}[forms(layout)['drop_free']]
+  chosen = forms(layout)['drop_free']
+  if chosen == 'blocks' and x.shape[0] <= FEW_TOKENS:
+    return _all_tokens(x, expert, gate, network, kernels, out_dim)
+  form = {'ragged': _ragged, 'blocks': _by_blocks, 'grouped': _grouped}[chosen]
   y, index = form(layout, x, expert, network, kernels, out_dim, block)
   return from_slots(y, gate, index)
 
@@ -95,6 +102,27 @@ def _by_blocks(layout, x, expert, network, kernels, out_dim, block):
 
   y = jax.lax.map(one_block, (rows, owner, index.choice_of.reshape(-1, block)))
   return y.reshape(-1, out_dim), index
+
+
+def _all_tokens(x, expert, gate, network, kernels, out_dim):
+  """Of `blocks` for few tokens: each expert that is named computes all of them, and nothing is sorted."""
+  tokens, choices = expert.shape
+
+  def one_expert(total, number):
+    named = expert == number
+
+    def compute():
+      choice = jnp.arange(tokens) * choices + jnp.argmax(named, axis=-1)
+      y = network(x, lambda rows, name: rows @ kernels[name][number], choice).astype(jnp.float32)
+      share = jnp.sum(jnp.where(named, gate, 0.0), axis=-1, keepdims=True)
+      return total + jnp.where(jnp.any(named, axis=-1, keepdims=True), share * y, 0.0)
+
+    return jax.lax.cond(jnp.any(named), compute, lambda: total), ()
+
+  num_experts = next(iter(kernels.values())).shape[0]
+  # Derived from the tokens, so that inside shard_map it varies over the same axes as what is added.
+  nothing = jnp.broadcast_to((x[:, :1] * 0).astype(jnp.float32), (tokens, out_dim))
+  return jax.lax.scan(one_expert, nothing, jnp.arange(num_experts))[0].astype(x.dtype)
 
 
 def _grouped(layout, x, expert, network, kernels, out_dim, block):
