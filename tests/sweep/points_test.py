@@ -126,7 +126,7 @@ def test_points_that_wait_for_each_other():
     ({'points': ({'name': ''},)}, 'a text that is not empty'),
     (
       {'points': ({'name': 'teacher'}, {'results': {'X': 'techer'}})},
-      "takes X from 'techer', and no point has that name.*did you mean.*teacher",
+      "takes X from 'techer', and no point has that name.*Did you mean 'teacher'",
     ),
     ({'points': ({'name': 'a', 'results': 'b'},)}, 'write {.INITIAL_CHECKPOINT_PATH'),
     ({'points': ({'name': 'a'}, {'X': 1, 'results': {'X': 'a'}})}, "binds X itself and takes it from 'a'"),
