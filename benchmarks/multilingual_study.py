@@ -30,7 +30,7 @@ from switch_jax.folders.model_dir import ModelDir
 TASK = 'multilingual_span_corruption'
 ENOUGH_TOKENS = 5_000
 # Small feed-forward networks: what a model has to remember is much, and what it can is little, so that a few thousand
-# steps show what parameters are for. Adafactor, untuned: AdamW hides half of what experts gain (benchmarks/study).
+# steps show what parameters are for. Adafactor, untuned: AdamW hides half of what experts gain (studies/).
 SETTINGS = [
   '--gin_file=gin/examples/multilingual.gin', '--gin.EVAL_STEPS=10000', '--gin.LOG_PERIOD=20', '--gin.Z_LOSS=0.0',
   '--gin.config.ModelConfig.emb_dim=32', '--gin.config.ModelConfig.num_heads=2', '--gin.config.ModelConfig.head_dim=16',

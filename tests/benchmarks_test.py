@@ -1,4 +1,4 @@
-"""The programs of benchmarks/: studies run to tables and pictures, each says what it is, no name hides another."""
+"""The programs of benchmarks/ and studies/: run to tables and pictures, each says what it is, no name hides another."""
 
 import argparse
 import ast
@@ -17,14 +17,14 @@ from switch_jax import launch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / 'benchmarks'
-SWEEPS = sorted(path.stem for path in (BENCHMARKS / 'study').glob('*.gin') if 'SweepConfig' in path.read_text())
+SWEEPS = sorted(path.stem for path in (ROOT / 'studies' / 'gin').glob('*.gin') if 'SweepConfig' in path.read_text())
 SCRIPTS = sorted(
   str(path.relative_to(BENCHMARKS))
-  for path in (*BENCHMARKS.glob('*.py'), BENCHMARKS / 'study', BENCHMARKS / 'distillation')
+  for path in (*BENCHMARKS.glob('*.py'), BENCHMARKS / 'distillation')
   if path.name not in ('runs.py', 'places.py')  # what programs share
 )
 # `python -m tests.shortened_studies OUT multilingual_finetune` has the one that takes longest.
-STUDIES = ('study', 'distillation', 'finetune_demo', 'multilingual_study', 'span_corruption')
+STUDIES = ('studies', 'distillation', 'finetune_demo', 'multilingual_study', 'span_corruption')
 # One device, and programs of two steps that are compiled soon and run slowly.
 FAST = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
@@ -50,21 +50,27 @@ def numbers(row):
   return [cell.strip() for cell in row.strip('| \n').split('|')[1:]]
 
 
-@pytest.mark.parametrize('name', SWEEPS)
+@pytest.mark.parametrize('name', [name for name in SWEEPS if name != 'learning_rates'])
 def test_a_study_of_the_paper(studies, name):
-  text = (studies / 'study.txt').read_text()
-  (title,) = re.findall(rf'\| \*\*(.+)\*\* \| \| `python benchmarks/study {name}`', text)
-  claims = text.partition(f'**{title}**')[2].partition('| **')[0].partition('\n\n')[0].splitlines()[1:]
+  text = (studies / 'studies.txt').read_text()
+  (title,) = re.findall(rf'\| \*\*(.+)\*\* \| \| `python -m studies {name}`', text)
+  claims = text.rpartition(f'| **{title}**')[2].partition('| **')[0].partition('\n\n')[0].splitlines()[1:]
   assert claims
   for claim in claims:
     assert 'not run here' not in claim
     assert claim.rstrip(' |').endswith('cannot tell')  # one seed never can
-  assert picture(studies / 'study' / f'{name}.png')
-  points = text.partition(f'\n\n{title}\n\n')[2].partition('\n\n')[0].splitlines()[2:]
-  with (studies / 'study' / name / 'summary.csv').open() as file:
+  assert picture(studies / 'studies' / f'{name}.png')
+  points = text.rpartition(f'\n\n**{title}**\n\n')[2].partition('\n\n')[0].splitlines()[2:]
+  with (studies / 'studies' / name / 'summary.csv').open() as file:
     assert len(points) == len(file.readlines()) - 1
   for point in points:
     assert re.fullmatch(r'\d\.\d{4} \(1 seed\)', numbers(point)[2]), point
+
+
+def test_the_choice_of_learning_rates(studies):
+  text = (studies / 'studies.txt').read_text()
+  rows = re.findall(r'^\| [\w ]+ \| \*\*\d\.\d{4}\*\* \|$', text.rpartition('LEARNING_RATE')[2], re.M)
+  assert len(rows) == 8
 
 
 def test_the_study_of_distillation(studies):
@@ -145,7 +151,7 @@ def hidden(tree):
 
 def test_no_name_hides_what_a_file_imports():
   assert set(hidden(ast.parse('import runs\ndef f():\n  runs = {}\n  for x in runs: pass\n'))) == {('f', 'runs')}
-  files = [path for folder in ('benchmarks', 'tasks', 'tests') for path in (ROOT / folder).glob('**/*.py')]
+  files = [path for folder in ('benchmarks', 'studies', 'tasks', 'tests') for path in (ROOT / folder).glob('**/*.py')]
   assert not [(path.name, *found) for path in files for found in hidden(ast.parse(path.read_text()))]
 
 
@@ -169,15 +175,19 @@ def missing(tree):
       yield f'{node.value.id}.{node.attr}'
 
 
-OURS = ('switch_jax', 'tasks', 'tests', 'runs', 'measures', 'studies', 'speedup', 'pictures', 'flops')
+OURS = ('switch_jax', 'tasks', 'tests', 'studies', 'runs')
 
 
 def test_what_programs_import_anywhere_is_there(monkeypatch):
-  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), str(BENCHMARKS / 'study'), str(ROOT), *sys.path])
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), str(ROOT), *sys.path])
   assert list(missing(ast.parse('import runs\nfrom switch_jax import nothing\ndef f(): runs.nothing()'))) == [
     'switch_jax.nothing', 'runs.nothing',
   ]  # fmt: skip
-  found = {path.name: list(missing(ast.parse(path.read_text()))) for path in BENCHMARKS.glob('**/*.py')}
-  for name in OURS[3:]:
+  found = {
+    path.name: list(missing(ast.parse(path.read_text())))
+    for folder in (BENCHMARKS, ROOT / 'studies')
+    for path in folder.glob('**/*.py')
+  }
+  for name in OURS[4:]:
     sys.modules.pop(name, None)
   assert not {name: names for name, names in found.items() if names}

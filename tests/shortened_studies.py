@@ -1,4 +1,4 @@
-"""The studies of benchmarks/ in their shortened form, to tables and pictures: `python -m tests.shortened_studies`.
+"""All studies in their shortened form, to tables and pictures: `python -m tests.shortened_studies`.
 
 One process for all of them: what they would start as commands of their own runs in it, so that imports are paid once.
 Their texts are some made-up packages. Trainings that differ in numbers alone (a factor, a rate, a width, how many
@@ -156,11 +156,13 @@ def run_study(name: str, out: pathlib.Path) -> None:
     SystemExit: it ended with another status than 0.
   """
   place, more = out / name, []
-  if name == 'study':
-    more = ['--jobs=1', *sorted(path.stem for path in (BENCHMARKS / name).glob('*.gin') if 'Sweep' in path.read_text())]
+  if name == 'studies':
+    more = ['--jobs=1', 'all']
   sys.argv = [name, '--shortened', *more, *([] if name == 'span_corruption' else [f'--out={place}'])]
   with (out / f'{name}.txt').open('w') as file, contextlib.redirect_stdout(file):
-    if (BENCHMARKS / name).is_dir():
+    if name == 'studies':
+      status = importlib.import_module('studies.__main__').main()
+    elif (BENCHMARKS / name).is_dir():
       try:
         runpy.run_path(str(BENCHMARKS / name), run_name='__main__')
       except SystemExit as end:

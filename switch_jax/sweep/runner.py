@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import fcntl
+import functools
+import hashlib
 import json
+import pathlib
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
+import switch_jax
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED_STATUS, NOT_RUN, STOPPED, read_finished
 
@@ -51,6 +55,15 @@ def last_error(log: epath.Path) -> str:
   lines = [line for line in log.read_bytes().decode('utf-8', 'replace').splitlines() if line.strip()]
   errors = [line for line in lines if line.startswith('error: ')]
   return (errors or lines or ['it wrote nothing'])[-1].removeprefix('error: ').strip()
+
+
+@functools.cache
+def code_digest() -> str:
+  """Returns the sha256 of this package's sources, as they are now: which version of the code a run is of."""
+  digest, package = hashlib.sha256(), pathlib.Path(switch_jax.__file__).parent
+  for path in sorted(package.rglob('*.py')):
+    digest.update(path.relative_to(package).as_posix().encode() + b'\0' + path.read_bytes() + b'\0')
+  return digest.hexdigest()
 
 
 def is_finished(folder: epath.Path, arguments: Sequence[str]) -> bool:
@@ -118,7 +131,7 @@ def run_points(
         progress.ended(name, f'FAILED with status {status}: {last_error(place)} ({place})', seconds)
         return FAILED
       before = (read_finished(folder) or {}).get('seconds', 0)
-      record = {'arguments': arguments, 'seconds': seconds + before}
+      record = {'arguments': arguments, 'seconds': seconds + before, 'code': code_digest()}
       ModelDir(folder).finished.write_text(json.dumps(record, indent=1) + '\n')
       progress.ended(name, f'finished in {seconds:.0f} s', seconds)
       return FINISHED_STATUS

@@ -18,6 +18,8 @@ def add(tmp_path, monkeypatch):
   def write(writer):
     for text in TEXT:
       writer.add(text, corpus.TRAIN)
+    for number in range(5):
+      writer.add(f'held out {number}', corpus.VALIDATION)
 
   def get_corpus():
     asked.append(None)
@@ -33,9 +35,9 @@ def add(tmp_path, monkeypatch):
     seqio.TaskRegistry.remove(name)
 
 
-def examples(task):
-  """Returns the (inputs, targets) of the training split as tokens."""
-  dataset = task.get_dataset(LENGTHS, split='train', shuffle=False, seed=0, try_in_mem_cache=False)
+def examples(task, split='train'):
+  """Returns the (inputs, targets) of a split as tokens."""
+  dataset = task.get_dataset(LENGTHS, split=split, shuffle=False, seed=0, try_in_mem_cache=False)
   return [(e['inputs'].tolist(), e['targets'].tolist()) for e in dataset.as_numpy_iterator()]
 
 
@@ -71,3 +73,15 @@ def test_an_older_task_of_the_name_gives_way(add):
   assert task.output_features['inputs'].vocabulary.extra_ids == 7
   # All 24 bytes fit into the inputs, and a continuation needs more than them.
   assert examples(task) == []
+
+
+def test_halves_of_the_held_out_text(add):
+  register, _ = add
+  task = register(text_task.add_prefix_lm_task, 'halves')
+  texts = {
+    split: sorted(text_task.VOCABULARY.decode(inputs[:-1] + targets[:-1]) for inputs, targets in examples(task, split))
+    for split in ('validation', *text_task.HALVES)
+  }
+  assert texts['validation_even'] == [f'held out {number}\n' for number in (0, 2, 4)]
+  assert texts['validation_odd'] == [f'held out {number}\n' for number in (1, 3)]
+  assert texts['validation'] == sorted(texts['validation_even'] + texts['validation_odd'])

@@ -1,105 +1,6 @@
-"""The studies: which claims of the paper each one tests, and how a claim is read off finished runs."""
+"""The studies of the paper's claims: what each one says, and the number of the paper."""
 
-import dataclasses
-import math
-import pathlib
-import statistics
-from collections.abc import Callable, Mapping
-
-import measures
-
-# What a claim measures for one seed: given the folder of each point by name, a number.
-Measure = Callable[[Mapping[str, pathlib.Path]], float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Claim:
-  """A sentence of the paper as a number that is measured for each seed.
-
-  Attributes:
-    text: the claim.
-    paper: what the paper measured.
-    measure: the number of one seed.
-    points: the points it needs.
-    unit: of the number.
-    above: the claim is that the mean is above this,
-    near: or, if given, that it is between these two.
-    at_most: for a number that some runs are too short for (NaN): what it is at most.
-  """
-
-  text: str
-  paper: str
-  measure: Measure
-  points: tuple[str, ...]
-  unit: str = 'nats'
-  above: float = 0.0
-  near: tuple[float, float] | None = None
-  at_most: Measure | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Study:
-  """A sweep and its claims; `title` is what the paper has, `minutes` what two idle cores should need for it."""
-
-  title: str
-  minutes: int
-  claims: tuple[Claim, ...]
-  files: tuple[str, ...] = ('base.gin',)
-  needs: str | None = None  # another study, whose checkpoints it begins with
-
-
-def gain(better: str, than: str, text: str, paper: str, **kwargs) -> Claim:
-  """A claim about the held-out loss after the last step that both reached: how much lower it is."""
-
-  def measure(folder):
-    high, low = measures.losses((folder[than], folder[better]))
-    return high - low
-
-  return Claim(text=text, paper=paper, measure=measure, points=(better, than), **kwargs)
-
-
-def fewer_steps(better: str, than: str, text: str, paper: str, above: float = 1.0, lowest: bool = False) -> Claim:
-  """A claim about how many times fewer steps one model needs for what another has after its last step.
-
-  With `lowest` it is for the lowest loss that the other ever has, at the step at which it has it.
-  """
-
-  def goal(folder):
-    slow = measures.curve(folder[than])
-    return min(slow, key=lambda point: point[1]) if lowest else slow[-1]
-
-  def measure(folder):
-    at, loss = goal(folder)
-    steps = measures.steps_to_reach(measures.curve(folder[better]), loss)
-    return at / steps if steps else math.nan
-
-  def at_most(folder):
-    return goal(folder)[0] / measures.curve(folder[better])[-1][0]
-
-  points = (better, than)
-  return Claim(text=text, paper=paper, measure=measure, points=points, unit='times', above=above, at_most=at_most)
-
-
-def lower(better: str, than: str, metric: str, text: str, paper: str, unit: str, **kwargs) -> Claim:
-  """A claim about a metric of training: how much lower its mean is at the end."""
-
-  def measure(folder):
-    return measures.trained(folder[than], metric) - measures.trained(folder[better], metric)
-
-  return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit=unit, **kwargs)
-
-
-def predicts(points: tuple[str, ...], upstream: str, text: str, paper: str) -> Claim:
-  """A claim that models with a lower pre-training loss have a lower loss after fine-tuning: Pearson's correlation."""
-
-  def measure(folder):
-    before = measures.losses(folder[f'{upstream}/{point}'] for point in points)
-    after = measures.losses(folder[point] for point in points)
-    return statistics.correlation(before, after)
-
-  needed = (*points, *(f'{upstream}/{point}' for point in points))
-  return Claim(text=text, paper=paper, measure=measure, points=needed, unit='correlation')
-
+from studies.claims import Study, fewer_steps, gain, lower, predicts
 
 # A difference smaller than this is none: a third of what the paper calls a large one (0.03 nats).
 _SAME = (-0.01, 0.01)
@@ -108,6 +9,12 @@ _TUNE = ('base.gin', 'tune.gin')
 _DROPPED = 'fraction_dropped'
 
 STUDIES = {
+  'learning_rates': Study(
+    title='the learning rate of each model, chosen where no number is reported',
+    minutes=45,
+    files=('base.gin', 'choose.gin'),
+    claims=(),
+  ),
   'experts': Study(
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
     minutes=35,

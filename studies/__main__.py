@@ -1,0 +1,164 @@
+"""The paper's claims as studies: each is a sweep of paired seeds, and each claim an interval and a verdict.
+
+    python -m studies experts                  # run a study; the same command goes on where it stopped
+    python -m studies all                      # all of them
+    python -m studies --list                   # the studies, and how long each takes
+    python -m studies --table                  # the page of results and its pictures, from results/*.json
+    python -m studies experts --shortened      # the whole way in two steps, one seed; figures mean nothing
+
+All runs see the same batches in the same order for the same seed, and are compared seed by seed. A point is one run of
+`switch_jax.main`; a study is run by `switch_jax.sweep`, so two of these commands over one folder share the work. What
+the runs came to is written to `results/STUDY.json`, from which tables and pictures are made.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from studies import pictures, records, tables
+from studies.claims import judge
+from studies.paper import STUDIES
+from switch_jax import gin_files
+from switch_jax.config import SweepConfig
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+PAGE, PICTURES = ROOT / 'docs' / 'results.md', HERE / 'pictures'
+BEGIN, END = '<!-- python -m studies --table: begin -->', '<!-- python -m studies --table: end -->'
+
+
+def shorten(sweep: pathlib.Path, shortened: pathlib.Path) -> pathlib.Path:
+  """Writes a sweep's file with first seed and values of the grid only, and no number of steps of a point's own."""
+  found, _ = gin_files.load_run([str(sweep)], root=SweepConfig)
+  points = tuple({key: value for key, value in point.items() if key != 'TRAIN_STEPS'} for point in found.points)
+  header = 'from __gin__ import dynamic_registration\nfrom switch_jax import config\n'
+  first = {
+    'points': points,
+    'seeds': found.seeds[:1],
+    'grid': {name: values[:1] for name, values in found.grid.items()},
+  }
+  bound = ''.join(f'config.SweepConfig.{name} = {values!r}\n' for name, values in first.items())
+  shortened.write_text(header + bound, encoding='utf-8')
+  return shortened
+
+
+def sweep_arguments(name: str, out: pathlib.Path, shortened: bool) -> list[str]:
+  """Returns the arguments of the sweep of a study; a shortened one has a file of its own in `out`."""
+  sweep = HERE / 'gin' / f'{name}.gin'
+  if shortened:
+    sweep = shorten(sweep, out / f'{name}.gin')
+  last = ['shortened.gin'] if shortened else []
+  files = [f'--gin_file=studies/gin/{file}' for file in (*STUDIES[name].files, *last)]
+  return [*files, f'--sweep={sweep}', f'--out={out / name}']
+
+
+def run(name: str, out: pathlib.Path, arguments: Sequence[str], shortened: bool) -> int:
+  """Runs a study's sweep; returns its exit status."""
+  command = [sys.executable, '-m', 'switch_jax.sweep', *sweep_arguments(name, out, shortened), *arguments]
+  return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def set_aside(name: str, out: pathlib.Path) -> None:
+  """Gives the folder of a study's runs another name, so that all of them are made again."""
+  folder = out / name
+  if folder.exists():
+    number = 1
+    while (aside := out / f'{name}.{number}').exists():
+      number += 1
+    folder.rename(aside)
+    print(f'{folder} is {aside} now', flush=True)
+
+
+def with_page(text: str, made: str) -> str:
+  """Returns the text of the page of results with what was made between its two marks.
+
+  Raises:
+    ValueError: the page has no such marks.
+  """
+  before, first, rest = text.partition(BEGIN)
+  _, last, after = rest.partition(END)
+  if not (first and last):
+    raise ValueError(f'{PAGE} has no {BEGIN} and {END}')
+  return f'{before}{BEGIN}\n\n{made}\n\n{END}{after}'
+
+
+def make_page(folder: pathlib.Path = records.RESULTS) -> str:
+  """Returns the part of the page of results that follows from `results/*.json`."""
+  results = {name: found for name in STUDIES if (found := records.load(name, folder))}
+  return tables.page(STUDIES, judge({name: STUDIES[name] for name in results}, results), results)
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """Returns the parser of the flags."""
+  parser = argparse.ArgumentParser(prog='python -m studies', description=__doc__.split('\n')[0])
+  add = parser.add_argument
+  add('studies', nargs='*', metavar='STUDY', help=f'{", ".join(STUDIES)}, or all')
+  add('--out', type=pathlib.Path, default=ROOT / 'runs' / 'studies', help='folder of all runs')
+  add('--jobs', type=int, default=2, help='runs at once (default: 2)')
+  add('--list', action='store_true', help='say what there is, and run nothing')
+  add('--shortened', action='store_true', help='two steps, one seed: figures mean nothing')
+  add('--fresh', action='store_true', help='set the runs of the named studies aside and make them again')
+  add('--table', action='store_true', help='write tables and pictures of the results, and run nothing')
+  return parser
+
+
+def main() -> int:
+  """Runs the studies that are named, or makes the page of results."""
+  parser = make_parser()
+  flags = parser.parse_args()
+  if flags.list:
+    for name, study in STUDIES.items():
+      print(f'{name:<20} {study.minutes:>4} min   {study.title}')
+    print(f'{"all":<20} {sum(study.minutes for study in STUDIES.values()):>4} min   on two idle cores')
+    return 0
+  names = list(STUDIES) if flags.studies == ['all'] else flags.studies
+  if unknown := [name for name in names if name not in STUDIES]:
+    parser.error(f'there is no study {unknown[0]!r}; there are {", ".join(STUDIES)}, and all')
+  if flags.table:
+    PAGE.write_text(with_page(PAGE.read_text(encoding='utf-8'), make_page()), encoding='utf-8')
+    PICTURES.mkdir(exist_ok=True)
+    for name in STUDIES:
+      if results := records.load(name):
+        pictures.draw(results, PICTURES / f'{name}.png')
+    print(f'{PAGE}, {PICTURES}')
+    return 0
+  if not names:
+    parser.error(f'name a study ({", ".join(STUDIES)}, all), or say --list or --table')
+  if flags.shortened and flags.out == parser.get_default('out'):
+    flags.out = flags.out.with_name('studies_shortened')
+  return run_all(names, flags)
+
+
+def run_all(names: Sequence[str], flags: argparse.Namespace) -> int:
+  """Runs studies, and those they need before; writes results, prints their page; returns the exit status."""
+  out = flags.out.resolve()
+  out.mkdir(parents=True, exist_ok=True)
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # Models this small gain nothing from a second thread; a second run does.
+  os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')
+  # Figures of two steps are nobody's results.
+  folder = out / 'results' if flags.shortened else records.RESULTS
+  failed = False
+  needed = [need for name in names if (need := STUDIES[name].needs)]
+  for name in dict.fromkeys([*needed, *names]):
+    if flags.fresh and name in names:
+      set_aside(name, out)
+    failed |= run(name, out, [f'--jobs={flags.jobs}'], flags.shortened) != 0
+    results, notes = records.read_runs(name, out)
+    for note in notes:
+      print(note, file=sys.stderr)
+    if results:
+      path = records.write(results, folder)
+      pictures.draw(results, out / f'{name}.png')
+      print(f'{path}, {out / f"{name}.png"}', flush=True)
+  text = make_page(folder)
+  (out / 'page.md').write_text(text + '\n', encoding='utf-8')
+  print(text)
+  return int(failed)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

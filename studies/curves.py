@@ -1,0 +1,36 @@
+"""What loss curves say: after how many steps a loss is reached, and how many steps of another model that is worth."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+# Steps and held-out losses in nats a target token, by rising step.
+Curve = Sequence[tuple[int, float]]
+# `first`: where a curve is at a loss for the first time; `last`: from where on it is never above it again.
+Crossing = Literal['first', 'last']
+
+
+def steps_to_reach(curve: Curve, loss: float, crossing: Crossing = 'first') -> float | None:
+  """Returns after how many steps a curve is at a loss, between evaluations on a straight line; None if never.
+
+  Every speed-up of these studies is the ratio of two such numbers. A curve that rises again crosses a loss several
+  times: the first crossing is what an early stop would have, the last one what holds for good.
+  """
+  if crossing == 'last':
+    last_above = max((i for i, (_, value) in enumerate(curve) if value > loss), default=-1)
+    curve = curve[max(last_above, 0) :]
+  for (before, high), (step, low) in itertools.pairwise(curve):
+    if low <= loss:
+      return step if high <= loss else before + (step - before) * (high - loss) / (high - low)
+  return None
+
+
+def lowest(curve: Curve) -> tuple[int, float]:
+  """Returns the step and the value of a curve's lowest loss, the first of equal ones."""
+  return min(curve, key=lambda point: point[1])
+
+
+def worth(slow: Curve, fast: Curve, step: int) -> float | None:
+  """Returns how many times more steps `slow` needs for the loss that `fast` has at a step; None if it never has it."""
+  steps = steps_to_reach(slow, dict(fast)[step])
+  return steps / step if steps else None

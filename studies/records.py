@@ -1,0 +1,159 @@
+"""Results of a study as data: what each finished run came to, and of which code, versions and text it is."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from studies import flops
+from studies.curves import Curve
+from switch_jax.folders.model_dir import ModelDir
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE / 'results'
+LOSS = 'cross_ent_loss_text'
+# Means over the last tenth of the logged steps.
+_TRAINED = ('fraction_dropped', LOSS)
+_PACKAGES = ('jax', 'flax', 'optax', 'numpy')
+_PAIR = re.compile(r'\[\n\s+([^,\[\]]+),\n\s+([^,\[\]]+)\n\s+\]')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What a run came to.
+
+  Attributes:
+    curve: steps and held-out losses in nats a target token.
+    trained: means of training's metrics over the last tenth of the logged steps.
+    parameters: how many.
+    flops: forward FLOPs a target token.
+    seconds: it took, on the machine that it ran on.
+  """
+
+  curve: Curve
+  trained: Mapping[str, float]
+  parameters: int
+  flops: float
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+  """What there is of a study.
+
+  Attributes:
+    study: its name.
+    code: sha256 of the package's sources that all runs are of.
+    commit: of the repository when the results were read; `+` follows where files differed from it.
+    versions: of packages.
+    corpus: digest of the text.
+    runs: by point and seed.
+  """
+
+  study: str
+  code: str
+  commit: str
+  versions: Mapping[str, str]
+  corpus: str
+  runs: Mapping[str, Mapping[int, Run]]
+
+  def seeds(self, points: Mapping[str, object] | tuple[str, ...]) -> list[int]:
+    """Returns the seeds that all of these points have, of this study."""
+    return sorted(set.intersection(*(set(self.runs.get(point, {})) for point in points)))
+
+
+def _finished(folder: pathlib.Path) -> Iterator[tuple[str, int, pathlib.Path, dict[str, Any]]]:
+  """Yields point, seed, folder and what the sweep recorded of every finished run."""
+  for path in sorted(folder.glob('*,RANDOM_SEED=*')):
+    if (place := ModelDir(path).finished).exists():
+      point, _, seed = path.name.rpartition(',RANDOM_SEED=')
+      yield point, int(seed), path, json.loads(place.read_text())
+
+
+def read_runs(study: str, out: pathlib.Path) -> tuple[Results | None, list[str]]:
+  """Reads the finished runs of a study.
+
+  Args:
+    study: its name.
+    out: the folder of all studies' runs.
+
+  Returns:
+    The results, None without any; and what has to be said of runs that are left out, since they are of another version
+    of the code or of another text than most.
+  """
+  found = list(_finished(out / study))
+  if not found:
+    return None, []
+  kinds = {path: (record.get('code', ''), _corpus(path)) for _, _, path, record in found}
+  most = collections.Counter(kinds.values()).most_common(1)[0][0]
+  runs: dict[str, dict[int, Run]] = {}
+  for point, seed, path, record in found:
+    if kinds[path] == most:
+      runs.setdefault(point, {})[seed] = _read(path, record)
+  others = sorted(path.name for path, kind in kinds.items() if kind != most)
+  notes = []
+  if others:
+    notes.append(
+      f'{study}: {len(others)} of {len(found)} runs are of another version of the code or of another text and are left '
+      f'out ({", ".join(others)}); --fresh makes them again.'
+    )
+  versions = {package: metadata.version(package) for package in _PACKAGES}
+  return Results(study=study, code=most[0], commit=_commit(), versions=versions, corpus=most[1], runs=runs), notes
+
+
+def _corpus(folder: pathlib.Path) -> str:
+  steps = ModelDir(folder).numbered_steps()
+  position = ModelDir(folder).step(steps[-1]) / 'data' / 'position.json'
+  return json.loads(position.read_text())['fingerprint']['corpus']
+
+
+def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
+  place = ModelDir(folder)
+  (task,) = place.tasks()
+  lines = place.read_train()
+  last = lines[-max(len(lines) // 10, 1) :]
+  trained = {name: statistics.fmean(line[name] for line in last) for name in _TRAINED if name in lines[-1]}
+  return Run(
+    curve=tuple((line['step'], line[LOSS]) for line in place.read_held_out(task)),
+    trained=trained,
+    parameters=place.read_newest_config()[0]['parameters'],
+    flops=flops.per_target_token(record['arguments']),
+    seconds=record['seconds'],
+  )
+
+
+def _commit() -> str:
+  def git(*arguments: str) -> str:
+    done = subprocess.run(['git', *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if not done.returncode else ''
+
+  return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain') else '')
+
+
+def write(results: Results, folder: pathlib.Path = RESULTS) -> pathlib.Path:
+  """Writes `STUDY.json`; returns its path."""
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f'{results.study}.json'
+  text = json.dumps(dataclasses.asdict(results), indent=1)
+  # A point of a curve on a line of its own is easier to compare than one number a line.
+  path.write_text(_PAIR.sub(r'[\1, \2]', text) + '\n', encoding='utf-8')
+  return path
+
+
+def load(study: str, folder: pathlib.Path = RESULTS) -> Results | None:
+  """Returns the results of a study, None if it has none."""
+  path = folder / f'{study}.json'
+  if not path.exists():
+    return None
+  found = json.loads(path.read_text(encoding='utf-8'))
+  runs = {
+    point: {int(seed): Run(**{**run, 'curve': tuple(map(tuple, run['curve']))}) for seed, run in seeds.items()}
+    for point, seeds in found['runs'].items()
+  }
+  return Results(**{**found, 'runs': runs})

@@ -1,0 +1,150 @@
+"""Tables of the claims and of the points, as Markdown, made of results and of nothing else."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from studies import curves, pictures
+from studies.claims import Judged, Study
+from studies.intervals import estimate, seeds_needed
+from studies.records import Results, Run
+
+COLUMNS = ('claim', 'paper', 'here, ± the 95 % interval', 'seeds', 'could have seen', 'verdict')
+
+
+# Studies that choose a setting, and which one.
+CHOICES = {'learning_rates': 'LEARNING_RATE'}
+
+
+def claims_table(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]]) -> str:
+  """Returns the claims of studies, their numbers and verdicts; verdicts are corrected for the number of claims."""
+  lines = [f'| {" | ".join(COLUMNS)} |', '| --- ' * len(COLUMNS) + '|']
+  for name, study in studies.items():
+    if not study.claims:
+      continue
+    lines += [f'| **{study.title}** | | `python -m studies {name}`, {study.minutes} min | | | |']
+    lines += [f'| {" | ".join(_cells(row))} |' for row in judged[name]]
+  return '\n'.join(lines)
+
+
+def _cells(row: Judged) -> list[str]:
+  claim, found = row.claim, row.found
+  if found is None:
+    return [claim.text, claim.paper, 'not run here', '0', '', '']
+  seeds = str(len(row.seeds))
+  if math.isnan(found.mean):
+    if row.verdict == 'disagrees':
+      return [claim.text, claim.paper, f'at most {row.at_most:.2f} {claim.unit}', seeds, '', row.verdict]
+    return [claim.text, claim.paper, 'not reached', seeds, '', row.verdict]
+  visible = f'{found.visible:.2g}' if math.isfinite(found.visible) else 'nothing'
+  return [claim.text, claim.paper, f'{found} {claim.unit}', seeds, visible, f'{row.verdict}{_why(row)}']
+
+
+def _why(row: Judged) -> str:
+  """Returns why the seeds cannot tell: too few for the effect of interest, or a difference smaller than it."""
+  claim, found = row.claim, row.found
+  if row.verdict != 'cannot tell' or found is None or not math.isfinite(found.half_width):
+    return ''
+  if claim.effect is not None and found.half_width > claim.effect:
+    needed = seeds_needed(found.deviation, claim.effect)
+    return f' ({claim.reason or f"{needed} seeds would be needed for {claim.effect:g}"})'
+  return f' ({claim.reason})' if claim.reason else ''
+
+
+def points_table(results: Results) -> str:
+  """Returns what each point came to: parameters, FLOPs, and the loss after the last step that all runs reached."""
+  points = sorted(results.runs, key=pictures.order)
+  every = [run for point in points for run in results.runs[point].values()]
+  step = max(set.intersection(*({step for step, _ in run.curve} for run in every)))
+  lines = [f'| point | parameters | forward FLOPs a target token | held-out loss at {step:,} steps | tokens dropped |']
+  lines += ['| --- | --- | --- | --- | --- |']
+  for point in points:
+    runs = list(results.runs[point].values())
+    losses = estimate([dict(run.curve)[step] for run in runs])
+    around = f' ± {losses.deviation:.4f}' if len(runs) > 1 else ''
+    dropped = [run.trained['fraction_dropped'] for run in runs if 'fraction_dropped' in run.trained]
+    seeds = f'{len(runs)} seed{"s" if len(runs) > 1 else ""}'
+    cells = [
+      point,
+      f'{runs[0].parameters / 1e6:.3f}M',
+      f'{runs[0].flops / 1e3:.1f}k',
+      f'{losses.mean:.4f}{around} ({seeds})',
+    ]
+    lines += [f'| {" | ".join(cells)} | {f"{statistics.fmean(dropped):.1%}" if dropped else ""} |']
+  return '\n'.join(lines)
+
+
+def choices(results: Results, binding: str) -> dict[str, dict[str, float]]:
+  """Returns for each model of a study of choices the mean last loss by the value of what is chosen.
+
+  Args:
+    results: whose points are called `model,BINDING=value`.
+    binding: what is chosen.
+  """
+  found: dict[str, dict[str, float]] = {}
+  for point in sorted(results.runs, key=pictures.order):
+    model, _, value = point.partition(f',{binding}=')
+    losses = [run.curve[-1][1] for run in results.runs[point].values()]
+    found.setdefault(model, {})[value] = statistics.fmean(losses)
+  return found
+
+
+def choices_table(results: Results, binding: str) -> str:
+  """Returns `choices` as a table; the best value of each model stands out."""
+  found = choices(results, binding)
+  values = sorted({value for losses in found.values() for value in losses}, key=float)
+  lines = [f'| model | {" | ".join(f"{binding} {value}" for value in values)} |', '| --- ' * (len(values) + 1) + '|']
+  for model, losses in found.items():
+    best = min(losses, key=lambda value: losses[value])
+    cells = [f'**{losses[v]:.4f}**' if v == best else f'{losses[v]:.4f}' if v in losses else '' for v in values]
+    lines += [f'| {model.replace("_", " ")} | {" | ".join(cells)} |']
+  return '\n'.join(lines)
+
+
+def horizon_table(results: Results, dense: str = 'dense') -> str:
+  """Returns, by steps of each point, how many times more steps the dense model needs for the same loss."""
+  points = [
+    point for point in sorted(results.runs, key=pictures.order) if point != dense and results.seeds((dense, point))
+  ]
+  steps = sorted({step for point in points for run in results.runs[point].values() for step, _ in run.curve if step})
+  steps = [step for step in steps if not step % 500] or steps[-1:]
+  lines = [f'| after steps | {" | ".join(f"{step:,}" for step in steps)} |', '| --- ' * (len(steps) + 1) + '|']
+  for point in points:
+    cells = []
+    for step in steps:
+      pairs = [(results.runs[dense][seed], results.runs[point][seed]) for seed in results.seeds((dense, point))]
+      cells.append(_worth([pair for pair in pairs if step in dict(pair[1].curve)], step))
+    lines.append(f'| {point.replace("_", " ")} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def _worth(pairs: Sequence[tuple[Run, Run]], step: int) -> str:
+  """Returns how many times more the dense runs need, mean and range; `over` where they stop before that."""
+  reached = [(curves.worth(slow.curve, fast.curve, step), slow.curve[-1][0] / step) for slow, fast in pairs]
+  if not reached:
+    return ''
+  ratios = [ratio or bound for ratio, bound in reached]
+  over = 'over ' if any(ratio is None for ratio, _ in reached) else ''
+  spread = f' ({min(ratios):.2f} to {over}{max(ratios):.2f})' if min(ratios) < max(ratios) else ''
+  return f'{over}{statistics.fmean(ratios):.2f}{spread}'
+
+
+def page(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]], results: Mapping[str, Results]) -> str:
+  """Returns the claims of the studies that have results, and for each of them its points, and where from."""
+  shown = {name: study for name, study in studies.items() if name in results}
+  parts = [claims_table(shown, judged)] if shown else []
+  if missing := [name for name in studies if name not in results]:
+    parts.append(f'Without results of this version: {", ".join(missing)}.')
+  for name, study in shown.items():
+    found = results[name]
+    versions = ', '.join(f'{package} {version}' for package, version in found.versions.items())
+    made = f'Commit {found.commit}, {versions}, text {found.corpus[:12]}.'
+    chosen = CHOICES.get(name)
+    parts += [f'**{study.title}**', choices_table(found, chosen) if chosen else points_table(found)]
+    if name == 'experts' and 'dense' in found.runs:
+      parts += [
+        'How many times more steps the dense model needs for the same loss, mean of the seeds, lowest and highest:'
+      ]
+      parts += [horizon_table(found)]
+    parts += [made]
+  return '\n\n'.join(parts)
