@@ -1,0 +1,113 @@
+"""The notebooks of docs/notebooks/: run in a shortened form; stored with what the whole form has printed and drawn."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = ROOT / 'docs' / 'notebooks'
+# In this order, in one folder: the second opens the run of the first. These are set after the cell of parameters.
+SHORTENED = {
+  'first_run': {'TRAIN_STEPS': 2},
+  'router': {'BATCHES': 1, 'FACTORS': (0.5,)},
+  'your_csv': {'ROWS': 40, 'PRETRAIN_STEPS': 1, 'TRAIN_STEPS': 1},
+}
+NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding='utf-8')) for path in sorted(FOLDER.glob('*.ipynb'))}
+# The model of the examples, in small: a file in the working directory comes before the package's.
+SMALL_MODEL = """\
+from __gin__ import dynamic_registration
+from switch_jax import config
+
+ACTIVATION_DTYPE = 'float32'
+DROPOUT_RATE = 0.0
+
+config.ModelConfig:
+  vocab_size = 384
+  emb_dim = 16
+  num_heads = 1
+  head_dim = 16
+  mlp_dim = 16
+  num_encoder_layers = 2
+  num_decoder_layers = 2
+  dropout_rate = %DROPOUT_RATE
+  activation_dtype = %ACTIVATION_DTYPE
+"""
+
+
+def sources(name, kind='code'):
+  return [(''.join(cell['source']), cell) for cell in NOTEBOOKS[name]['cells'] if cell['cell_type'] == kind]
+
+
+def shortened(name):
+  """Returns the code of a notebook as a script, with other values after its cell of parameters."""
+  parts = []
+  for source, cell in sources(name):
+    parts.append(source)
+    if 'parameters' in cell['metadata'].get('tags', ()):
+      assert all(re.search(rf'\b{parameter}\b', source) for parameter in SHORTENED[name])
+      parts += [f'{parameter} = {value!r}' for parameter, value in SHORTENED[name].items()]
+  assert len(parts) == len(sources(name)) + len(SHORTENED[name])
+  return '\n'.join(parts)
+
+
+def test_they_run_one_after_the_other(tmp_path):
+  """In one process, which starts JAX once, on one device, from an empty folder."""
+  (tmp_path / 'gin' / 'models').mkdir(parents=True)
+  (tmp_path / 'gin' / 'models' / 't5_tiny.gin').write_text(SMALL_MODEL)
+  for name in SHORTENED:
+    (tmp_path / f'{name}.py').write_text(shortened(name), encoding='utf-8')
+  program = f"""
+import runpy
+for name in {list(SHORTENED)}:
+  print('==', name, flush=True)
+  runpy.run_path(name + '.py')
+"""
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'agg', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  environment.pop('XLA_FLAGS', None)
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  first, router, csv = re.split(r'^== \w+\n', done.stdout, flags=re.M)[1:]
+  assert 'finished at step 2; held-out loss ' in first
+  assert len(re.findall(r'^  (?:likeliest|sampled) ', first, re.M)) == 4
+  assert re.search(r'^encoder_1: [\d,]+ tokens$', router, re.M)
+  assert len(re.findall(r'^expert \d: ', router, re.M)) == 8
+  assert re.search(r'^\d+ of 12 new texts are right$', csv, re.M)
+  assert '3 labels (numpy ' in csv
+
+
+@pytest.mark.parametrize('name', SHORTENED)
+def test_what_is_stored_is_of_the_whole_form(name):
+  cells = [cell for _, cell in sources(name)]
+  assert [cell['execution_count'] for cell in cells] == list(range(1, len(cells) + 1))
+  outputs = [output for cell in cells for output in cell['outputs']]
+  assert not [output for output in outputs if output['output_type'] == 'error']
+  assert [output for output in outputs if 'image/png' in output.get('data', {})]
+  text = json.dumps(NOTEBOOKS[name])
+  assert len(text) < 300_000
+  assert not re.search(r'/(?:home|tmp|root|work)/', text)
+
+
+@pytest.mark.parametrize('name', SHORTENED)
+def test_the_page_of_a_notebook(name):
+  spec = importlib.util.spec_from_file_location('notebooks', ROOT / 'docs' / 'site' / 'notebooks.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  page, pictures = module.to_page(NOTEBOOKS[name], name)
+  assert page.startswith('# ')
+  assert page.count('\n```python\n') == len(sources(name))
+  assert all(f']({file})' in page and content.startswith(b'\x89PNG') for file, content in pictures.items())
+  for source, _ in sources(name, 'markdown'):
+    for path in re.findall(r'\]\((?!\w+:)([^)#]+)', source):
+      assert (FOLDER / path).is_file(), path
+
+
+def test_every_notebook_is_here():
+  assert set(NOTEBOOKS) == set(SHORTENED)
