@@ -15,7 +15,7 @@ FOLDER = ROOT / 'docs' / 'notebooks'
 # In this order, in one folder: the second opens the run of the first. These are set after the cell of parameters.
 SHORTENED = {
   'first_run': {'TRAIN_STEPS': 2},
-  'router': {'BATCHES': 1, 'FACTORS': (0.5,)},
+  'router': {'BATCHES': 1, 'FACTORS': ()},
   'your_csv': {'ROWS': 40, 'TRAIN_STEPS': 1},
 }
 NOTEBOOKS = {path.stem: json.loads(path.read_text(encoding='utf-8')) for path in sorted(FOLDER.glob('*.ipynb'))}
