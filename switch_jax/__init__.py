@@ -1,3 +1,3 @@
 """switch_jax: train Switch Transformers (Fedus, Zoph, Shazeer) with JAX on TPU pods, or on a laptop."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

@@ -208,6 +208,7 @@ def test_links_become_those_between_pages(pages):
     ('[a](docs/tasks.md#b)', '[a](tasks.md#b)'),
     ('[a](../README.md)', '[a](index.md)'),
     ('![a](../benchmarks/pictures/a.png)', '![a](pictures/a.png)'),
+    ('[a](docs/notebooks/b.ipynb)', '[a](notebooks/b.md)'),
     ('[a](https://b.c/docs/d)', '[a](https://b.c/docs/d)'),
   ):
     assert pages.to_pages(text) == turned
@@ -216,7 +217,8 @@ def test_links_become_those_between_pages(pages):
 def test_every_page_is_in_the_navigation(pages):
   settings = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
   found = set(re.findall(r"'([\w/]+\.md)'", repr(settings['nav'])))
-  assert found == {path.name for path in DOCS.glob('*.md')} | {*pages.PAGES.values(), 'gin_fields.md'}
+  notebooks = {f'notebooks/{path.stem}.md' for path in DOCS.glob('notebooks/*.ipynb')}
+  assert found == {path.name for path in DOCS.glob('*.md')} | notebooks | {*pages.PAGES.values(), 'gin_fields.md'}
   assert settings['theme']['font'] is False
 
 
@@ -236,6 +238,15 @@ def test_every_flag_is_told():
   for action in main.make_parser()._actions:
     if action.help != argparse.SUPPRESS and action.option_strings:
       assert any(flag in TEXTS['docs/configuration.md'] for flag in action.option_strings), action.option_strings
+
+
+def test_every_row_of_the_comparison_has_its_command():
+  text = TEXTS['docs/comparison.md']
+  rows = re.findall(r'^\| (\d+)\. ', text, re.M)
+  shown = [n for line in re.findall(r'^# ([\d and]+)', text, re.M) for n in re.findall(r'\d+', line)]
+  assert rows == shown == [str(n + 1) for n in range(30)]
+  for letter in set(re.findall(r'\((\w)\) \|', text)):
+    assert f'\n({letter}) ' in text or f'\n* ({letter}) ' in text
 
 
 def test_readme_is_short():

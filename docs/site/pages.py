@@ -16,6 +16,7 @@ from switch_jax import config as configuration
 if TYPE_CHECKING:
   from mkdocs.config.defaults import MkDocsConfig
   from mkdocs.structure.files import Files
+  from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PICTURES = 'benchmarks/pictures/'
@@ -41,6 +42,7 @@ def to_pages(text: str) -> str:
 
   def turned(match: re.Match[str]) -> str:
     path, anchor = match[1].removeprefix('../').removeprefix('docs/'), match[2] or ''
+    path = re.sub(r'\.ipynb$', '.md', path)
     return f']({PAGES.get(path, path.replace(PICTURES, "pictures/"))}{anchor})'
 
   return re.sub(r'\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)', turned, text)
@@ -135,6 +137,6 @@ def on_files(files: 'Files', config: 'MkDocsConfig') -> None:
     files.append(File.generated(config, f'pictures/{picture.name}', abs_src_path=str(picture)))
 
 
-def on_page_markdown(markdown: str, **_: object) -> str:
-  """Turns the links of a page."""
-  return to_pages(markdown)
+def on_page_markdown(markdown: str, page: 'Page', **_: object) -> str:
+  """Turns the links of a page; notebooks.py has done it for its own."""
+  return markdown if page.file.src_uri.startswith('notebooks/') else to_pages(markdown)

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from switch_jax import kernels
-from switch_jax.config import ConfigError, MeshConfig
+from switch_jax.config import ConfigError, DataConfig, MeshConfig, ModelConfig, MoeConfig, RunConfig
 from switch_jax.config.mesh import KERNELS
 from switch_jax.kernels import table
+from switch_jax.model.placement import make_layout
 from switch_jax.parallel import Layout, make_mesh
+from switch_jax.plan.ahead_of_time import abstract_batch
+from switch_jax.training.state import plan_state
+from switch_jax.training.step import make_train_step
 
 
 def layout_on(platform, kind='', size=1):
@@ -41,6 +45,39 @@ def test_a_cpu_gets_its_own_and_several_of_them_no_loop_over_split_stacks():
     'update': 'in_place',
   }
   assert table.forms.__wrapped__(layout_on('cpu', size=8)) == one | {'update': 'plain'}
+
+
+@pytest.mark.parametrize(('kind', 'size'), [('NVIDIA H100 80GB HBM3', 1), ('NVIDIA A100-SXM4-40GB', 8), ('AMD', 2)])
+def test_a_gpu_gets_no_form_that_was_made_for_another_machine(kind, size):
+  plain = {operation: next(iter(known)) for operation, known in KERNELS.items()}
+  chosen = table.forms.__wrapped__(layout_on('gpu', kind, size))
+  assert chosen == plain | {'positions': 'sorted', 'drop_free': 'blocks'}
+  told = [KERNELS[operation][form] for operation, form in chosen.items()]
+  assert not [text for text in told if 'CPU' in text or 'TPU' in text]
+
+
+@pytest.mark.parametrize('options', [{}, {'train_capacity_factor': None, 'dispatch': 'ragged'}])
+def test_the_training_step_of_a_gpu_can_be_lowered_for_cuda(options):
+  """JAX has a rule for every operation of it there; no GPU is needed, and nothing is compiled."""
+  kernels_of_a_gpu = dict(table.forms.__wrapped__(layout_on('gpu', size=8)))
+  model = ModelConfig(
+    vocab_size=64,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=16,
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    moe=MoeConfig(num_experts=4, **options),
+  )
+  data = DataConfig(mixture_or_task_name='a_task', feature_lengths={'inputs': 8, 'targets': 8}, batch_size=8)
+  mesh = MeshConfig(kernels=kernels_of_a_gpu)
+  run = RunConfig(model_dir='/d', model=model, data=data, train_steps=1, random_seed=0, mesh=mesh)
+  layout = make_layout(run, jax.devices())
+  state = plan_state(run, layout)
+  step = make_train_step(run, layout, state).trace(state.abstract, abstract_batch(run, layout))
+  text = step.lower(lowering_platforms=('cuda',)).as_text()
+  assert 'custom_call @tpu' not in text
 
 
 def test_an_unknown_machine_gets_the_plain_forms():
