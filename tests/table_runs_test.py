@@ -79,7 +79,7 @@ def test_a_dry_run_reads_the_table(folder, monkeypatch, capsys):
   assert main.main([*SHRUNK, '--dry_run', '--gin.TARGET_COLUMN=lable']) == 1
   assert "TARGET_COLUMN asks for the column 'lable'" in capsys.readouterr().err
   assert main.main([*SHRUNK, '--dry_run', '--gin.INITIAL_CHECKPOINT_PATH=none']) == 1
-  assert 'none records no vocabulary' in capsys.readouterr().err
+  assert "initial_checkpoint_path is 'none', and there is no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -251,8 +251,8 @@ def with_inherited_vocabulary(run: RunConfig, recorded: Mapping[str, Any] | None
     return run
   elif (name := inherited_vocabulary(path)) is None:
     raise ConfigError(
-      f'{path} records no vocabulary (checkpoints of T5X and Hugging Face do not, and it must be there); set '
-      f'--gin.VOCABULARY, to a copy of its SentencePiece model or to bytes.'
+      f"{path} records no vocabulary (T5X's checkpoints do not, nor does a folder of Hugging Face without spiece.model "
+      "and without our or ByT5's tokenizer); set --gin.VOCABULARY, to a copy of its SentencePiece model or to bytes."
     )
   return dataclasses.replace(run, data=dataclasses.replace(run.data, vocabulary=name))
 
