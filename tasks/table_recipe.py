@@ -25,6 +25,7 @@ class Recipe:
     labels: what stands in the table to the label that it means; None takes what stands there.
     guessed: what was not said, and the setting that says it.
     skip_empty: leave out rows with an empty cell.
+    undecodable: see `text_lines.decode_line`.
   """
 
   train: tuple[epath.Path, ...]
@@ -34,10 +35,12 @@ class Recipe:
   labels: Mapping[str, str] | None
   guessed: tuple[str, ...]
   skip_empty: bool
+  undecodable: str = 'refuse'
 
   def identity(self) -> dict[str, Any]:
     """Returns plain values that decide which examples come out."""
-    return {
+    replaced = {} if self.undecodable == 'refuse' else {'undecodable': self.undecodable}
+    return replaced | {
       'builder': BUILDER_VERSION,
       'files': user_files.identify(list(self.train)),
       'held_out_files': user_files.identify(list(self.held_out)),
@@ -95,9 +98,9 @@ def make_recipe(table: TableConfig) -> Recipe:
   train, held_out = find_files(table)
   files = [*train, *held_out]
   try:
-    columns = {path: tables.read_columns(path) for path in files}
+    columns = {path: tables.read_columns(path, table.undecodable) for path in files}
   except text_lines.EncodingError:
-    check_encodings(files)
+    check_encodings(files, table.undecodable)
     raise
   template, target, guessed = _choose_columns(table, list(columns[files[0]]), files[0])
   asked = (
@@ -122,6 +125,7 @@ def make_recipe(table: TableConfig) -> Recipe:
     labels=_label_names(table),
     guessed=tuple(guessed),
     skip_empty=table.skip_empty,
+    undecodable=table.undecodable,
   )
 
 
@@ -155,9 +159,9 @@ def _choose_columns(table: TableConfig, columns: list[str], path: epath.Path) ->
   return template, target, guessed
 
 
-def check_encodings(files: Iterable[epath.Path]) -> None:
+def check_encodings(files: Iterable[epath.Path], undecodable: str) -> None:
   """Names all files that are no UTF-8 text; see `text_lines.check_files`."""
-  text_lines.check_files(path for path in files if path.suffix in tables.TEXT_SUFFIXES)
+  text_lines.check_files((path for path in files if path.suffix in tables.TEXT_SUFFIXES), undecodable)
 
 
 def _check_types(columns: Mapping[epath.Path, Mapping[str, str]]) -> None:

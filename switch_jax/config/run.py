@@ -29,6 +29,7 @@ class DataConfig(Checked):
       model in T5's layout (`gs://` too), for the task modules that can use any; None is the task's own choice.
     text_files: glob pattern of the user's own text files (`switch_jax.tasks.text_files`), for the task modules that
       read them.
+    undecodable: whether such text with bytes that are no UTF-8 is refused, or these are replaced by U+FFFD.
     tables: tables of the user's own labels, each a task, for the task module `switch_jax.tasks.table_files`.
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
@@ -50,6 +51,7 @@ class DataConfig(Checked):
   num_data_shards: int = 1
   vocabulary: str | None = None
   text_files: str | None = None
+  undecodable: Literal['refuse', 'replace'] = 'refuse'
   tables: tuple[TableConfig, ...] | None = None
   languages: tuple[str, ...] | None = None
   sampling_exponent: float | None = None
@@ -319,7 +321,8 @@ class RunConfig(Checked):
     """
     data = self.data.to_json()
     # What the text and the vocabulary are is compared by their digests, wherever they lie.
-    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'tables', 'vocabulary', 'cached_tasks_dir'):
+    texts = ('text_files', 'undecodable', 'tables', 'vocabulary')
+    for name in ('task_module', 'eval_split', 'prefetch', 'cached_tasks_dir', *texts):
       data.pop(name)
     for name in ('languages', 'sampling_exponent'):  # checkpoints of versions without languages do not have them
       if data[name] is None:

@@ -1,6 +1,7 @@
 """A task made of the rows of the user's own tables."""
 
 import dataclasses
+from typing import Literal
 
 from switch_jax.config.validation import Checked, suggest
 
@@ -28,6 +29,7 @@ class TableConfig(Checked):
     metrics: names of `METRICS`; None guesses from the targets.
     weight: how often the task is drawn where several are mixed, relative to the others'.
     skip_empty: leave out rows with an empty cell or NaN, in place of refusing the file.
+    undecodable: whether text with bytes that are no UTF-8 is refused, or these are replaced by U+FFFD.
   """
 
   files: str
@@ -41,6 +43,7 @@ class TableConfig(Checked):
   metrics: tuple[str, ...] | None = None
   weight: float = 1.0
   skip_empty: bool = False
+  undecodable: Literal['refuse', 'replace'] = 'refuse'
 
   def __post_init__(self) -> None:
     super().__post_init__()
