@@ -255,6 +255,8 @@ class RunConfig(Checked):
     random_seed: the seed of parameters, noise and data order.
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
+    task_metrics: whether these also decode the held-out examples and compute the metrics of the task (greedily, nothing
+      dropped), for `CheckpointConfig.best_metric` too. Decoding takes its time: that of `--run_mode=eval`.
     log_period: steps between lines of `train/metrics.jsonl`.
     trackers: what the metrics go to beside files: `wandb` (Weights & Biases), `mlflow`. One that does not work is said,
       and left out.
@@ -277,6 +279,7 @@ class RunConfig(Checked):
   distillation: DistillationConfig | None = None
   eval_period: int | None = 1000
   eval_steps: int = 20
+  task_metrics: bool = False
   log_period: int = 100
   trackers: tuple[Literal['wandb', 'mlflow'], ...] = ()
   tracker_project: str = 'switch_jax'

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from switch_jax.config.named_objects import is_object_name
 from switch_jax.config.validation import Checked, suggest
 
 # What a task can be measured by, on texts; `switch_jax.tasks.named_metrics` computes them.
@@ -26,7 +27,8 @@ class TableConfig(Checked):
     target_column: the column of the targets; None guesses, and says so.
     labels: the targets there are: names, or a dictionary from what stands in the table to names. With names alone a
       column of whole numbers counts them from 0. None takes what stands there.
-    metrics: names of `METRICS`; None guesses from the targets.
+    metrics: names of `METRICS`, or your own as `module:function`, from lists of texts, targets and predictions, to
+      numbers by name; None guesses from the targets.
     weight: how often the task is drawn where several are mixed, relative to the others'.
     skip_empty: leave out rows with an empty cell or NaN, in place of refusing the file.
     undecodable: whether text with bytes that are no UTF-8 is refused, or these are replaced by U+FFFD.
@@ -63,4 +65,5 @@ class TableConfig(Checked):
     known = ', '.join(METRICS)
     self.require(self.metrics != (), 'metrics', f'give at least one of {known}; None guesses.')
     for name in self.metrics or ():
-      self.require(name in METRICS, 'metrics', f'{name!r} is none of {known}.{suggest(name, METRICS)}')
+      rule = f"{name!r} is none of {known}, nor a function of your own as 'module:function'.{suggest(name, METRICS)}"
+      self.require(name in METRICS or is_object_name(name), 'metrics', rule)
