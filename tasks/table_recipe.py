@@ -66,11 +66,12 @@ def find_files(table: TableConfig) -> tuple[list[epath.Path], list[epath.Path]]:
 def _expand(pattern: str, field: str, macro: str) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns files to train on and, of a `DatasetDict` with a validation split, to hold out."""
   setting, train, held_out = f'TableConfig.{field}', [], []
-  matched = user_files.matches(pattern, setting)
-  if not matched and re.fullmatch(r'[\w.-]+(/[\w.-]+)?', pattern) and not epath.Path(pattern).suffix:
+  name = re.fullmatch(r'(?:hf://(?:datasets/)?)?([\w.-]+(?:/[\w.-]+)?)', pattern)
+  matched = [] if pattern.startswith('hf://') else user_files.matches(pattern, setting)
+  if not matched and name and not epath.Path(pattern).suffix:
     raise ConfigError(
       f'{setting} is {pattern!r}, and there is no such file or folder. Names on the Hugging Face hub are not fetched '
-      f"here; where there is a network: python -c \"import datasets; datasets.load_dataset('{pattern}')"
+      f"here; where there is a network: python -c \"import datasets; datasets.load_dataset('{name[1]}')"
       f".save_to_disk('/some/dir')\", then --gin.{macro}=/some/dir."
     )
   for path in matched:

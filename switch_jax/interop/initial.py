@@ -172,9 +172,11 @@ def _detect(path: str, setting: str) -> str:
   if there('config.json') and not there(FILES):
     return 'huggingface'
   what = describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
+  of_hub = not folder.exists() and hub.is_name(path)
   raise ConfigError(
     f'{setting} is {path!r}, and {what}; it must be a MODEL_DIR of switch_jax that has a '
     'complete checkpoint, MODEL_DIR/checkpoints/<step>, a T5X checkpoint or a Hugging Face folder.'
+    + (f' A model of the hub is named huggingface:{path}.' if of_hub else '')
   )
 
 

@@ -123,3 +123,5 @@ def test_others_checkpoints_without_a_vocabulary():
     assert interop.inherited_vocabulary(str(fixtures / name)) is None
   with pytest.raises(ConfigError, match="initial_checkpoint_path is 'nowhere', and there is no such folder"):
     interop.inherited_vocabulary('nowhere')
+  with pytest.raises(ConfigError, match=r'A model of the hub is named huggingface:google/switch-base-8\.'):
+    interop.inherited_vocabulary('google/switch-base-8')

@@ -82,6 +82,7 @@ def test_all_files_that_are_no_utf8_text_are_named_at_once():
 def test_files_that_are_not_there():
   refused(r"TableConfig\.files is 'no/\*\.csv', which matches no file .* --gin\.TASK_FILES=", files='no/*.csv')
   refused(r"'imdb', .* no such file or folder.*save_to_disk\('/some/dir'\).*--gin\.TASK_FILES=/some/dir", files='imdb')
+  refused(r"load_dataset\('stanfordnlp/imdb'\)\.save_to_disk", files='hf://datasets/stanfordnlp/imdb')
   os.mkdir('folder')
   refused(r'a folder; name the files in it: folder/\*\.csv', files='folder')
   write('a.txt', 'text')
