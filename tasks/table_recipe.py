@@ -9,7 +9,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, TableConfig
 from switch_jax.data import tables, templates, text_lines
-from switch_jax.tasks import user_files
+from switch_jax.tasks import hub_tables, user_files
 
 BUILDER_VERSION = 1
 
@@ -55,7 +55,7 @@ def find_files(table: TableConfig) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns the files that are trained on and those that are held out; none of these where rows are.
 
   Raises:
-    ConfigError: a pattern matches nothing that can be read.
+    ConfigError: a pattern matches nothing that can be read, and is no data set of the hub that can be had.
   """
   train, own_held_out = _expand(table.files, 'files', 'TASK_FILES')
   if table.validation_files is None:
@@ -66,14 +66,10 @@ def find_files(table: TableConfig) -> tuple[list[epath.Path], list[epath.Path]]:
 def _expand(pattern: str, field: str, macro: str) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns files to train on and, of a `DatasetDict` with a validation split, to hold out."""
   setting, train, held_out = f'TableConfig.{field}', [], []
-  name = re.fullmatch(r'(?:hf://(?:datasets/)?)?([\w.-]+(?:/[\w.-]+)?)', pattern)
+  name = hub_tables.name_of(pattern)
   matched = [] if pattern.startswith('hf://') else user_files.matches(pattern, setting)
-  if not matched and name and not epath.Path(pattern).suffix:
-    raise ConfigError(
-      f'{setting} is {pattern!r}, and there is no such file or folder. Names on the Hugging Face hub are not fetched '
-      f"here; where there is a network: python -c \"import datasets; datasets.load_dataset('{name[1]}')"
-      f".save_to_disk('/some/dir')\", then --gin.{macro}=/some/dir."
-    )
+  if not matched and name:
+    matched = [hub_tables.folder_of(name, setting, macro)]
   for path in matched:
     if not path.is_dir():
       train.append(path)

@@ -18,7 +18,8 @@ class TableConfig(Checked):
   """Labelled rows of CSV, TSV, JSON-lines, Parquet and Arrow files, as a task for `switch_jax.tasks.table_files`.
 
   Attributes:
-    files: glob pattern of the files (`gs://` too), or folders that the library `datasets` has saved.
+    files: glob pattern of the files (`gs://` too), or folders that the library `datasets` has saved, or the name of a
+      data set on the Hugging Face hub, which that library fetches once.
     name: of the task; with several tables each needs its own.
     validation_files: pattern of the held-out rows; None holds out a share of `files`, by the hash of the inputs.
     held_out_fraction: that share.

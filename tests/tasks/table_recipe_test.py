@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from switch_jax.data.text_lines import EncodingError
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(sys.modules, 'datasets', None)  # cannot be imported
 
 
 def write(name, text):
