@@ -38,8 +38,8 @@ def folder_of(name: str, setting: str, macro: str) -> epath.Path:
     return epath.Path(folder)
   missing = f'{setting} is {name!r}, and there is no such file or folder'
   remedy = (
-    f"where there is a network: python -c \"import datasets; datasets.load_dataset('{name}').save_to_disk('/some/dir')\", "
-    f'then copy that folder here and set --gin.{macro}=/some/dir.'
+    f"where there is a network: python -c \"import datasets; datasets.load_dataset('{name}')"
+    f".save_to_disk('/some/dir')\", then copy that folder here and set --gin.{macro}=/some/dir."
   )
   try:
     datasets = importlib.import_module('datasets')

@@ -45,7 +45,5 @@ def test_what_to_put_where(monkeypatch):
     raise ConnectionError('no way to the hub\nat all')
 
   library(monkeypatch, load)
-  with pytest.raises(
-    ConfigError, match=r"files is 'a', .*could it be had .* \(no way to the hub\); check the name, or"
-  ):
+  with pytest.raises(ConfigError, match=r"files is 'a', .*could it .* \(no way to the hub\); check the name, or"):
     hub_tables.folder_of('a', 'files', 'TASK_FILES')
