@@ -146,7 +146,8 @@ def _choose_columns(table: TableConfig, columns: list[str], path: epath.Path) ->
   listed = ', '.join(map(repr, columns))
   if target is None:
     raise ConfigError(
-      f'{path} has the columns {listed}, and none has a name that targets usually have; set --gin.TARGET_COLUMN.'
+      f'{path} has the columns {listed}, and none has a name that targets usually have; set --gin.TARGET_COLUMN; '
+      'the first line of a text file must name the columns.'
     )
   if template is None:
     raise ConfigError(

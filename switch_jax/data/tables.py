@@ -47,9 +47,21 @@ def is_table(path: epath.Path) -> bool:
 
 
 def split_folders(path: epath.Path) -> list[str] | None:
-  """Returns the splits of a `DatasetDict` folder of the library `datasets`; None for anything else."""
+  """Returns the splits of a `DatasetDict` folder of the library `datasets`; None for anything else.
+
+  Raises:
+    ConfigError: its list of splits cannot be read.
+  """
   listing = path / 'dataset_dict.json'
-  return list(json.loads(listing.read_text())['splits']) if listing.exists() else None
+  if not listing.exists():
+    return None
+  try:
+    return [str(name) for name in json.loads(listing.read_text())['splits']]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ConfigError(
+      f'{listing} does not list the splits of a data set ({first_line(error)}); copy the folder again, or name a '
+      f'split: {path}/train.'
+    ) from error
 
 
 def arrow_files(folder: epath.Path) -> list[epath.Path]:
