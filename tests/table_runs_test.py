@@ -55,8 +55,10 @@ def test_the_accuracy_is_that_of_greedy_decoding(folder, monkeypatch, capsys):
   trained = read_metrics(folder / 'run' / 'eval' / 'my_task' / 'metrics.jsonl')[-1]
   np.testing.assert_allclose(measured['accuracy'], 100 * trained['example_accuracy'])
   # What decoding while it trained gave.
-  np.testing.assert_allclose([trained[name] for name in ('accuracy', 'f1')], [measured[n] for n in ('accuracy', 'f1')])
-  assert trained['own_rows'] == 5
+  np.testing.assert_allclose(
+    [trained[f'task_{n}'] for n in ('accuracy', 'f1')], [measured[n] for n in ('accuracy', 'f1')]
+  )
+  assert trained['task_own_rows'] == 5
 
 
 def test_rows_of_a_table_are_predicted(folder, monkeypatch, capsys):

@@ -250,7 +250,7 @@ class _Training:
     metrics, measured = self._evaluation.metrics, {}
     if opened.task_metrics:
       measured = opened.task_metrics(self.state.params, self.step)
-      metrics = measured | metrics
+      metrics = metrics | {f'task_{name}': value for name, value in measured.items()}  # `accuracy` is that of tokens
     self._score(metrics)
     self._claim.check()
     opened.eval_files.write(self.step, metrics)
