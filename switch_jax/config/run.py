@@ -256,7 +256,7 @@ class RunConfig(Checked):
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
     task_metrics: whether these also decode the held-out examples and compute the metrics of the task (greedily, nothing
-      dropped): `task_accuracy` and so on, for `CheckpointConfig.best_metric` too. It takes the time of an evaluation run.
+      dropped): `task_accuracy` and so on, for `CheckpointConfig.best_metric` too. It takes the time of an evaluation.
     log_period: steps between lines of `train/metrics.jsonl`.
     trackers: what the metrics go to beside files: `wandb` (Weights & Biases), `mlflow`. One that does not work is said,
       and left out.
