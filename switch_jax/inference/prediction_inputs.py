@@ -114,7 +114,7 @@ def read_line(number: int, line: str, inputs: Inputs, added: Sequence[str] = ())
   except RecursionError:
     return Line(number, None, error='no JSON (it is nested too deeply)')
   except ValueError as error:
-    return Line(number, None, error=f'no JSON ({error})')
+    return Line(number, None, error=f'no JSON ({error}); a text alone stands in double quotes')
   if isinstance(value, str):
     value = {inputs.key: value}
   if not isinstance(value, dict):
