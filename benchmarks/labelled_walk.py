@@ -93,7 +93,7 @@ def share(pairs):
   return 100 * sum(a == b for a, b in pairs) / len(pairs)
 
 
-def by_length(train, held_out):
+def by_length(train, new):
   """Returns the accuracy of the most frequent class of the training texts that are nearest in length."""
   lengths = collections.defaultdict(collections.Counter)
   for text, label in train:
@@ -102,7 +102,7 @@ def by_length(train, held_out):
   def guess(text):
     return lengths[min(lengths, key=lambda length: abs(length - len(text)))].most_common(1)[0][0]
 
-  return share((guess(text), label) for text, label in held_out)
+  return share((guess(text), label) for text, label in new)
 
 
 def huggingface_predictions(python, folder, texts):
@@ -150,7 +150,7 @@ def walk(folder, seed, flags, begin):
       (record['prediction'], label) for record, (_, label) in zip(predicted, texts[ROWS:], strict=True)
     ),
     'majority': share((majority, label) for _, label in held_out),
-    'by length': by_length(train, held_out),
+    'new texts by length': by_length(train, texts[ROWS:]),
     'seconds': seconds,
   }
   if flags.huggingface:
