@@ -4,7 +4,7 @@
 
 Every seed is a folder of its own with other texts and other initial parameters. The sentences come from templates that
 all classes share, with words of the class that have the same lengths in each, so that only the words tell the classes
-apart; 300 more of them, which training never sees, are in `new.csv`. At the end: a table of accuracies beside the
+apart; 300 more of them, which training never sees, are in `new.csv`. After each: a row of accuracies beside the
 majority class and beside what a text's length alone says. With `--text_files` the pre-training is that of
 docs/your_text.md, once for all seeds. With `--huggingface`, the Python of an environment that has torch and
 transformers, the exported folders are used there, and equal predictions are counted.
@@ -176,10 +176,11 @@ def main():
     more = [f'--gin.TRAIN_STEPS={runs.SHORT_STEPS}', *runs.training_bindings(flags)] if flags.shortened else []
     print(f'{call(out, " ".join([command, *more])):.0f} s')
     begin = out / 'runs' / 'my_text'
-  rows = [walk(out / f'seed_{seed}', seed, flags, begin) for seed in flags.seeds]
-  print(f'\n| {" | ".join(rows[0])} |\n|{"---|" * len(rows[0])}')
-  for row in rows:
-    print(f'| {" | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values())} |')
+  rows = []
+  for seed in flags.seeds:
+    rows.append(row := walk(out / f'seed_{seed}', seed, flags, begin))
+    print(f'| {" | ".join(row)} |\n|{"---|" * len(row)}')
+    print(f'| {" | ".join(f"{v:.1f}" if isinstance(v, float) else str(v) for v in row.values())} |', flush=True)
   print(
     f'\naccuracy {statistics.mean(row["accuracy"] for row in rows):.1f} on average; chance is {100 / len(WORDS):.1f}'
   )
