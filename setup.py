@@ -64,6 +64,7 @@ EXTRAS_REQUIRE = {
   # Where a run's metrics go too, if config.RunConfig.trackers says so.
   'wandb': ['wandb>=0.19'],
   'mlflow': ['mlflow>=2.15'],  # log_metrics(synchronous=False)
+  'datasets': ['datasets>=4.0'],  # data sets of the Hugging Face hub by name; their folders are read without it
   # The site of docs/: python -m mkdocs build --strict, a part of .ci/run.
   'docs': [
     'mkdocs>=1.6,<2',  # 2.0 has no plugins

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from switch_jax.config import METRICS, ConfigError
+from switch_jax.config.named_objects import load_object
 from switch_jax.tasks import metrics
 
 Texts = Sequence[str]
@@ -92,5 +93,9 @@ assert set(_BY_NAME) == set(METRICS)
 
 
 def by_name(names: Sequence[str]) -> list[Callable[[Texts, Texts], dict[str, float]]]:
-  """Returns the metrics of `config.METRICS` with these names."""
-  return [_BY_NAME[name] for name in names]
+  """Returns the metrics of `config.METRICS` with these names, and the user's own, named `module:function`.
+
+  Raises:
+    ConfigError: one of the user's cannot be had.
+  """
+  return [load_object(name, 'TableConfig.metrics') if ':' in name else _BY_NAME[name] for name in names]

@@ -36,7 +36,7 @@ class _Problems:
 def _examples(path: epath.Path, recipe: Recipe, problems: _Problems) -> Iterator[tuple[str, str]]:
   """Yields inputs and target of the rows of a file that are whole."""
   fields = templates.fields_of(recipe.template)
-  for row in tables.read_rows(path):
+  for row in tables.read_rows(path, recipe.undecodable):
     place = f'{path}:{row.number}'
     if row.cells is None:
       problems.add('malformed', f'{place} {row.error}', 'mend it.')
@@ -120,7 +120,7 @@ def get_corpus(table: TableConfig) -> tuple[corpus.Corpus, Recipe]:
   try:
     return corpus.get_corpus('tables', recipe.identity(), write, held_out_fraction=table.held_out_fraction), recipe
   except text_lines.EncodingError:
-    check_encodings([*recipe.train, *recipe.held_out])
+    check_encodings([*recipe.train, *recipe.held_out], recipe.undecodable)
     raise
 
 

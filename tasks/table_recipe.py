@@ -9,7 +9,7 @@ from etils import epath
 
 from switch_jax.config import ConfigError, TableConfig
 from switch_jax.data import tables, templates, text_lines
-from switch_jax.tasks import user_files
+from switch_jax.tasks import hub_tables, user_files
 
 BUILDER_VERSION = 1
 
@@ -25,6 +25,7 @@ class Recipe:
     labels: what stands in the table to the label that it means; None takes what stands there.
     guessed: what was not said, and the setting that says it.
     skip_empty: leave out rows with an empty cell.
+    undecodable: see `text_lines.decode_line`.
   """
 
   train: tuple[epath.Path, ...]
@@ -34,10 +35,12 @@ class Recipe:
   labels: Mapping[str, str] | None
   guessed: tuple[str, ...]
   skip_empty: bool
+  undecodable: str = 'refuse'
 
   def identity(self) -> dict[str, Any]:
     """Returns plain values that decide which examples come out."""
-    return {
+    replaced = {} if self.undecodable == 'refuse' else {'undecodable': self.undecodable}
+    return replaced | {
       'builder': BUILDER_VERSION,
       'files': user_files.identify(list(self.train)),
       'held_out_files': user_files.identify(list(self.held_out)),
@@ -52,7 +55,7 @@ def find_files(table: TableConfig) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns the files that are trained on and those that are held out; none of these where rows are.
 
   Raises:
-    ConfigError: a pattern matches nothing that can be read.
+    ConfigError: a pattern matches nothing that can be read, and is no data set of the hub that can be had.
   """
   train, own_held_out = _expand(table.files, 'files', 'TASK_FILES')
   if table.validation_files is None:
@@ -63,13 +66,10 @@ def find_files(table: TableConfig) -> tuple[list[epath.Path], list[epath.Path]]:
 def _expand(pattern: str, field: str, macro: str) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns files to train on and, of a `DatasetDict` with a validation split, to hold out."""
   setting, train, held_out = f'TableConfig.{field}', [], []
-  matched = user_files.matches(pattern, setting)
-  if not matched and re.fullmatch(r'[\w.-]+(/[\w.-]+)?', pattern) and not epath.Path(pattern).suffix:
-    raise ConfigError(
-      f'{setting} is {pattern!r}, and there is no such file or folder. Names on the Hugging Face hub are not fetched '
-      f"here; where there is a network: python -c \"import datasets; datasets.load_dataset('{pattern}')"
-      f".save_to_disk('/some/dir')\", then --gin.{macro}=/some/dir."
-    )
+  name = hub_tables.name_of(pattern)
+  matched = [] if pattern.startswith('hf://') else user_files.matches(pattern, setting)
+  if not matched and name:
+    matched = [hub_tables.folder_of(name, setting, macro)]
   for path in matched:
     if not path.is_dir():
       train.append(path)
@@ -95,9 +95,9 @@ def make_recipe(table: TableConfig) -> Recipe:
   train, held_out = find_files(table)
   files = [*train, *held_out]
   try:
-    columns = {path: tables.read_columns(path) for path in files}
+    columns = {path: tables.read_columns(path, table.undecodable) for path in files}
   except text_lines.EncodingError:
-    check_encodings(files)
+    check_encodings(files, table.undecodable)
     raise
   template, target, guessed = _choose_columns(table, list(columns[files[0]]), files[0])
   asked = (
@@ -122,6 +122,7 @@ def make_recipe(table: TableConfig) -> Recipe:
     labels=_label_names(table),
     guessed=tuple(guessed),
     skip_empty=table.skip_empty,
+    undecodable=table.undecodable,
   )
 
 
@@ -145,7 +146,8 @@ def _choose_columns(table: TableConfig, columns: list[str], path: epath.Path) ->
   listed = ', '.join(map(repr, columns))
   if target is None:
     raise ConfigError(
-      f'{path} has the columns {listed}, and none has a name that targets usually have; set --gin.TARGET_COLUMN.'
+      f'{path} has the columns {listed}, and none has a name that targets usually have; set --gin.TARGET_COLUMN; '
+      'the first line of a text file must name the columns.'
     )
   if template is None:
     raise ConfigError(
@@ -155,9 +157,9 @@ def _choose_columns(table: TableConfig, columns: list[str], path: epath.Path) ->
   return template, target, guessed
 
 
-def check_encodings(files: Iterable[epath.Path]) -> None:
+def check_encodings(files: Iterable[epath.Path], undecodable: str) -> None:
   """Names all files that are no UTF-8 text; see `text_lines.check_files`."""
-  text_lines.check_files(path for path in files if path.suffix in tables.TEXT_SUFFIXES)
+  text_lines.check_files((path for path in files if path.suffix in tables.TEXT_SUFFIXES), undecodable)
 
 
 def _check_types(columns: Mapping[epath.Path, Mapping[str, str]]) -> None:

@@ -83,12 +83,6 @@ def find_files(pattern: str | None) -> list[epath.Path]:
   return user_files.check_files(user_files.matches(pattern, SETTING), pattern, SETTING, SUFFIXES)
 
 
-def _lines(path: epath.Path) -> Iterator[str]:
-  """Yields the lines of a UTF-8 file without their ends; raises a `ConfigError` at what is none."""
-  for number, line in enumerate(text_lines.read_text_lines(path), start=1):
-    yield text_lines.decode_line(path, number, line)
-
-
 def cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
   """Yields pieces of at most `limit` bytes, cut at the last line end or else space before that, if there is one."""
   start = 0
@@ -101,10 +95,10 @@ def cut(text: str, limit: int = corpus.MAX_PARAGRAPH_BYTES) -> Iterator[str]:
       yield piece
 
 
-def read_txt(path: epath.Path) -> Iterator[str]:
+def read_txt(path: epath.Path, undecodable: str = 'refuse') -> Iterator[str]:
   """Yields the paragraphs of a text file: what stands between blank lines, newlines inside them kept."""
   lines, size = [], 0
-  for line in _lines(path):
+  for line in text_lines.read_decoded(path, undecodable):
     if (not line.strip() or size > corpus.MAX_PARAGRAPH_BYTES) and lines:
       yield from cut('\n'.join(lines).strip())
       lines, size = [], 0
@@ -114,13 +108,13 @@ def read_txt(path: epath.Path) -> Iterator[str]:
   yield from cut('\n'.join(lines).strip())
 
 
-def read_jsonl(path: epath.Path) -> Iterator[str]:
+def read_jsonl(path: epath.Path, undecodable: str = 'refuse') -> Iterator[str]:
   """Yields the documents of a JSON-lines file: the `text` of the object on each line; empty texts are left out.
 
   Raises:
     ConfigError: a line that is not JSON or an object without a `text` that is a string; with file and line.
   """
-  for number, line in enumerate(_lines(path), start=1):
+  for number, line in enumerate(text_lines.read_decoded(path, undecodable), start=1):
     if not line.strip():
       continue
     try:
@@ -169,38 +163,44 @@ def read_parquet(path: epath.Path) -> Iterator[str]:
       yield text
 
 
-def read_file(path: epath.Path) -> Iterator[str]:
-  """Yields the paragraphs or documents of a file.
+def read_file(path: epath.Path, undecodable: str = 'refuse') -> Iterator[str]:
+  """Yields the paragraphs or documents of a file. What `undecodable` is: `text_lines.decode_line`.
 
   Raises:
     ConfigError: it is not of its kind.
   """
-  return {'.txt': read_txt, '.jsonl': read_jsonl, '.parquet': read_parquet}[path.suffix](path)
+  if path.suffix == '.parquet':
+    return read_parquet(path)
+  return {'.txt': read_txt, '.jsonl': read_jsonl}[path.suffix](path, undecodable)
 
 
-def _read(files: list[epath.Path]) -> Iterator[str]:
+def _read(files: list[epath.Path], undecodable: str) -> Iterator[str]:
   """Yields the paragraphs and documents of all files in their order."""
   for path in files:
-    yield from read_file(path)
+    yield from read_file(path, undecodable)
 
 
-def _write(writer: corpus.CorpusWriter, files: list[epath.Path]) -> None:
-  """Adds the text of all files; the pieces of a document are on the same side."""
-  for text in _read(files):
+def _write(writer: corpus.CorpusWriter, read: Callable[[], Iterator[str]]) -> None:
+  """Adds the text that `read` yields; the pieces of a document are on the same side."""
+  for text in read():
     split = writer.choose_split(text)
     for piece in cut(text):
       writer.add(piece, split)
 
 
-def _write_pieces(writer: corpus.CorpusWriter, files: list[epath.Path], fraction: float, cut: _Cut) -> None:
-  """Adds the text of all files in pieces that are split one by one."""
-  held_out = corpus.choose_held_out(cut.pieces(_read(files)), fraction)
-  for piece in cut.pieces(_read(files)):
+def _write_pieces(writer: corpus.CorpusWriter, read: Callable[[], Iterator[str]], fraction: float, cut: _Cut) -> None:
+  """Adds the text that `read` yields in pieces that are split one by one."""
+  held_out = corpus.choose_held_out(cut.pieces(read()), fraction)
+  for piece in cut.pieces(read()):
     writer.add(piece, corpus.VALIDATION if corpus.hash_text(piece) in held_out else corpus.TRAIN)
 
 
-def get_corpus(pattern: str | None) -> corpus.Corpus:
+def get_corpus(pattern: str | None, undecodable: str = 'refuse') -> corpus.Corpus:
   """Returns the corpus of the files that a pattern matches, reading them if it is not in the cache yet.
+
+  Args:
+    pattern: of the files.
+    undecodable: see `text_lines.decode_line`.
 
   Raises:
     ConfigError: what `find_files` and the readers raise, nothing can be held out, or the cache folder cannot be
@@ -208,26 +208,30 @@ def get_corpus(pattern: str | None) -> corpus.Corpus:
   """
   files = find_files(pattern)
   try:
-    return _get_corpus(pattern, files)
+    return _get_corpus(pattern, files, undecodable)
   except text_lines.EncodingError:
-    text_lines.check_files(path for path in files if path.suffix not in tables.BINARY_SUFFIXES)  # names all of them
+    texts = (path for path in files if path.suffix not in tables.BINARY_SUFFIXES)
+    text_lines.check_files(texts, undecodable)  # names all of them
     raise
 
 
-def _get_corpus(pattern: str | None, files: list[epath.Path]) -> corpus.Corpus:
-  contents = user_files.identify(files)
+def _get_corpus(pattern: str | None, files: list[epath.Path], undecodable: str) -> corpus.Corpus:
+  made_of = {'builder': BUILDER_VERSION, 'files': (contents := user_files.identify(files))}
+  if undecodable != 'refuse':
+    made_of['undecodable'] = undecodable
+  read = functools.partial(_read, files, undecodable)
   size = sum(int(file['size']) for file in contents)
 
   def make(write: Callable[[corpus.CorpusWriter], None], size: int, **how: int | bool) -> corpus.Corpus:
     return corpus.get_corpus(
       'text_files',
-      {'builder': BUILDER_VERSION, 'files': contents} | how,
+      made_of | how,
       write,
       held_out_fraction=_held_out_fraction(size),
       num_files=min(corpus.MAX_FILES, 1 + size // _BYTES_PER_FILE),
     )
 
-  made = make(functools.partial(_write, files=files), size)
+  made = make(functools.partial(_write, read=read), size)
   if not (total := _count_bytes(made)):
     raise ConfigError(
       f'DataConfig.text_files is {pattern!r}; its {len(files)} file(s) have nothing but blank lines and empty texts; '
@@ -240,7 +244,7 @@ def _get_corpus(pattern: str | None, files: list[epath.Path]) -> corpus.Corpus:
   limit = min(max(total // _PIECES_OF_SHORT_TEXT, _MIN_PIECE_BYTES), corpus.MAX_PARAGRAPH_BYTES)
   for by_line in (False, True):
     write = functools.partial(
-      _write_pieces, files=files, fraction=_held_out_fraction(total), cut=_Cut(limit=limit, by_line=by_line)
+      _write_pieces, read=read, fraction=_held_out_fraction(total), cut=_Cut(limit=limit, by_line=by_line)
     )
     made = make(write, total, piece_bytes=limit, by_line=by_line)
     if _is_parted(made, share / 2):
@@ -314,14 +318,14 @@ def register(data: DataConfig) -> None:
   Raises:
     ConfigError: what `get_corpus` raises, or too little text for a row.
   """
-  made = get_corpus(data.text_files)
+  made = get_corpus(data.text_files, data.undecodable)
   _check_size(made, data)
   text_task.add_span_corruption_task(NAME, lambda: made, make_vocabulary(data.vocabulary or BYTES))
 
 
 def describe(data: DataConfig) -> str:
   """Returns how much text there is and which part of it is held out, one line."""
-  made = get_corpus(data.text_files)
+  made = get_corpus(data.text_files, data.undecodable)
   total, held_out = _count_bytes(made), made.num_bytes(corpus.VALIDATION)
   pieces, held_out_pieces = (
     sum(made.num_paragraphs(split) for split in splits)
@@ -337,5 +341,5 @@ def describe(data: DataConfig) -> str:
 
 def corpus_digest(data: DataConfig) -> str:
   """Returns a sha256 of the names, sizes, and contents of the files, and of the split of their text."""
-  made = get_corpus(data.text_files)
+  made = get_corpus(data.text_files, data.undecodable)
   return hashlib.sha256(json.dumps([made.summary['made_of'], made.digest]).encode()).hexdigest()

@@ -191,3 +191,24 @@ def test_what_programs_import_anywhere_is_there(monkeypatch):
   for name in OURS[4:]:
     sys.modules.pop(name, None)
   assert not {name: names for name, names in found.items() if names}
+
+
+def test_the_walk_runs_what_the_page_prints(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [str(BENCHMARKS), *sys.path])
+  walk = importlib.import_module('labelled_walk')
+  commands = walk.printed_commands('your_labels.md')
+  asked = (
+    'my_task_text.gin',
+    'INITIAL_CHECKPOINT_PATH=runs/my_task_text',
+    'mode=eval',
+    'mode=infer',
+    'huggingface:exported',
+  )
+  assert all(word in command for word, command in zip(asked, commands, strict=True))
+  assert walk.printed_commands('your_text.md')[0].endswith("TEXT_FILES='/some/dir/*.txt'")
+  # Nothing but the words tells the classes apart.
+  assert len({str(sorted(map(len, words))) for words in walk.WORDS.values()}) == 1
+  texts = walk.make_texts(0, 60)
+  assert [[label for _, label in texts].count(label) for label in walk.WORDS] == [20] * 3
+  for name in ('runs', 'labelled_walk'):
+    del sys.modules[name]

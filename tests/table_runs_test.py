@@ -9,6 +9,7 @@ from switch_jax import main
 from switch_jax.folders.metric_lines import read_metrics
 
 TABLE = ['--gin.TASK_FILES=texts.csv', '--gin.TEMPLATE=say: {text}', '--gin.LABELS=("no", "yes")', '--gin.BATCH_SIZE=8']
+METRICS = ['--gin.METRICS=("accuracy", "f1", "own_metrics:rows")']
 SHRUNK = [
   *('--gin_file=gin/examples/my_task.gin', '--gin.MODEL_DIR=run', '--gin.TRAIN_STEPS=2', '--gin.CHECKPOINT_PERIOD=2'),
   *('--gin.EVAL_PERIOD=2', '--gin.config.ModelConfig.emb_dim=16', '--gin.config.ModelConfig.mlp_dim=32', *TABLE),
@@ -31,7 +32,9 @@ def folder(tmp_path_factory):
     patch.chdir(folder)
     rows = [f'{"hello" if i % 2 else "never"} number {i},{i % 2}' for i in range(60)]
     (folder / 'texts.csv').write_text('\n'.join(['text,label', *rows]) + '\n')
-    assert main.main(SHRUNK) == 0
+    (folder / 'own_metrics.py').write_text('def rows(targets, predictions):\n  return {"own_rows": len(predictions)}\n')
+    patch.syspath_prepend(folder)
+    assert main.main([*SHRUNK, '--gin.TASK_METRICS=True', *METRICS]) == 0
   return folder
 
 
@@ -51,7 +54,11 @@ def test_the_accuracy_is_that_of_greedy_decoding(folder, monkeypatch, capsys):
   measured = read_metrics(folder / 'run' / 'eval' / 'my_task.metrics' / 'metrics.jsonl')[-1]
   trained = read_metrics(folder / 'run' / 'eval' / 'my_task' / 'metrics.jsonl')[-1]
   np.testing.assert_allclose(measured['accuracy'], 100 * trained['example_accuracy'])
-  assert 'f1' in measured
+  # What decoding while it trained gave.
+  np.testing.assert_allclose(
+    [trained[f'task_{n}'] for n in ('accuracy', 'f1')], [measured[n] for n in ('accuracy', 'f1')]
+  )
+  assert trained['task_own_rows'] == 5
 
 
 def test_rows_of_a_table_are_predicted(folder, monkeypatch, capsys):
@@ -79,7 +86,7 @@ def test_a_dry_run_reads_the_table(folder, monkeypatch, capsys):
   assert main.main([*SHRUNK, '--dry_run', '--gin.TARGET_COLUMN=lable']) == 1
   assert "TARGET_COLUMN asks for the column 'lable'" in capsys.readouterr().err
   assert main.main([*SHRUNK, '--dry_run', '--gin.INITIAL_CHECKPOINT_PATH=none']) == 1
-  assert 'none records no vocabulary' in capsys.readouterr().err
+  assert "initial_checkpoint_path is 'none', and there is no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ class PredictionConfig(Checked):
     step: which checkpoint; None is the newest.
     inputs_key: where the text stands in an object or row; None is what the checkpoint's template asks for, or 'inputs'.
     template: text with `{column}` in it that makes the inputs, in place of both.
+    undecodable: whether bytes that are no UTF-8 are refused (a line of JSON lines, or a table), or replaced by U+FFFD.
     prediction_field, score_field: what the two are called. A line that has a field of such a name is refused.
     batch_size: examples decoded at once.
     inputs_length: tokens; longer texts are cut. None is what the run was trained with.
@@ -125,6 +126,7 @@ class PredictionConfig(Checked):
   step: int | None = None
   inputs_key: str | None = None
   template: str | None = None
+  undecodable: Literal['refuse', 'replace'] = 'refuse'
   prediction_field: str = 'prediction'
   score_field: str = 'score'
   inputs_length: int | None = None

@@ -29,6 +29,7 @@ class DataConfig(Checked):
       model in T5's layout (`gs://` too), for the task modules that can use any; None is the task's own choice.
     text_files: glob pattern of the user's own text files (`switch_jax.tasks.text_files`), for the task modules that
       read them.
+    undecodable: whether such text with bytes that are no UTF-8 is refused, or these are replaced by U+FFFD.
     tables: tables of the user's own labels, each a task, for the task module `switch_jax.tasks.table_files`.
     languages: codes of the languages to read, for the task modules with languages; None reads all they have.
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
@@ -50,6 +51,7 @@ class DataConfig(Checked):
   num_data_shards: int = 1
   vocabulary: str | None = None
   text_files: str | None = None
+  undecodable: Literal['refuse', 'replace'] = 'refuse'
   tables: tuple[TableConfig, ...] | None = None
   languages: tuple[str, ...] | None = None
   sampling_exponent: float | None = None
@@ -253,6 +255,8 @@ class RunConfig(Checked):
     random_seed: the seed of parameters, noise and data order.
     eval_period: steps between evaluations on the held-out split; None evaluates before and after only.
     eval_steps: batches of one evaluation.
+    task_metrics: whether these also decode the held-out examples and compute the metrics of the task (greedily, nothing
+      dropped): `task_accuracy` and so on, for `CheckpointConfig.best_metric` too. It takes the time of an evaluation.
     log_period: steps between lines of `train/metrics.jsonl`.
     trackers: what the metrics go to beside files: `wandb` (Weights & Biases), `mlflow`. One that does not work is said,
       and left out.
@@ -275,6 +279,7 @@ class RunConfig(Checked):
   distillation: DistillationConfig | None = None
   eval_period: int | None = 1000
   eval_steps: int = 20
+  task_metrics: bool = False
   log_period: int = 100
   trackers: tuple[Literal['wandb', 'mlflow'], ...] = ()
   tracker_project: str = 'switch_jax'
@@ -319,7 +324,8 @@ class RunConfig(Checked):
     """
     data = self.data.to_json()
     # What the text and the vocabulary are is compared by their digests, wherever they lie.
-    for name in ('task_module', 'eval_split', 'prefetch', 'text_files', 'tables', 'vocabulary', 'cached_tasks_dir'):
+    texts = ('text_files', 'undecodable', 'tables', 'vocabulary')
+    for name in ('task_module', 'eval_split', 'prefetch', 'cached_tasks_dir', *texts):
       data.pop(name)
     for name in ('languages', 'sampling_exponent'):  # checkpoints of versions without languages do not have them
       if data[name] is None:

@@ -1,7 +1,9 @@
 """A task made of the rows of the user's own tables."""
 
 import dataclasses
+from typing import Literal
 
+from switch_jax.config.named_objects import is_object_name
 from switch_jax.config.validation import Checked, suggest
 
 # What a task can be measured by, on texts; `switch_jax.tasks.named_metrics` computes them.
@@ -16,7 +18,8 @@ class TableConfig(Checked):
   """Labelled rows of CSV, TSV, JSON-lines, Parquet and Arrow files, as a task for `switch_jax.tasks.table_files`.
 
   Attributes:
-    files: glob pattern of the files (`gs://` too), or folders that the library `datasets` has saved.
+    files: glob pattern of the files (`gs://` too), or folders that the library `datasets` has saved, or the name of a
+      data set on the Hugging Face hub, which that library fetches once.
     name: of the task; with several tables each needs its own.
     validation_files: pattern of the held-out rows; None holds out a share of `files`, by the hash of the inputs.
     held_out_fraction: that share.
@@ -25,9 +28,11 @@ class TableConfig(Checked):
     target_column: the column of the targets; None guesses, and says so.
     labels: the targets there are: names, or a dictionary from what stands in the table to names. With names alone a
       column of whole numbers counts them from 0. None takes what stands there.
-    metrics: names of `METRICS`; None guesses from the targets.
+    metrics: names of `METRICS`, or your own as `module:function`, from lists of texts, targets and predictions, to
+      numbers by name; None guesses from the targets.
     weight: how often the task is drawn where several are mixed, relative to the others'.
     skip_empty: leave out rows with an empty cell or NaN, in place of refusing the file.
+    undecodable: whether text with bytes that are no UTF-8 is refused, or these are replaced by U+FFFD.
   """
 
   files: str
@@ -41,6 +46,7 @@ class TableConfig(Checked):
   metrics: tuple[str, ...] | None = None
   weight: float = 1.0
   skip_empty: bool = False
+  undecodable: Literal['refuse', 'replace'] = 'refuse'
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -60,4 +66,5 @@ class TableConfig(Checked):
     known = ', '.join(METRICS)
     self.require(self.metrics != (), 'metrics', f'give at least one of {known}; None guesses.')
     for name in self.metrics or ():
-      self.require(name in METRICS, 'metrics', f'{name!r} is none of {known}.{suggest(name, METRICS)}')
+      rule = f"{name!r} is none of {known}, nor a function of your own as 'module:function'.{suggest(name, METRICS)}"
+      self.require(name in METRICS or is_object_name(name), 'metrics', rule)

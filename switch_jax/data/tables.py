@@ -47,9 +47,21 @@ def is_table(path: epath.Path) -> bool:
 
 
 def split_folders(path: epath.Path) -> list[str] | None:
-  """Returns the splits of a `DatasetDict` folder of the library `datasets`; None for anything else."""
+  """Returns the splits of a `DatasetDict` folder of the library `datasets`; None for anything else.
+
+  Raises:
+    ConfigError: its list of splits cannot be read.
+  """
   listing = path / 'dataset_dict.json'
-  return list(json.loads(listing.read_text())['splits']) if listing.exists() else None
+  if not listing.exists():
+    return None
+  try:
+    return [str(name) for name in json.loads(listing.read_text())['splits']]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ConfigError(
+      f'{listing} does not list the splits of a data set ({first_line(error)}); copy the folder again, or name a '
+      f'split: {path}/train.'
+    ) from error
 
 
 def arrow_files(folder: epath.Path) -> list[epath.Path]:
@@ -71,7 +83,7 @@ def arrow_files(folder: epath.Path) -> list[epath.Path]:
   return files
 
 
-def read_columns(path: epath.Path) -> dict[str, str]:
+def read_columns(path: epath.Path, undecodable: str = 'refuse') -> dict[str, str]:
   """Returns the columns of a file, each with its type; of text files that of all is empty.
 
   Raises:
@@ -81,17 +93,17 @@ def read_columns(path: epath.Path) -> dict[str, str]:
     with _open_arrow(path) as (schema, _):
       return {field.name: str(field.type) for field in schema}
   if path.suffix == '.jsonl':
-    first = next(read_rows(path), None)
+    first = next(read_rows(path, undecodable), None)
     if first is None:
       raise ConfigError(f'{path} has no row; remove it, or put one in.')
     if first.cells is None:
       raise ConfigError(f'{path}:{first.number} {first.error}; each line must be an object with the cells by name.')
     return dict.fromkeys(first.cells, '')
-  return dict.fromkeys(next(_read_delimited(path)), '')
+  return dict.fromkeys(next(_read_delimited(path, undecodable)), '')
 
 
-def read_rows(path: epath.Path) -> Iterator[Row]:
-  """Yields the rows of a file; blank lines are passed over.
+def read_rows(path: epath.Path, undecodable: str = 'refuse') -> Iterator[Row]:
+  """Yields the rows of a file; blank lines are passed over. What `undecodable` is: `text_lines.decode_line`.
 
   Raises:
     ConfigError: the file is not of its kind, or no UTF-8 text (`text_lines.EncodingError`).
@@ -99,20 +111,15 @@ def read_rows(path: epath.Path) -> Iterator[Row]:
   if path.suffix in BINARY_SUFFIXES:
     yield from _read_arrow(path)
   elif path.suffix == '.jsonl':
-    yield from _read_json(path)
+    yield from _read_json(path, undecodable)
   else:
-    rows = _read_delimited(path)
+    rows = _read_delimited(path, undecodable)
     next(rows)
     yield from rows
 
 
-def _lines(path: epath.Path) -> Iterator[str]:
-  for number, line in enumerate(text_lines.read_text_lines(path), start=1):
-    yield text_lines.decode_line(path, number, line)
-
-
-def _read_json(path: epath.Path) -> Iterator[Row]:
-  for number, line in enumerate(_lines(path), start=1):
+def _read_json(path: epath.Path, undecodable: str) -> Iterator[Row]:
+  for number, line in enumerate(text_lines.read_decoded(path, undecodable), start=1):
     if not line.strip():
       continue
     try:
@@ -123,10 +130,10 @@ def _read_json(path: epath.Path) -> Iterator[Row]:
     yield Row(number, value) if isinstance(value, dict) else Row(number, None, f'is {value!r}'[:80] + ' and no object')
 
 
-def _read_delimited(path: epath.Path) -> Iterator[Any]:
+def _read_delimited(path: epath.Path, undecodable: str) -> Iterator[Any]:
   """Yields the names of the columns, then the rows."""
   csv.field_size_limit(_MAX_CELL)
-  lines = _lines(path)
+  lines = text_lines.read_decoded(path, undecodable)
   first = next((line for line in lines if line.strip()), None)
   if first is None:
     raise ConfigError(f'{path} is empty; its first line must name the columns.')

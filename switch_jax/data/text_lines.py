@@ -154,13 +154,14 @@ def read_text_lines(path: epath.Path) -> Iterator[TextLine]:
     yield TextLine(start, b''.join(begun))
 
 
-def decode_line(path: epath.Path, number: int, line: TextLine) -> str:
+def decode_line(path: epath.Path, number: int, line: TextLine, undecodable: str = 'refuse') -> str:
   """Returns the text of a line.
 
   Args:
     path: of the file, for the message.
     number: of the line, from 1.
     line: what was read.
+    undecodable: 'replace' puts U+FFFD in place of bytes that are no UTF-8, 'refuse' raises.
 
   Raises:
     EncodingError: a byte that is not UTF-8, with its line and its offset in the file; or zero bytes, of which UTF-16
@@ -172,15 +173,26 @@ def decode_line(path: epath.Path, number: int, line: TextLine) -> str:
       'zero, as in UTF-16 or a binary file; only UTF-8 is read; remove or convert that part.'
     )
   try:
-    return line.raw.decode('utf-8')
+    return line.raw.decode('utf-8', 'replace' if undecodable == 'replace' else 'strict')
   except UnicodeDecodeError as error:
     raise EncodingError(
       f'{path} is not UTF-8: byte {line.raw[error.start]:#04x} at offset {line.offset + error.start}; convert it '
-      f'(line {number}; {error.reason}). If it is Latin-1: iconv -f latin1 -t utf-8 {path} > new file.'
+      f'(line {number}; {error.reason}). If it is Latin-1: iconv -f latin1 -t utf-8 {path} > new file. '
+      'Or give such bytes up, for U+FFFD each: --gin.UNDECODABLE=replace.'
     ) from error
 
 
-def check_files(files: Iterable[epath.Path]) -> None:
+def read_decoded(path: epath.Path, undecodable: str = 'refuse') -> Iterator[str]:
+  """Yields the texts of the lines of a file; see `decode_line`.
+
+  Raises:
+    EncodingError: it is no UTF-8 text.
+  """
+  for number, line in enumerate(read_text_lines(path), start=1):
+    yield decode_line(path, number, line, undecodable)
+
+
+def check_files(files: Iterable[epath.Path], undecodable: str = 'refuse') -> None:
   """Reads files from end to end, and names all that are no UTF-8 text at once.
 
   Raises:
@@ -189,8 +201,8 @@ def check_files(files: Iterable[epath.Path]) -> None:
   wrong = []
   for path in files:
     try:
-      for number, line in enumerate(read_text_lines(path), start=1):
-        decode_line(path, number, line)
+      for _ in read_decoded(path, undecodable):
+        pass
     except EncodingError as error:
       wrong.append((path, error))
   if len(wrong) == 1:

@@ -47,8 +47,7 @@ class TaskEvaluator:
     module = providers.import_task_module(data)
     provider = self._provider = providers.find_provider(data, data.eval_split)
     self.vocabulary = provider.output_features['targets'].vocabulary
-    if data.tables and (description := providers.describe_text(data, module)):
-      note(f'text: {description}')  # what of the columns was guessed
+    self.description = providers.describe_text(data, module) if data.tables else None  # what of columns was guessed
     self._template = providers.inputs_template(data, module)
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
@@ -308,6 +307,8 @@ def evaluate_run(config: EvaluationConfig) -> int:
     latest_step(store)  # before the tasks are read, which can take long
   config = _with_recorded_vocabulary(config, store)
   evaluator = TaskEvaluator(config)
+  if evaluator.description:
+    note(f'text: {evaluator.description}')
   name = config.data.mixture_or_task_name
   names = [task.name for task in evaluator.tasks]
   is_mixture = names != [name]

@@ -37,6 +37,8 @@ def _settings(config: PredictionConfig, step: int, size: int) -> dict[str, Any]:
   settings['inputs_key'] = config.inputs_key or 'inputs'
   if config.template is None:  # older versions do not have it
     settings.pop('template')
+  if config.undecodable == 'refuse':
+    settings.pop('undecodable')
   return settings
 
 

@@ -21,11 +21,13 @@ class Inputs:
     key: where it stands, unless a template makes it.
     template: what makes it, where the object has all that it names.
     is_asked_for: whether the template was configured, and not taken from the checkpoint: then all lines must have that.
+    undecodable: 'replace' puts U+FFFD in place of bytes that are no UTF-8.
   """
 
   key: str = 'inputs'
   template: str | None = None
   is_asked_for: bool = False
+  undecodable: str = 'refuse'
 
   @classmethod
   def of(cls, config: PredictionConfig, recorded: str | None) -> Self:
@@ -36,8 +38,10 @@ class Inputs:
     """
     if config.template is not None:
       templates.fields_of(config.template)
-      return cls(template=config.template, is_asked_for=True)
-    return cls(config.inputs_key) if config.inputs_key else cls(template=recorded)
+      return cls(template=config.template, is_asked_for=True, undecodable=config.undecodable)
+    if config.inputs_key:
+      return cls(config.inputs_key, undecodable=config.undecodable)
+    return cls(template=recorded, undecodable=config.undecodable)
 
   def missing(self, names: Sequence[str]) -> str:
     """Returns what of these names is lacking, in words; the empty string if nothing is."""
@@ -110,7 +114,7 @@ def read_line(number: int, line: str, inputs: Inputs, added: Sequence[str] = ())
   except RecursionError:
     return Line(number, None, error='no JSON (it is nested too deeply)')
   except ValueError as error:
-    return Line(number, None, error=f'no JSON ({error})')
+    return Line(number, None, error=f'no JSON ({error}); a text alone stands in double quotes')
   if isinstance(value, str):
     value = {inputs.key: value}
   if not isinstance(value, dict):
@@ -143,7 +147,8 @@ def read_lines(path: epath.Path, inputs: Inputs, added: Sequence[str] = ()) -> I
     if not line.raw.strip():
       continue
     try:
-      yield read_line(number, line.raw.decode('utf-8'), inputs, added)
+      text = line.raw.decode('utf-8', 'replace' if inputs.undecodable == 'replace' else 'strict')
+      yield read_line(number, text, inputs, added)
     except UnicodeDecodeError as error:
       yield Line(number, None, error=f'no UTF-8 ({error})')
 
@@ -152,7 +157,7 @@ def check_table(path: epath.Path, inputs: Inputs, added: Sequence[str]) -> None:
   """Raises a `ConfigError` if a table lacks columns that inputs are made of, or has one that would be overwritten."""
   if not tables.is_table(path):
     return
-  columns = list(tables.read_columns(path))
+  columns = list(tables.read_columns(path, inputs.undecodable))
   if missing := inputs.missing(columns):
     raise ConfigError(
       f'{path} has {missing} among its columns {", ".join(map(repr, columns))}; set --gin.INPUTS_KEY to one of them, '
@@ -166,7 +171,7 @@ def check_table(path: epath.Path, inputs: Inputs, added: Sequence[str]) -> None:
 
 
 def _read_rows(path: epath.Path, inputs: Inputs) -> Iterator[Line]:
-  for row in tables.read_rows(path):
+  for row in tables.read_rows(path, inputs.undecodable):
     text, error = ('', row.error) if row.cells is None else inputs.text(row.cells)
     record = None if error or row.cells is None else {name: _plain(cell) for name, cell in row.cells.items()}
     yield Line(row.number, record, text, error)

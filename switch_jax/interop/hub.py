@@ -36,6 +36,11 @@ def local_folder(path: str | os.PathLike[str]) -> str:
   return _in_cache(match, revision) or _download(repository, revision)
 
 
+def is_name(path: str) -> bool:
+  """Whether a path has the form of a model's name on the hub."""
+  return _NAME.fullmatch(path) is not None
+
+
 def cache() -> pathlib.Path:
   """Returns the folder of huggingface_hub's cache, found as that library does."""
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'

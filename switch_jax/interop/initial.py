@@ -12,7 +12,7 @@ from switch_jax import data
 from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, ModelConfig, UpcycleConfig
 from switch_jax.folders.model_dir import CHECKPOINTS, FILES
-from switch_jax.interop import infer_config, loading, upcycling
+from switch_jax.interop import hub, huggingface_tokenizer, infer_config, loading, upcycling
 from switch_jax.interop.own import find_step, model_of, open_arrays, together
 from switch_jax.interop.scanned import separate_layers, stack_layers
 from switch_jax.interop.stored import Checkpoint, StoredArray, describe_folder, nest
@@ -122,24 +122,36 @@ def initial_parameters(
 
 
 def recorded_vocabulary(path: str) -> dict[str, Any] | None:
-  """Returns what a checkpoint of ours records of its vocabulary; None for those of others.
+  """Returns what a checkpoint says of its vocabulary, as ours record it; None where nothing says it for certain.
 
   Args:
     path: as for `initial_parameters`.
   """
-  found = find_step(_split(path)[1], _SETTING)
-  return None if found is None else found[0].read_config(found[1]).get('vocabulary')
+  record, _ = _vocabulary(path)
+  # Two tokenizers of ByT5 differ in their sentinels, and a folder does not say which one the model was trained with.
+  return None if record and record['name'] == 'byt5' else record
 
 
 def inherited_vocabulary(path: str) -> str | None:
-  """Returns the name of the vocabulary that a checkpoint of ours was trained with, or the path of its copy.
+  """Returns the name of the vocabulary that a checkpoint was trained with, or the path of its copy.
 
   Args:
-    path: as for `initial_parameters`; of others' checkpoints, which record none, the answer is None.
+    path: as for `initial_parameters`; of checkpoints that do not say it, as T5X's, the answer is None.
   """
-  found = find_step(_split(path)[1], _SETTING)
-  record = found and found[0].read_config(found[1]).get('vocabulary')
-  return data.recorded_name(record, found[0].model_dir) if found and record else None
+  return _vocabulary(path)[1]
+
+
+def _vocabulary(path: str) -> tuple[dict[str, Any] | None, str | None]:
+  """Returns what is known of a checkpoint's vocabulary, and the name that gives it."""
+  format, place = _split(path)
+  model_dir = None
+  if format in (None, 'switch_jax') and (found := find_step(place, _SETTING)):
+    record, model_dir = found[0].read_config(found[1]).get('vocabulary'), found[0].model_dir
+  elif (format or _detect(place, _SETTING)) == 'huggingface':
+    record = huggingface_tokenizer.read_vocabulary(hub.local_folder(place))[0]
+  else:
+    record = None
+  return record, data.recorded_name(record, model_dir) if record else None
 
 
 def _split(path: str) -> tuple[str | None, str]:
@@ -160,9 +172,11 @@ def _detect(path: str, setting: str) -> str:
   if there('config.json') and not there(FILES):
     return 'huggingface'
   what = describe_folder(p.name for p in folder.iterdir()) if folder.is_dir() else 'there is no such folder'
+  of_hub = not folder.exists() and hub.is_name(path)
   raise ConfigError(
     f'{setting} is {path!r}, and {what}; it must be a MODEL_DIR of switch_jax that has a '
     'complete checkpoint, MODEL_DIR/checkpoints/<step>, a T5X checkpoint or a Hugging Face folder.'
+    + (f' A model of the hub is named huggingface:{path}.' if of_hub else '')
   )
 
 

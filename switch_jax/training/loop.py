@@ -247,7 +247,10 @@ class _Training:
     if self.step == opened.first_step:
       opened.progress.note('evaluating before training')
     self._evaluation = evaluate(opened.eval_step, self.state.params, opened.held_out)
-    metrics = self._evaluation.metrics
+    metrics, measured = self._evaluation.metrics, {}
+    if opened.task_metrics:
+      measured = opened.task_metrics(self.state.params, self.step)
+      metrics = metrics | {f'task_{name}': value for name, value in measured.items()}  # `accuracy` is that of tokens
     self._score(metrics)
     self._claim.check()
     opened.eval_files.write(self.step, metrics)
@@ -255,6 +258,7 @@ class _Training:
     opened.progress.note(
       f'held-out loss after {self.step:,} steps: {loss:.3f} nats per target token, sentinels left out'
       + ('' if right is None else f'; {right:.1%} of the targets are right')
+      + ''.join(f'; {name} {value:.4g}' for name, value in measured.items() if '/' not in name)
     )
     opened.reporter.resume_clock()
     return self._evaluation

@@ -29,6 +29,7 @@ from switch_jax.parallel.agreement import require_agreement, require_same_run
 from switch_jax.parallel.ownership import owned
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
+from switch_jax.training.task_metrics import open_task_metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Opened:
     sentinels: ids that held-out losses and entropies leave out, EOS apart.
     train_step: `(state, *batches) -> (state, metrics)`.
     eval_step: `(params, batch) -> Sums`.
+    task_metrics: `(params, step) -> metrics` of the task on held-out examples, if the run wants them.
     are_finite: whether all parameters are.
     record: what every checkpoint records of the run beside its counters, plain JSON.
     eval_files: where held-out metrics go.
@@ -65,6 +67,7 @@ class Opened:
   sentinels: tuple[int, ...]
   train_step: Callable[..., Any]
   eval_step: Callable[..., Any]
+  task_metrics: Callable[[Any, int], dict[str, float]] | None
   are_finite: Callable[[Any], jax.Array]
   record: dict[str, Any]
   eval_files: MetricFiles
@@ -156,6 +159,7 @@ def open_run(
     data.keep_vocabulary(source.vocabulary, run.model_dir)
   source.start()
   held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
+  task_metrics = open_task_metrics(run, layout) if run.task_metrics else None
 
   if params is None:
     params = distillation.initial_parameters(layout)
@@ -197,6 +201,7 @@ def open_run(
     sentinels=sentinels,
     train_step=make_train_step(run, layout, plan, special_tokens, lessons),
     eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics),
+    task_metrics=task_metrics,
     are_finite=make_finite_check(layout, plan),
     record={
       'version': switch_jax.__version__,
@@ -251,8 +256,8 @@ def with_inherited_vocabulary(run: RunConfig, recorded: Mapping[str, Any] | None
     return run
   elif (name := inherited_vocabulary(path)) is None:
     raise ConfigError(
-      f'{path} records no vocabulary (checkpoints of T5X and Hugging Face do not, and it must be there); set '
-      f'--gin.VOCABULARY, to a copy of its SentencePiece model or to bytes.'
+      f"{path} records no vocabulary (T5X's checkpoints do not, nor does a folder of Hugging Face without spiece.model "
+      "and without our or ByT5's tokenizer); set --gin.VOCABULARY, to a copy of its SentencePiece model or to bytes."
     )
   return dataclasses.replace(run, data=dataclasses.replace(run.data, vocabulary=name))
 

@@ -16,7 +16,10 @@ from tests.gin_runs import load
     (dict(labels=('a',)), 'it must have at least two labels'),
     (dict(labels={'0': 'a', '1': 'a'}), 'it must have at least two labels'),
     (dict(labels=('a', 'b', 'a')), 'name each label once'),
-    (dict(metrics=('accurcy',)), r"'accurcy' is none of accuracy, f1, .*\. Did you mean 'accuracy'\?"),
+    (
+      dict(metrics=('accurcy',)),
+      r"'accurcy' is none of accuracy, f1, .*, nor a function of .*\. Did you mean 'accuracy'\?",
+    ),
     (dict(metrics=()), 'give at least one of accuracy'),
     (dict(weight=0.0), 'weight is 0.0; it must be greater than 0'),
     (dict(labels=5), 'labels is 5; it must be a tuple of a string or a dict'),

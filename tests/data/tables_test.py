@@ -130,6 +130,10 @@ def test_folders_that_datasets_has_saved(tmp_path):
   write(tmp_path / 'torn.arrow', files[0].read_bytes()[:100])
   with pytest.raises(ConfigError, match=r'torn\.arrow cannot be read as arrow'):
     rows(tmp_path / 'torn.arrow')
+  for listing in ('{"splits": ', '{}', '5'):
+    (folder / 'dataset_dict.json').write_text(listing)
+    with pytest.raises(ConfigError, match=r'dict\.json does not list the splits .* name a split: .*saved/train'):
+      tables.split_folders(folder)
 
 
 def test_what_is_read_as_a_table():

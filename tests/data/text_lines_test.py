@@ -99,6 +99,7 @@ def test_a_byte_that_is_no_utf8_is_said_with_line_and_offset(write):
   assert [text_lines.decode_line(path, 1, line) for line in good] == ['Good', 'lines']
   with pytest.raises(ConfigError, match=r'not UTF-8: byte 0xff at offset 20; convert it \(line 3; invalid start byte'):
     text_lines.decode_line(path, 3, bad)
+  assert list(text_lines.read_decoded(path, 'replace')) == ['Good', 'lines', 'bad \ufffd one']
 
 
 def test_what_was_added_in_another_encoding_is_said_with_its_place(write):
@@ -107,5 +108,5 @@ def test_what_was_added_in_another_encoding_is_said_with_its_place(write):
   with pytest.raises(
     ConfigError, match=r'a\.txt is no text from offset 5000 on \(line 501\): 12 of the 24 bytes there'
   ):
-    text_lines.decode_line(path, 501, added)
+    text_lines.decode_line(path, 501, added, 'replace')
   assert text_lines.decode_line(path, 1, text_lines.TextLine(0, b'one\0 in many')) == 'one\0 in many'

@@ -43,6 +43,8 @@ def test_lines_keep_their_numbers_and_blank_ones_are_passed_over(tmp_path):
   assert (torn.number, torn.record) == (1, None)
   assert bare == Line(4, {'text': 'bare'}, 'bare')
   assert latin.number == 5
+  replaced = list(read_lines(epath.Path(tmp_path / 'in.jsonl'), Inputs('text', undecodable='replace')))
+  assert [line.text for line in replaced] == ['\ufffd', 'bare', '\ufffd']
   (tmp_path / 'in.jsonl').write_text('{"text": "ä", "id": 5}\n')
   assert list(read_lines(epath.Path(tmp_path / 'in.jsonl'), Inputs('text'))) == [Line(1, {'text': 'ä', 'id': 5}, 'ä')]
 

@@ -102,3 +102,9 @@ def test_downloads_where_the_library_is(cache, tmp_path, monkeypatch):
 
   monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(snapshot_download=fail))
   fails('a/b', r'could not be downloaded \(no network\)')
+
+
+def test_what_has_the_form_of_a_name():
+  assert [hub.is_name(path) for path in ('google/switch-base-8', 'a/b@main', 'runs', '/a/b', 'a/b/c')] == [
+    True, True, False, False, False,
+  ]  # fmt: skip

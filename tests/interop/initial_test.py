@@ -1,14 +1,16 @@
 """Runs that begin with the parameters of another run: read, converted, and refused with what differs."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from switch_jax import config, interop
+from switch_jax import config, data, interop
 from switch_jax.checkpoints import CheckpointError, CheckpointStore
 from switch_jax.config import CheckpointConfig, ConfigError
+from switch_jax.interop import huggingface_tokenizer
 from switch_jax.model import abstract_parameters
 from switch_jax.parallel import Layout, make_mesh
 
@@ -101,3 +103,25 @@ def test_what_is_no_checkpoint_is_named(model_dir, tmp_path, layout):
   (tmp_path / 'checkpoints' / '4').mkdir(parents=True)
   with pytest.raises(CheckpointError, match='no complete checkpoint; complete steps beside it: none'):
     interop.initial_parameters(str(tmp_path / 'checkpoints' / '4'), MODEL, abstract)
+
+
+@pytest.mark.parametrize('kind', ['bytes', 'byt5', 'byt5_huggingface'])
+def test_the_vocabulary_of_a_folder_of_hugging_face(tmp_path, kind):
+  vocabulary = data.describe_vocabulary(data.make_vocabulary(kind))
+  for name, content in huggingface_tokenizer.export(vocabulary, None, 64, add_eos=True).files.items():
+    (tmp_path / name).write_bytes(content)
+  (tmp_path / 'config.json').write_text('{"model_type": "switch_transformers"}')
+  for path in (str(tmp_path), f'huggingface:{tmp_path}'):
+    assert interop.inherited_vocabulary(path) == kind
+    # Of ByT5's two it cannot be said for certain.
+    assert interop.recorded_vocabulary(path) == (None if kind == 'byt5' else vocabulary)
+
+
+def test_others_checkpoints_without_a_vocabulary():
+  fixtures = pathlib.Path(__file__).parent.parent / 'fixtures'
+  for name in ('hf_switch_tiny', 't5x_switch_base_tiny'):
+    assert interop.inherited_vocabulary(str(fixtures / name)) is None
+  with pytest.raises(ConfigError, match="initial_checkpoint_path is 'nowhere', and there is no such folder"):
+    interop.inherited_vocabulary('nowhere')
+  with pytest.raises(ConfigError, match=r'A model of the hub is named huggingface:google/switch-base-8\.'):
+    interop.inherited_vocabulary('google/switch-base-8')

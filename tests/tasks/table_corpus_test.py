@@ -105,6 +105,10 @@ def test_all_files_that_are_no_utf8_text_are_named_at_once():
     with open(name, 'wb') as file:
       file.write('text,label\nä,x\n'.encode('latin-1'))
   refused(r'2 files are no UTF-8 text; b\.csv is not UTF-8: byte 0xe4 .* Likewise c\.csv', EncodingError, files='*.csv')
+  replaced = pairs(corpus.TRAIN, '*.csv', undecodable='replace') + pairs(
+    corpus.VALIDATION, '*.csv', undecodable='replace'
+  )
+  assert ('\ufffd', 'x') in replaced
 
 
 def test_nothing_is_left_behind_by_a_table_that_is_refused(tmp_path):

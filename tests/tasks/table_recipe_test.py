@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from switch_jax.data.text_lines import EncodingError
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setitem(sys.modules, 'datasets', None)  # cannot be imported
 
 
 def write(name, text):
@@ -82,6 +84,7 @@ def test_all_files_that_are_no_utf8_text_are_named_at_once():
 def test_files_that_are_not_there():
   refused(r"TableConfig\.files is 'no/\*\.csv', which matches no file .* --gin\.TASK_FILES=", files='no/*.csv')
   refused(r"'imdb', .* no such file or folder.*save_to_disk\('/some/dir'\).*--gin\.TASK_FILES=/some/dir", files='imdb')
+  refused(r"load_dataset\('stanfordnlp/imdb'\)\.save_to_disk", files='hf://datasets/stanfordnlp/imdb')
   os.mkdir('folder')
   refused(r'a folder; name the files in it: folder/\*\.csv', files='folder')
   write('a.txt', 'text')

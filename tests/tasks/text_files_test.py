@@ -125,6 +125,12 @@ def test_files_of_other_kinds(tmp_path):
 def test_what_is_not_utf8(tmp_path):
   (tmp_path / 'a.txt').write_bytes('Good line\nÄrger'.encode('latin-1'))
   refused('a.txt', r'a\.txt is not UTF-8: byte 0xc4 at offset 10; convert it')
+  (tmp_path / 'b.txt').write_text('\n\n'.join(f'Paragraph number {i} of this text.' for i in range(100)))
+  made = text_files.get_corpus('*.txt', 'replace')
+  assert 'Good line<n>\ufffdrger' in ' '.join(p.replace('\n', '<n>') for p in made.paragraphs(corpus.TRAIN))
+  (tmp_path / 'c.txt').write_text('Others', encoding='utf-16')
+  with pytest.raises(ConfigError, match=r'^c\.txt is UTF-16'):  # and no word of what is replaced
+    text_files.get_corpus('*.txt', 'replace')
 
 
 def test_what_is_not_json(tmp_path):
