@@ -10,8 +10,8 @@ VERSION = re.search(r'^__version__ = [\'"](.+)[\'"]$', (ROOT / 'switch_jax' / '_
 
 INSTALL_REQUIRES = [
   # Lower bounds are what the tests ran with; upper bounds are the next release that may break something.
-  'jax>=0.10.2,<0.11',  # shard_map with axis_names, pcast and AxisType moved or changed in most 0.x releases
-  'flax>=0.12.8,<0.13',  # Linen; the last series known to go with this jax
+  'jax>=0.10.2,<0.13',  # shard_map, pcast and AxisType changed in most 0.x releases; 0.10.2 is the last for Python 3.11
+  'flax>=0.12.8,<0.13',  # Linen; 0.12.8 for Python 3.11, 0.12.12 was tried with jax 0.12
   'optax>=0.2.8,<0.3',
   'orbax-checkpoint>=0.12.8,<0.13',  # custom handlers and composite items change between minor releases
   'seqio==0.0.20',  # positions in the data are saved for exactly this pipeline
@@ -40,8 +40,8 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
   # libtpu is also what compiles for TPUs that are not attached.
-  'tpu': ['jax[tpu]>=0.10.2,<0.11'],
-  'gpu': ['jax[cuda13]>=0.10.2,<0.11'],
+  'tpu': ['jax[tpu]>=0.10.2,<0.13'],
+  'gpu': ['jax[cuda13]>=0.10.2,<0.13'],
   'test': [
     'pytest>=8.3',
     'pytest-xdist>=3.6',  # two processes by default (pyproject.toml)
@@ -83,7 +83,12 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   license_files=['LICENSE'],
-  python_requires='>=3.11',
+  python_requires='>=3.11,<3.14',  # those that the tests ran on
+  classifiers=[
+    'Operating System :: POSIX :: Linux',
+    *(f'Programming Language :: Python :: {version}' for version in ('3', '3.11', '3.12', '3.13')),
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
   # Listed by name, so that tests/ is left out. The gin files and the tasks go into the package, under names of ours: a
   # top-level package called gin would be installed into gin-config's own folder, and one called tasks would hide the
   # user's, or be hidden by it.

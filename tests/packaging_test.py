@@ -134,6 +134,12 @@ def test_ci_runs_the_second_line():
   subprocess.run(['bash', '-n', str(path)], check=True)
 
 
+def test_the_list_for_other_versions_names_tests():
+  for line in (ROOT / 'tests' / 'versions.txt').read_text().splitlines():
+    path, _, name = line.partition('::')
+    assert name in (ROOT / path).read_text(), line
+
+
 def test_licence():
   assert 'Apache License' in (ROOT / 'LICENSE').read_text()
   assert len((ROOT / 'LICENSE').read_text()) > 11_000
