@@ -25,7 +25,7 @@ COMMAND = [
   *('--gin.config.MeshConfig.data=2', '--gin.config.MeshConfig.expert=4'),
   *('--gin.config.ModelConfig.emb_dim=32', '--gin.config.ModelConfig.mlp_dim=32'),
 ]
-# For one process and two alike: how fast the program is, is not what is tried here.
+# For one process and for two: how fast the program is, is not what is tried here.
 QUICK_COMPILER = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
