@@ -46,6 +46,7 @@ EXTRAS_REQUIRE = {
     'pytest>=8.3',
     'pytest-xdist>=3.6',  # two processes by default (pyproject.toml)
     'hypothesis>=6.100',
+    'coverage>=7.10',  # of the tests on the newest Python, .ci/run
     'ruff==0.17.6',  # the formatter's output differs between releases, and .ci/run compares it
     'jsonschema>=4.20',  # deploy/gke against JobSet's schema
     'pyyaml>=6',  # reads deploy/gke

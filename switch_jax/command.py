@@ -52,34 +52,49 @@ COMMANDS = {
   'report': Command('one HTML file about runs', 'switch_jax.report.__main__'),
   'verify': Command('compare checkpoints with their checksums', 'switch_jax.checkpoints.__main__', ('verify',)),
 }
-SHELLS = ('bash', 'zsh')
-
-_BASH = """\
-_switch_jax() {{
-  local current="${{COMP_WORDS[COMP_CWORD]}}" known=''
-  COMPREPLY=()
-  # Values are completed as names of files. Bash makes a word of each =, zsh does not.
-  [[ "$current" == = || "${{COMP_WORDS[COMP_CWORD-1]}}" == = ]] && return
-  if [[ "$current" == *=* ]]; then
-    [[ -n "${{ZSH_VERSION-}}" ]] && compset -P '*='
-    return
-  fi
-  if (( COMP_CWORD == 1 )); then
+# What is known at a word: its number, the command, what stands there of it. For both shells.
+_KNOWN = """\
+_switch_jax_known() {{
+  known=''
+  if [[ $1 == 1 ]]; then
     known='{commands} completion'
-  elif [[ "$current" == --gin.* ]]; then
+  elif [[ "$3" == --gin.* ]]; then
     known='{gin}'
   else
-    case "${{COMP_WORDS[1]}}" in
+    case "$2" in
 {flags}
       completion) known='{shells}' ;;
     esac
   fi
-  COMPREPLY=($(compgen -W "$known" -- "$current"))
-  [[ "${{COMPREPLY[0]-}}" == *= || "$current" == --gin* ]] && compopt -o nospace 2>/dev/null
-  return 0
 }}
-complete -o default -F _switch_jax switch_jax
 """
+# Values are completed as names of files. Bash makes a word of each =, zsh does not.
+_OFFER = {
+  'bash': """\
+_switch_jax() {
+  local current="${COMP_WORDS[COMP_CWORD]}" known
+  COMPREPLY=()
+  [[ "$current" == *=* || "${COMP_WORDS[COMP_CWORD-1]}" == = ]] && return
+  _switch_jax_known "$COMP_CWORD" "${COMP_WORDS[1]}" "$current"
+  COMPREPLY=($(compgen -W "$known" -- "$current"))
+  [[ "${COMPREPLY[0]-}" == *= || "$current" == --gin* ]] && compopt -o nospace 2>/dev/null
+  return 0
+}
+complete -o default -F _switch_jax switch_jax
+""",
+  'zsh': """\
+_switch_jax() {
+  local known found=1
+  compset -P '*=' && { _files; return; }
+  _switch_jax_known $((CURRENT - 1)) "$words[2]" "$PREFIX"
+  compadd -S '' -- ${(M)${=known}:#*[=.]} && found=0
+  compadd -- ${${=known}:#*[=.]} && found=0
+  (( found )) && _files
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+compdef _switch_jax switch_jax
+""",
+}
 
 
 def _parser_of(name: str) -> argparse.ArgumentParser:
@@ -119,13 +134,13 @@ def completion(shell: str) -> str:
   """Returns the script that completes commands, flags and gin names.
 
   Args:
-    shell: `bash`, or `zsh`, which reads bash's.
+    shell: `bash` or `zsh`.
   """
   flags = [f"      {name}) known='{' '.join(_flags_of(name))}' ;;" for name in COMMANDS]
-  script = _BASH.format(
-    commands=' '.join(COMMANDS), flags='\n'.join(flags), gin=' '.join(_gin_names()), shells=' '.join(SHELLS)
+  known = _KNOWN.format(
+    commands=' '.join(COMMANDS), flags='\n'.join(flags), gin=' '.join(_gin_names()), shells=' '.join(_OFFER)
   )
-  return script if shell == 'bash' else f'autoload -Uz compinit bashcompinit && compinit && bashcompinit\n{script}'
+  return known + _OFFER[shell]
 
 
 def _usage() -> str:
@@ -149,8 +164,8 @@ def _check(argv: Sequence[str]) -> None:
   if name not in known:
     got = f'{name!r} is no command of switch_jax' if argv else 'switch_jax was given no command'
     raise ConfigError(f'{got}; it must be one of {", ".join(known)}.{suggest(name, known)}')
-  if name == 'completion' and (len(argv) != 2 or argv[1] not in SHELLS):
-    raise ConfigError(f'switch_jax completion needs the name of the shell, {" or ".join(SHELLS)}.')
+  if name == 'completion' and (len(argv) != 2 or argv[1] not in _OFFER):
+    raise ConfigError(f'switch_jax completion needs the name of the shell, {" or ".join(_OFFER)}.')
   if name in COMMANDS and COMMANDS[name].module == _MAIN:
     for argument in argv[1:]:
       if argument.partition('=')[0] == '--run_mode':

@@ -107,6 +107,7 @@ class TestProcess:
 
   def python(self, code, **environment):
     variables = {**os.environ, 'PYTHONPATH': str(ROOT), **environment}
+    del variables['JAX_COMPILATION_CACHE_DIR']  # which goes before SWITCH_JAX_CACHE
     return subprocess.run([sys.executable, '-c', code], env=variables, capture_output=True, text=True)
 
   def test_compilation_cache(self, tmp_path):
