@@ -38,12 +38,14 @@ class Opened:
   Attributes:
     run: the configuration.
     store: the checkpoints.
+    layout, plan: where the state lies, and everything known about it beforehand.
     state: at `first_step`; its arrays are donated to the first step.
     first_step: steps that are behind.
     batches: what the train step takes beside the state, one tuple after the other.
     source: where they come from; it knows its position.
     held_out: batches of an evaluation.
     sentinels: ids that held-out losses and entropies leave out, EOS apart.
+    special_tokens: those and EOS.
     train_step: `(state, *batches) -> (state, metrics)`.
     eval_step: `(params, batch) -> Sums`.
     are_finite: whether all parameters are.
@@ -56,6 +58,8 @@ class Opened:
 
   run: RunConfig
   store: CheckpointStore
+  layout: Layout
+  plan: StatePlan
   state: TrainState
   first_step: int
   batches: Iterator[tuple[Any, ...]]
@@ -63,6 +67,7 @@ class Opened:
   source: 'data.TrainingSource'
   held_out: 'data.EvaluationBatches'
   sentinels: tuple[int, ...]
+  special_tokens: tuple[int, ...]
   train_step: Callable[..., Any]
   eval_step: Callable[..., Any]
   are_finite: Callable[[Any], jax.Array]
@@ -90,9 +95,13 @@ def open_store(run: RunConfig, stack: contextlib.ExitStack) -> tuple[CheckpointS
   return store, claim
 
 
-def record_beginning(run: RunConfig) -> None:
-  """Writes down which run was begun in the folder, unless that stands there; on one process, which owns it."""
+def record_beginning(run: RunConfig, config_gin: str) -> None:
+  """Writes down which run was begun in the folder, unless that stands there, and its gin text; on the first host."""
+  if jax.process_index() != 0:
+    return
   folder = ModelDir(run.model_dir)
+  if config_gin:
+    folder.config_gin.write_text(config_gin)
   if folder.read_begun() is None:
     replace_file(folder.begun, json.dumps({'version': switch_jax.__version__, 'identity': run.identity()}) + '\n')
 
@@ -109,7 +118,11 @@ def lay_out(run: RunConfig, recorded: dict[str, Any]) -> tuple[Distillation, Lay
 
 
 def open_run(
-  run: RunConfig, store: CheckpointStore, profile: bool | Sequence[Window], stack: contextlib.ExitStack
+  run: RunConfig,
+  store: CheckpointStore,
+  profile: bool | Sequence[Window],
+  stack: contextlib.ExitStack,
+  like: Opened | None = None,
 ) -> Opened:
   """Opens a run at the step that it continues from: the newest checkpoint, or 0.
 
@@ -121,15 +134,19 @@ def open_run(
     store: its checkpoints.
     profile: see `train`.
     stack: closes what was opened, in the reverse order, also where this function fails half-way.
+    like: a run that differs in nothing but its seed, learning rate, folder and initial checkpoint; what is equal is
+      taken from it, and only it shows its progress.
 
   Raises:
     ConfigError: the run cannot work as configured.
   """
   first_step, is_first_host = store.latest_whole_step() or 0, jax.process_index() == 0
-  begins, progress = not first_step, Progress(active=is_first_host)
+  begins, progress = not first_step, Progress(active=is_first_host and like is None)
   stack.callback(progress.close)
   recorded = {} if begins else store.read_config(first_step)
   distillation, layout, plan = lay_out(run, recorded)
+  if like is not None:
+    layout, plan = like.layout, like.plan  # programs are found again by them
   axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
   progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
   params = _given_parameters(run, plan, progress) if begins else None
@@ -155,7 +172,10 @@ def open_run(
   if is_first_host:
     data.keep_vocabulary(source.vocabulary, run.model_dir)
   source.start()
-  held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
+  if like is None:
+    held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
+  else:
+    held_out = like.held_out
 
   if params is None:
     params = distillation.initial_parameters(layout)
@@ -189,15 +209,18 @@ def open_run(
   return Opened(
     run=run,
     store=store,
+    layout=layout,
+    plan=plan,
     state=state,
     first_step=first_step,
     batches=((batch, *lessons.arguments) for batch in lessons.beside(source)),
     source=source,
     held_out=held_out,
     sentinels=sentinels,
+    special_tokens=special_tokens,
     train_step=make_train_step(run, layout, plan, special_tokens, lessons),
     eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics),
-    are_finite=make_finite_check(layout, plan),
+    are_finite=like.are_finite if like else make_finite_check(layout, plan),
     record={
       'version': switch_jax.__version__,
       'parameters': parameter_count(plan.abstract.params),
