@@ -86,7 +86,7 @@ def check_main(arguments):
 
 def check_sweep(arguments, folder):
   """Makes the commands of a sweep, that of docs/sweeps.md for the file that it is called there."""
-  [text] = [block for block in blocks(TEXTS['docs/sweeps.md'], 'python') if 'SweepConfig' in block]
+  [text] = [block for block in blocks(TEXTS['docs/sweeps.md'], 'python') if 'SweepConfig.grid' in block]
   (folder / 'my_sweep.gin').write_text(text, encoding='utf-8')
   flags, bindings = sweep.parse_flags([word for word in arguments if word not in ('>', 'commands.txt')])
   run, _ = gin_files.load_run([str(folder / flags.sweep)], root=SweepConfig)

@@ -29,10 +29,8 @@ def modules():
       sys.modules.pop(name, None)
 
 
-def points_of(name, tmp_path):
-  file = tmp_path / f'{name}.gin'
-  file.write_text((HERE / f'{name}.gin').read_text().replace('OUT/', '/some/out/'))
-  sweep, _ = gin_files.load_run([str(file)], root=SweepConfig)
+def points_of(name):
+  sweep, _ = gin_files.load_run([str(HERE / f'{name}.gin')], root=SweepConfig)
   return make_points(sweep)
 
 
@@ -40,10 +38,10 @@ STUDIES = sorted(path.stem for path in HERE.glob('*.gin') if 'SweepConfig' in pa
 
 
 @pytest.mark.parametrize('name', STUDIES)
-def test_claims_are_about_points_of_three_seeds_whose_configuration_loads(modules, tmp_path, monkeypatch, name):
+def test_claims_are_about_points_of_three_seeds_whose_configuration_loads(modules, monkeypatch, name):
   monkeypatch.chdir(ROOT)
   study = modules['studies'].STUDIES[name]
-  points = points_of(name, tmp_path)
+  points = points_of(name)
   seeds = {}
   for point in points:
     files, bindings = point_arguments(point, [f'benchmarks/study/{file}' for file in study.files], (), '/some/dir')
@@ -51,7 +49,7 @@ def test_claims_are_about_points_of_three_seeds_whose_configuration_loads(module
     seeds.setdefault(point.name.rpartition(',RANDOM_SEED=')[0], set()).add(run.random_seed)
   assert all(len(found) == 3 for found in seeds.values())
   if study.needs:
-    seeds |= dict.fromkeys(f'{study.needs}/{p.name.rpartition(",RANDOM")[0]}' for p in points_of(study.needs, tmp_path))
+    seeds |= dict.fromkeys(f'{study.needs}/{p.name.rpartition(",RANDOM")[0]}' for p in points_of(study.needs))
   assert {point for claim in study.claims for point in claim.points} <= set(seeds)
 
 

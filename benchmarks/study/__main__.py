@@ -25,7 +25,6 @@ from studies import STUDIES
 
 from switch_jax import gin_files
 from switch_jax.config import SweepConfig
-from switch_jax.config.sweep import SEED
 from switch_jax.folders.model_dir import ModelDir
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -33,26 +32,21 @@ ROOT = HERE.parent.parent
 _WORTH = 'How many times more steps the dense model needs for the same loss; mean of the seeds, lowest and highest'
 
 
-def shorten(sweep: pathlib.Path) -> None:
-  """Leaves the first seed of a sweep's file, and no number of steps of a point's own."""
+def shorten(sweep: pathlib.Path, shortened: pathlib.Path) -> pathlib.Path:
+  """Writes a sweep's file with the first seed only, and no number of steps of a point's own."""
   found, _ = gin_files.load_run([str(sweep)], root=SweepConfig)
-  points = tuple(
-    {key: value for key, value in point.items() if key != 'TRAIN_STEPS'}
-    for point in found.points
-    if point.get(SEED, 0) == 0
-  )
+  points = tuple({key: value for key, value in point.items() if key != 'TRAIN_STEPS'} for point in found.points)
   header = 'from __gin__ import dynamic_registration\nfrom switch_jax import config\n'
   bound = f'config.SweepConfig.points = {points!r}\nconfig.SweepConfig.seeds = {tuple(found.seeds)[:1]!r}\n'
-  sweep.write_text(header + bound, encoding='utf-8')
+  shortened.write_text(header + bound, encoding='utf-8')
+  return shortened
 
 
 def sweep_arguments(name: str, out: pathlib.Path, shortened: bool) -> list[str]:
-  """Returns the arguments of the sweep of a study; its file is copied to `out`, with `OUT` replaced by that folder."""
-  text = (HERE / f'{name}.gin').read_text(encoding='utf-8')
-  sweep = out / f'{name}.gin'
-  sweep.write_text(text.replace('OUT/', f'{out}/'), encoding='utf-8')
+  """Returns the arguments of the sweep of a study; a shortened one has a file of its own in `out`."""
+  sweep = HERE / f'{name}.gin'
   if shortened:
-    shorten(sweep)
+    sweep = shorten(sweep, out / f'{name}.gin')
   last = ['shortened.gin'] if shortened else []
   files = [f'--gin_file=benchmarks/study/{file}' for file in (*STUDIES[name].files, *last)]
   return [*files, f'--sweep={sweep}', f'--out={out / name}']

@@ -16,7 +16,7 @@ from switch_jax.config import ConfigError, SweepConfig, first_line
 from switch_jax.folders.cache import cache_directory
 from switch_jax.folders.remote import is_remote, is_storage_error
 from switch_jax.sweep import results, runner
-from switch_jax.sweep.points import Point, main_arguments, make_points, point_arguments
+from switch_jax.sweep.points import Point, main_arguments, make_points, point_arguments, result_folder
 
 _EPILOG = """\
 FILE.gin says what varies:
@@ -85,14 +85,25 @@ def make_commands(points: Sequence[Point], flags: argparse.Namespace, bindings: 
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
   commands = {}
   for point in points:
-    model_dir = f'{flags.out.rstrip("/") or "/"}/{point.name}'
-    files, bound = point_arguments(point, flags.gin_file, bindings, model_dir)
+    files, bound = point_arguments(point, flags.gin_file, bindings, flags.out)
     try:
       gin_files.load_run(files, bound, search_paths)
     except ConfigError as error:
       raise ConfigError(f'nothing was run, because the point {point.name} is refused: {error}') from None
     commands[point.name] = main_arguments(files, bound, flags.gin_search_paths, others)
   return commands
+
+
+def _check_other_sweeps(points: Sequence[Point], out: str) -> None:
+  """Raises a `ConfigError` if a point takes something from a point of another sweep that has not finished."""
+  for point in points:
+    for binding, place in point.results.items():
+      folder = result_folder(out, place)
+      if place not in point.needs and results.read_finished(epath.Path(folder)) is None:
+        raise ConfigError(
+          f'nothing was run, because the point {point.name} takes {binding} from {folder}, which has not finished; run '
+          'that sweep first.'
+        )
 
 
 def _make_folder(out: str) -> tuple[epath.Path, epath.Path]:
@@ -141,6 +152,8 @@ def _run(argv: Sequence[str]) -> int:
     for arguments in commands.values():
       print(shlex.join(['python', '-m', 'switch_jax.main', *arguments]))
     return 0
+  if not flags.table:
+    _check_other_sweeps(points, flags.out)
   out, logs = _make_folder(flags.out)
   if flags.table:
     done = [name for name, arguments in commands.items() if runner.is_finished(out / name, arguments)]
@@ -148,7 +161,8 @@ def _run(argv: Sequence[str]) -> int:
   else:
     _note(f'{len(points)} points, {flags.jobs} at once, in {out}' + (f', logs in {logs}' if logs != out else ''))
     with _sigterm_raises():
-      statuses = runner.run_points(commands, out, logs, flags.jobs, _note)
+      needs = {point.name: point.needs for point in points}
+      statuses = runner.run_points(commands, needs, out, logs, flags.jobs, _note)
   found = results.rows(points, out, statuses)
   results.write_csv(found, out / results.SUMMARY)
   _note(results.table(found))

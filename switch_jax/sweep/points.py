@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from switch_jax.config import ConfigError, SweepConfig
-from switch_jax.config.sweep import GIN_FILE, NAME, SEED
+from switch_jax.config.sweep import GIN_FILE, NAME, RESULTS, SEED
 
 # Most file systems allow 255 bytes.
 _MAX_NAME = 160
@@ -27,32 +27,67 @@ class Point:
     name: of its folder, made of what it binds: `NUM_EXPERTS=8,RANDOM_SEED=1`.
     gin_files: given after the base files.
     bindings: values by macro or field, in the order in which they are given.
+    results: by macro or field, the folder of another point that it is bound to, seen from the folder of all points.
   """
 
   name: str
   gin_files: tuple[str, ...]
   bindings: dict[str, Any]
+  results: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def needs(self) -> tuple[str, ...]:
+    """The points of the same sweep that have to be run before."""
+    return tuple(name for name in self.results.values() if '/' not in name)
 
 
 def make_points(sweep: SweepConfig) -> list[Point]:
-  """Returns the points in the order in which they run: seeds outermost, then `points`, then the grid.
+  """Returns the points in the order in which they run: seeds outermost, then `points`, then the grid; but none before
+  those whose results it takes.
 
   Raises:
-    ConfigError: two points would have the same folder.
+    ConfigError: two points would have the same folder, or points wait for each other.
   """
   found: dict[str, Point] = {}
   seeds = [{SEED: seed} for seed in sweep.seeds] or [{}]
+  named = {point[NAME]: point for point in sweep.points if NAME in point}
   for seed, point in itertools.product(seeds, sweep.points or ({},)):
     for values in itertools.product(*sweep.grid.values()):
       chosen = {**point, **dict(zip(sweep.grid, values, strict=True)), **seed}
-      bindings = {name: value for name, value in chosen.items() if name not in (GIN_FILE, NAME)}
-      name = point_name(point, {k: v for k, v in chosen.items() if k not in point})
+      bindings = {name: value for name, value in chosen.items() if name not in (GIN_FILE, NAME, RESULTS)}
+      others = {k: v for k, v in chosen.items() if k not in point}
+      name = point_name(point, others)
       if name in found:
         raise ConfigError(
           f"two points of the sweep would both be called {name}; give those of SweepConfig.points a 'name' each."
         )
-      found[name] = Point(name=name, gin_files=_files(chosen.get(GIN_FILE, ())), bindings=bindings)
-  return list(found.values())
+      results = {binding: _place(str(of), named, others) for binding, of in chosen.get(RESULTS, {}).items()}
+      files = _files(chosen.get(GIN_FILE, ()))
+      found[name] = Point(name=name, gin_files=files, bindings=bindings, results=results)
+  return _needed_first(found)
+
+
+def _place(needed: str, named: dict[Any, dict[str, Any]], others: dict[str, Any]) -> str:
+  """Returns the folder of the point of that name with these other bindings; of another sweep's with this seed."""
+  folder, _, name = needed.rpartition('/')
+  if folder:
+    return f'{folder}/{point_name({NAME: name}, {k: v for k, v in others.items() if k == SEED})}'
+  return point_name(named[name], {k: v for k, v in others.items() if k not in named[name]})
+
+
+def _needed_first(points: dict[str, Point]) -> list[Point]:
+  ordered: dict[str, Point] = {}
+
+  def add(point: Point, above: tuple[str, ...]) -> None:
+    if point.name in above:
+      raise ConfigError(f'points of the sweep wait for each other: {" needs ".join((*above, point.name))}.')
+    for name in point.needs:
+      add(points[name], (*above, point.name))
+    ordered.setdefault(point.name, point)
+
+  for point in points.values():
+    add(point, ())
+  return list(ordered.values())
 
 
 def _files(value: Any) -> tuple[str, ...]:
@@ -66,7 +101,8 @@ def point_name(point: dict[str, Any], others: dict[str, Any]) -> str:
     point: one of `SweepConfig.points`; its `name`, if it has one, stands for all of it.
     others: what it binds besides.
   """
-  first = [_safe(point[NAME], '=,')] if NAME in point else [_part(*item) for item in point.items()]
+  own = {binding: value for binding, value in point.items() if binding != RESULTS} | point.get(RESULTS, {})
+  first = [_safe(point[NAME], '=,')] if NAME in point else [_part(*item) for item in own.items()]
   name = ','.join([*first, *(_part(*item) for item in others.items())]) or 'base'
   if len(name) > _MAX_NAME:
     name = f'{name[: _MAX_NAME - 9]}-{_digest(name)}'
@@ -105,7 +141,7 @@ def binding_text(name: str, value: Any) -> str:
 
 
 def point_arguments(
-  point: Point, base_files: Sequence[str], base_bindings: Sequence[str], model_dir: str
+  point: Point, base_files: Sequence[str], base_bindings: Sequence[str], out: str
 ) -> tuple[list[str], list[str]]:
   """Returns the gin files and the bindings (`NAME=VALUE`) of a point.
 
@@ -113,10 +149,20 @@ def point_arguments(
     point: what varies.
     base_files: gin files of all points.
     base_bindings: bindings of all points, `NAME=VALUE`.
-    model_dir: the point's own MODEL_DIR.
+    out: the folder of all points; the point's own MODEL_DIR is in it.
   """
   own = [binding_text(name, value) for name, value in point.bindings.items()]
+  own += [binding_text(name, result_folder(out, place)) for name, place in point.results.items()]
+  model_dir = result_folder(out, point.name)
   return [*base_files, *point.gin_files], [*base_bindings, *own, binding_text('MODEL_DIR', model_dir)]
+
+
+def result_folder(out: str, place: str) -> str:
+  """Returns the MODEL_DIR of a point, `place` being its folder seen from the folder of all points."""
+  folder = out.rstrip('/') or '/'
+  while place.startswith('../'):
+    folder, place = folder.rpartition('/')[0] or ('/' if folder.startswith('/') else '.'), place.removeprefix('../')
+  return f'{folder.rstrip("/")}/{place}'
 
 
 def main_arguments(

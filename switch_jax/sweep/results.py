@@ -55,7 +55,7 @@ def rows(points: Sequence[Point], out: epath.Path, statuses: Mapping[str, str]) 
     row['seconds'] = round((read_finished(folder) or {}).get('seconds', 0)) or None
     if point.gin_files:
       row['gin_file'] = ' '.join(point.gin_files)
-    row |= point.bindings
+    row |= point.bindings | point.results
     found.append(row | collect(folder))
   return found
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from etils import epath
 
 from switch_jax.folders.model_dir import ModelDir
-from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED_STATUS, STOPPED, read_finished
+from switch_jax.sweep.results import ELSEWHERE, FAILED, FINISHED_STATUS, NOT_RUN, STOPPED, read_finished
 
 LOG = 'run.log'
 _COMMAND = ('-m', 'switch_jax.main')
@@ -60,22 +60,28 @@ def is_finished(folder: epath.Path, arguments: Sequence[str]) -> bool:
 
 
 def run_points(
-  commands: Mapping[str, Sequence[str]], out: epath.Path, logs: epath.Path, jobs: int, note: Callable[[str], None]
+  commands: Mapping[str, Sequence[str]],
+  needs: Mapping[str, Sequence[str]],
+  out: epath.Path,
+  logs: epath.Path,
+  jobs: int,
+  note: Callable[[str], None],
 ) -> dict[str, str]:
-  """Runs every point that has not finished.
+  """Runs every point that has not finished, after those that it needs.
 
   Two sweeps over the same folder share its points: the log of a running point is locked, by the run itself, so that
   it stays locked if the sweep is killed and the run is not.
 
   Args:
     commands: for each point the arguments of `switch_jax.main`.
+    needs: for each point those whose results it takes; without them it is not run.
     out: the folder of the points' MODEL_DIRs; may be remote.
     logs: the local folder of the folders of their logs; may be the same.
     jobs: how many run at once.
     note: takes lines of progress.
 
   Returns:
-    The status of each point: `finished`, `failed`, `stopped` or `running elsewhere`.
+    The status of each point: `finished`, `failed`, `stopped`, `running elsewhere` or `not run`.
   """
   children: set[subprocess.Popen[bytes]] = set()
   todo = [name for name, arguments in commands.items() if not is_finished(out / name, arguments)]
@@ -118,10 +124,29 @@ def run_points(
       return FINISHED_STATUS
 
   statuses = dict.fromkeys(commands, FINISHED_STATUS)
+  waiting = {name: set(needs.get(name, ())).intersection(todo) for name in todo}
   pool = concurrent.futures.ThreadPoolExecutor(jobs)
+  running: dict[concurrent.futures.Future[str], str] = {}
+
+  def settle(name: str, status: str) -> None:
+    """Notes how a point ended, and lets those that wait for it go on, or gives them up."""
+    statuses[name] = status
+    for other, missing in list(waiting.items()):
+      if name not in missing:
+        continue
+      missing.discard(name)
+      if status != FINISHED_STATUS and waiting.pop(other, None) is not None:
+        progress.ended(other, f'not run, because it needs {name}')
+        settle(other, NOT_RUN)
+
   try:
-    futures = {name: pool.submit(run, name) for name in todo}
-    statuses |= {name: future.result() for name, future in futures.items()}
+    while waiting or running:
+      for name in [name for name, missing in waiting.items() if not missing]:
+        del waiting[name]
+        running[pool.submit(run, name)] = name
+      done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+      for future in done:
+        settle(running.pop(future), future.result())
   except BaseException:  # Ctrl-C and SIGTERM among them
     stopping.set()
     for child in list(children):  # each writes a checkpoint before it ends

@@ -4,7 +4,7 @@ import pytest
 
 from switch_jax import gin_statements
 from switch_jax.config import ConfigError, SweepConfig
-from switch_jax.sweep.points import binding_text, make_points, point_arguments
+from switch_jax.sweep.points import binding_text, make_points, point_arguments, result_folder
 
 
 def test_seeds_are_outermost_then_points_then_the_grid():
@@ -75,9 +75,40 @@ def test_long_names_are_cut_and_stay_different():
 
 def test_arguments_of_a_point_win_over_those_of_all():
   (point,) = make_points(SweepConfig(points=({'name': 'a', 'gin_file': 'own.gin', 'TRAIN_STEPS': 5},)))
-  files, bindings = point_arguments(point, ['base.gin'], ['TRAIN_STEPS=9'], 'out/a')
+  files, bindings = point_arguments(point, ['base.gin'], ['TRAIN_STEPS=9'], 'out/')
   assert files == ['base.gin', 'own.gin']
   assert bindings == ['TRAIN_STEPS=9', 'TRAIN_STEPS=5', 'MODEL_DIR=out/a']
+
+
+def test_a_point_takes_the_result_of_another_of_its_seed_and_grid():
+  sweep = SweepConfig(
+    points=({'name': 'student', 'results': {'TEACHER_PATH': 'teacher', 'X': '../before/dense'}}, {'name': 'teacher'}),
+    grid={'BATCH_SIZE': (8, 16)},
+    seeds=(0, 1),
+  )
+  points = make_points(sweep)
+  assert [point.name for point in points][:2] == [f'{x},BATCH_SIZE=8,RANDOM_SEED=0' for x in ('teacher', 'student')]
+  student = points[-1]
+  assert student.needs == ('teacher,BATCH_SIZE=16,RANDOM_SEED=1',)
+  _, bindings = point_arguments(student, [], [], 'all/now')
+  assert bindings[-3:] == [
+    "TEACHER_PATH='all/now/teacher,BATCH_SIZE=16,RANDOM_SEED=1'".replace("'", ''),
+    'X=all/before/dense,RANDOM_SEED=1',
+    'MODEL_DIR=all/now/student,BATCH_SIZE=16,RANDOM_SEED=1',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('out', 'folder'), [('a/b/', 'a/x'), ('b', './x'), ('/b', '/x'), ('gs://bucket/a/b', 'gs://bucket/a/x')]
+)
+def test_the_folder_of_another_sweep_lies_beside(out, folder):
+  assert result_folder(out, '../x') == folder
+
+
+def test_points_that_wait_for_each_other():
+  points = ({'name': 'a', 'results': {'X': 'b'}}, {'name': 'b', 'results': {'X': 'a'}})
+  with pytest.raises(ConfigError, match='wait for each other: a needs b needs a'):
+    make_points(SweepConfig(points=points))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +124,13 @@ def test_arguments_of_a_point_win_over_those_of_all():
     ({'grid': {'RANDOM_SEED': (1,)}, 'seeds': (2,)}, 'binds RANDOM_SEED too'),
     ({'seeds': (1, 1)}, 'name each seed once'),
     ({'points': ({'name': ''},)}, 'a text that is not empty'),
+    (
+      {'points': ({'name': 'teacher'}, {'results': {'X': 'techer'}})},
+      "takes X from 'techer', and no point has that name.*Did you mean 'teacher'",
+    ),
+    ({'points': ({'name': 'a', 'results': 'b'},)}, 'write {.INITIAL_CHECKPOINT_PATH'),
+    ({'points': ({'name': 'a'}, {'X': 1, 'results': {'X': 'a'}})}, "binds X itself and takes it from 'a'"),
+    ({'grid': {'results': ({'X': 'a'},)}}, 'is for points'),
   ],
 )
 def test_mistakes(fields, message):

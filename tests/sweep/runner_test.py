@@ -30,10 +30,10 @@ def run(tmp_path, monkeypatch):
   """Returns the function that runs points by name and deed; it returns statuses and lines of progress."""
   monkeypatch.setattr(runner, '_COMMAND', ('-c', STAND_IN))
 
-  def start(jobs=1, **points):
+  def start(jobs=1, needs=(), **points):
     notes = []
     commands = {name: [deed, str(tmp_path / 'ran.txt')] for name, deed in points.items()}
-    return runner.run_points(commands, tmp_path, tmp_path, jobs, notes.append), notes
+    return runner.run_points(commands, dict(needs), tmp_path, tmp_path, jobs, notes.append), notes
 
   return start
 
@@ -54,6 +54,19 @@ def test_the_status_of_each_point(run, tmp_path, monkeypatch):
   assert notes[3] == f'[2/4] b: FAILED with status 3: no such task ({tmp_path}/b/run.log); about 4 min left'
   assert notes[-1] == '[4/4] d: was stopped; the same command goes on from its checkpoint'
   assert [name for name in 'abcd' if (tmp_path / name / 'finished.json').exists()] == ['a']
+
+
+def test_a_point_waits_for_those_that_it_needs(run, tmp_path):
+  statuses, notes = run(4, {'a': ['b'], 'b': ['c']}, a='fine', b='stop', c='fail', d='fine')
+  assert statuses == {'a': 'not run', 'b': 'not run', 'c': 'failed', 'd': 'finished'}
+  assert sorted(ran(tmp_path)) == ['fail', 'fine']
+  given_up = [note.partition('] ')[2].partition(';')[0] for note in notes if 'not run' in note]
+  assert given_up == ['b: not run, because it needs c', 'a: not run, because it needs b']
+  (tmp_path / 'ran.txt').unlink()
+  statuses, _ = run(4, {'a': ['b'], 'b': ['c'], 'd': ['c']}, a='third', b='second', c='first', d='fine')
+  assert set(statuses.values()) == {'finished'}
+  order = ran(tmp_path)
+  assert order.index('first') < order.index('second') < order.index('third')
 
 
 def test_what_has_finished_is_not_run_again_and_seconds_add_up(run, tmp_path):

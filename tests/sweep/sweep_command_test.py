@@ -175,3 +175,22 @@ def test_a_point_that_runs_elsewhere_is_left_alone(tmp_path, capsys):
     assert sweep.main(arguments(tmp_path, 'config.SweepConfig.seeds = (0, 1)')) == 0
   assert ran(tmp_path) == ['RANDOM_SEED=1']
   assert 'RANDOM_SEED=0: running elsewhere' in capsys.readouterr().out
+
+
+def test_a_point_begins_with_the_result_of_another(tmp_path, capsys):
+  points = """(
+    {'name': 'tuned', 'results': {'INITIAL_CHECKPOINT_PATH': 'first'}},
+    {'name': 'first'},
+  )"""
+  given = arguments(tmp_path, f'config.SweepConfig.points = {points}\nconfig.SweepConfig.seeds = (0, 1)', '--jobs=2')
+  assert sweep.main(given) == 0
+  done = ran(tmp_path)
+  for seed in (0, 1):
+    assert done.index(f'first,RANDOM_SEED={seed}') < done.index(f'tuned,RANDOM_SEED={seed}')
+  record = json.loads((tmp_path / 'out' / 'tuned,RANDOM_SEED=1' / 'finished.json').read_text())
+  assert f'--gin.INITIAL_CHECKPOINT_PATH={tmp_path}/out/first,RANDOM_SEED=1' in record['arguments']
+  capsys.readouterr()
+  other = points.replace("'first'}},", "'../before/first'}},")
+  assert sweep.main(arguments(tmp_path, f'config.SweepConfig.points = {other}')) == 1
+  error = capsys.readouterr().err
+  assert f'takes INITIAL_CHECKPOINT_PATH from {tmp_path}/before/first, which has not finished' in error
