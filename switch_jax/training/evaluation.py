@@ -46,7 +46,8 @@ def evaluate_together(
   """As `evaluate`, for several models whose parameters, and whose sums, are stacked along a first axis."""
   totals = _total(eval_step, params, batches)
   return [
-    _result_of(jax.tree.map(lambda x, i=i: np.asarray(x[i]), totals), batches) for i in range(len(totals.targets.tokens))
+    _result_of(jax.tree.map(lambda x, i=i: np.asarray(x[i]), totals), batches)
+    for i in range(len(totals.targets.tokens))
   ]
 
 

@@ -18,7 +18,7 @@ from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.monitoring.loss_watch import DivergenceError, LossWatch
 from switch_jax.monitoring.profiling import Profiler
-from switch_jax.training import opening, together
+from switch_jax.training import opening
 from switch_jax.training.loop import train
 from switch_jax.training.together import train_together
 from tests.training.loop_test import MODEL, TASK, run_of, threads
