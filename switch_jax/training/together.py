@@ -18,6 +18,7 @@ from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.config.together import check_together
 from switch_jax.folders.claim import Claim
+from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.training.evaluation import EvaluationResult, evaluate_together
 from switch_jax.training.loop import Storage, TrainResult, explained, result_of, step_at_the_end
@@ -89,15 +90,14 @@ def _open(
       f'runs that are trained together must be at the same step, and these are not: {where}. Train those at each step '
       'in a group of their own.'
     )
+  if (devices := make_layout(runs[0]).mesh.size) > 1:
+    raise ConfigError(
+      f'runs are trained together on one device, and there are {devices}; train each alone, or let JAX see one only.'
+    )
   members: list[Member] = []
   for number, (run, (store, claim)) in enumerate(zip(runs, places, strict=True)):
     first = members[0].opened if members else None
     opened = open_run(run, store, False, stack, first)
-    if opened.layout.mesh.size > 1:
-      raise ConfigError(
-        f'runs are trained together on one device, and there are {opened.layout.mesh.size}; train each alone, or let '
-        'JAX see one device only.'
-      )
     if first and opened.record['vocabulary'] != first.record['vocabulary']:
       raise ConfigError(
         f'{runs[0].model_dir} and {run.model_dir} begin with checkpoints of different vocabularies; train them apart.'

@@ -1,4 +1,4 @@
-"""Runs that are trained together: each comes to what it comes to alone, and can go on alone."""
+"""Runs that are trained together: each comes to what it comes to alone, and can go on alone and together."""
 
 import dataclasses
 import functools
@@ -18,52 +18,77 @@ from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.monitoring.loss_watch import DivergenceError, LossWatch
 from switch_jax.monitoring.profiling import Profiler
-from switch_jax.training import opening
+from switch_jax.training import opening, together
 from switch_jax.training.loop import train
 from switch_jax.training.together import train_together
 from tests.training.loop_test import MODEL, TASK, run_of, threads
 
 NOISY = dataclasses.replace(MODEL, dropout_rate=0.1)
+NOT_COMPARED = {'steps_per_second', 'target_tokens_per_second', 'input_wait_fraction', 'host_memory_gib'}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  """The tests have eight devices, and runs are trained together on one."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(opening, 'make_layout', functools.partial(opening.make_layout, devices=jax.devices()[:1]))
-    yield
-
-
-def runs_in(folder, steps=4, **fields):
-  """Returns three runs: two seeds, and another learning rate."""
-  first = run_of(folder / 'a', steps=steps, model=NOISY, **fields)
-  rate = dataclasses.replace(first.optimizer, learning_rate=0.3)
-  return [
-    first,
-    dataclasses.replace(first, model_dir=str(folder / 'b'), random_seed=1),
-    dataclasses.replace(first, model_dir=str(folder / 'c'), random_seed=1, optimizer=rate),
-  ]
+def runs_in(folder, steps=4):
+  """Returns runs of two seeds and two learning rates; all but the last may go on."""
+  first = run_of(folder / 'a', steps=steps, model=NOISY)
+  slower = dataclasses.replace(first.optimizer, learning_rate=0.3)
+  of = lambda name, seed, optimizer: dataclasses.replace(  # noqa: E731
+    first, model_dir=str(folder / name), random_seed=seed, optimizer=optimizer
+  )
+  return [first, of('b', 1, first.optimizer), of('c', 1, slower), of('diverging', 2, first.optimizer)]
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory):
-  """Returns three runs that were trained one after the other, and their results."""
-  runs = runs_in(tmp_path_factory.mktemp('alone'))
+def one_device():
+  """The tests have eight devices, and runs are trained together on one."""
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (opening, together):
+      patch.setattr(module, 'make_layout', functools.partial(opening.make_layout, devices=jax.devices()[:1]))
+    yield
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, one_device):
+  """Returns the second and the third run, trained one after the other, and their results."""
+  runs = runs_in(tmp_path_factory.mktemp('alone'))[1:3]
   return runs, [train(run, config_gin='# as written\n') for run in runs]
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """Returns three runs that were trained together, and their results."""
-  runs, before = runs_in(tmp_path_factory.mktemp('together')), threads()
-  results = train_together(runs, ['# as written\n'] * 3)
+def stopped(tmp_path_factory, one_device):
+  """Returns runs that were trained together until SIGTERM came, and their results. The last one diverges before.
+
+  The state of its first step is taken for no number.
+  """
+  runs, before, watches = runs_in(tmp_path_factory.mktemp('together')), threads(), []
+  check = LossWatch.check
+
+  def see_nan(self, step, loss, grad_norm):
+    if self not in watches:
+      watches.append(self)
+    check(self, step, math.nan if watches.index(self) == 3 else loss, grad_norm)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(LossWatch, 'check', see_nan)
+    patch.setattr(Profiler, 'after', lambda self, step, result: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    results = train_together(runs, ['# as written\n'] * 4)
   assert threads() <= before
   return runs, results
 
 
-def assert_close(left, right):
-  """Compares states: Adafactor divides by roots of small numbers, so that rounding grows."""
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), left, right)
+@pytest.fixture(scope='module')
+def finished(stopped):
+  """Returns the runs that went on: one alone, then the others together."""
+  runs = stopped[0][:3]
+  assert train(runs[1]).reason == 'finished'
+  return runs, train_together(runs, ['# as written\n'] * 3)
+
+
+def test_a_signal_saves_all_and_a_divergence_ends_one(stopped):
+  runs, results = stopped
+  assert [(result.reason, result.step, int(result.state.step)) for result in results[:3]] == [('SIGTERM', 2, 2)] * 3
+  assert isinstance(results[3], DivergenceError)
+  assert 'the loss of step 1 is nan' in str(results[3])
+  assert [CheckpointStore(run.model_dir).steps() for run in runs] == [[2], [2], [2], []]
 
 
 def same_lines(one, other, name):
@@ -71,74 +96,40 @@ def same_lines(one, other, name):
   left, right = read_metrics(one / name), read_metrics(other / name)
   assert [line['step'] for line in left] == [line['step'] for line in right]
   for a, b in zip(left, right, strict=True):
-    assert a.keys() == b.keys()
-    for key in a.keys() - {'steps_per_second', 'target_tokens_per_second', 'input_wait_fraction'}:
+    assert a.keys() - NOT_COMPARED == b.keys() - NOT_COMPARED
+    for key in a.keys() - NOT_COMPARED:
       np.testing.assert_allclose(a[key], b[key], rtol=1e-5 if 'loss' in key else 1e-3, atol=1e-5, err_msg=key)
 
 
 def test_each_comes_to_what_it_comes_to_alone(alone, finished):
-  for one, other in zip(alone[1], finished[1], strict=True):
-    assert (other.reason, other.step, int(other.state.step)) == ('finished', 4, 4)
+  _, results = finished
+  assert [result.reason for result in results] == ['finished', 'nothing to do', 'finished']
+  for one, other in zip(alone[1], results[1:], strict=True):
+    assert other.step == int(other.state.step) == 4
     for place in ('train', f'eval/{TASK}'):
       same_lines(one.model_dir.path / place, other.model_dir.path / place, 'metrics.jsonl')
-    assert_close(jax.device_get(one.state), jax.device_get(other.state))
-    np.testing.assert_allclose(one.facts.held_out_after, other.facts.held_out_after, rtol=1e-5)
-    assert other.facts.target_tokens == one.facts.target_tokens
-  assert len({result.held_out['cross_ent_loss'] for result in finished[1]}) == 3
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      jax.device_get(one.state),
+      jax.device_get(other.state),
+    )
+  assert len({result.held_out['cross_ent_loss'] for result in results}) == 3
+  assert results[2].facts.target_tokens == alone[1][1].facts.target_tokens
 
 
 def test_the_same_files(alone, finished):
   names = lambda run: {  # noqa: E731
     str(path.relative_to(run.model_dir))
     for path in pathlib.Path(run.model_dir).rglob('*')
-    if not path.name.startswith('events.') and '/state/' not in str(path)
+    if not path.name.startswith('events.') and 'checkpoints' not in str(path)
   }
-  for one, other in zip(alone[0], finished[0], strict=True):
-    assert names(one) == names(other)
-    assert ModelDir(other.model_dir).config_gin.read_text() == '# as written\n'
-    left, right = (json.loads((ModelDir(run.model_dir).step(4) / 'config.json').read_text()) for run in (one, other))
-    for record in (left, right):
-      record['run'].pop('model_dir')
-    assert left == right
-
-
-def test_nothing_to_do(finished):
-  runs, results = finished
-  again = train_together(runs, [''] * 3)
-  assert [result.reason for result in again] == ['nothing to do'] * 3
-  assert [result.held_out for result in again] == [result.held_out for result in results]
-
-
-def test_interrupted_runs_go_on_together_or_alone(alone, tmp_path, monkeypatch):
-  runs = runs_in(tmp_path)
-  with monkeypatch.context() as patch:
-    patch.setattr(Profiler, 'after', lambda profiler, step, result: os.kill(os.getpid(), signal.SIGTERM))
-    stopped = train_together(runs, [''] * 3)
-  assert [(result.reason, result.step) for result in stopped] == [('SIGTERM', 1)] * 3
-  ended = train(runs[1])
-  assert (ended.reason, ended.step) == ('finished', 4)
-  results = train_together(runs, [''] * 3)
-  assert [result.reason for result in results] == ['finished', 'nothing to do', 'finished']
-  for one, other in zip(alone[1], results, strict=True):
-    assert_close(jax.device_get(one.state), jax.device_get(other.state))
-    same_lines(one.model_dir.path / 'train', other.model_dir.path / 'train', 'metrics.jsonl')
-
-
-def test_a_divergence_ends_one_alone(tmp_path, monkeypatch):
-  """The loss of the second one is taken for no number in step 3."""
-  check, watches = LossWatch.check, []
-
-  def see_nan(self, step, loss, grad_norm):
-    if self not in watches:
-      watches.append(self)
-    check(self, step, math.nan if step == 3 and watches.index(self) == 1 else loss, grad_norm)
-
-  monkeypatch.setattr(LossWatch, 'check', see_nan)
-  results = train_together(runs_in(tmp_path), [''] * 3)
-  assert [getattr(result, 'step', None) for result in results] == [4, None, 4]
-  assert isinstance(results[1], DivergenceError)
-  assert 'the loss of step 3 is nan' in str(results[1])
-  assert CheckpointStore(tmp_path / 'b').steps() == []
+  one, other = alone[0][1], finished[0][2]
+  assert names(one) == names(other)
+  assert ModelDir(other.model_dir).config_gin.read_text() == '# as written\n'
+  left, right = (json.loads((ModelDir(run.model_dir).step(4) / 'config.json').read_text()) for run in (one, other))
+  for record in (left, right):
+    record['run'].pop('model_dir')
+  assert left == right
 
 
 def test_runs_at_different_steps(finished, tmp_path):
@@ -148,6 +139,7 @@ def test_runs_at_different_steps(finished, tmp_path):
 
 
 def test_several_devices(tmp_path, monkeypatch):
-  monkeypatch.setattr(opening, 'make_layout', opening.make_layout.func)
+  for module in (opening, together):
+    monkeypatch.setattr(module, 'make_layout', getattr(opening.make_layout, 'func', opening.make_layout))
   with pytest.raises(config.ConfigError, match='on one device, and there are 8'):
     train_together(runs_in(tmp_path)[:2], [''] * 2)
