@@ -122,7 +122,7 @@ def open_run(
   store: CheckpointStore,
   profile: bool | Sequence[Window],
   stack: contextlib.ExitStack,
-  like: Opened | None = None,
+  beside: Sequence[Opened] = (),
 ) -> Opened:
   """Opens a run at the step that it continues from: the newest checkpoint, or 0.
 
@@ -134,13 +134,16 @@ def open_run(
     store: its checkpoints.
     profile: see `train`.
     stack: closes what was opened, in the reverse order, also where this function fails half-way.
-    like: a run that differs in nothing but its seed, learning rate, folder and initial checkpoint; what is equal is
-      taken from it, and only it shows its progress.
+    beside: runs at the same step that differ in nothing but seed, learning rate, folder and initial checkpoint. What
+      is equal is taken from them, of the same seed the batches too; only the first shows its progress.
 
   Raises:
     ConfigError: the run cannot work as configured.
   """
   first_step, is_first_host = store.latest_whole_step() or 0, jax.process_index() == 0
+  like, same_data = None, None
+  if beside:
+    like, same_data = beside[0], next((o.source for o in beside if o.run.random_seed == run.random_seed), None)
   begins, progress = not first_step, Progress(active=is_first_host and like is None)
   stack.callback(progress.close)
   recorded = {} if begins else store.read_config(first_step)
@@ -155,7 +158,7 @@ def open_run(
 
   run = with_inherited_vocabulary(run, recorded)
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
+  source = same_data or data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
   if source.description:
     progress.note(f'text: {source.description}')
@@ -167,7 +170,7 @@ def open_run(
   distillation.check_vocabulary(vocabulary)
   sentinels = tuple(range(source.vocabulary_size - source.vocabulary.extra_ids, source.vocabulary_size))
   special_tokens = (*sentinels, source.vocabulary.eos_id)
-  if not begins:
+  if not begins and same_data is None:
     store.restore_position(first_step, source.restore_position)
   if is_first_host:
     data.keep_vocabulary(source.vocabulary, run.model_dir)

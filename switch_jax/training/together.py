@@ -96,9 +96,8 @@ def _open(
     )
   members: list[Member] = []
   for number, (run, (store, claim)) in enumerate(zip(runs, places, strict=True)):
-    first = members[0].opened if members else None
-    opened = open_run(run, store, False, stack, first)
-    if first and opened.record['vocabulary'] != first.record['vocabulary']:
+    opened = open_run(run, store, False, stack, [member.opened for member in members])
+    if members and opened.record['vocabulary'] != members[0].opened.record['vocabulary']:
       raise ConfigError(
         f'{runs[0].model_dir} and {run.model_dir} begin with checkpoints of different vocabularies; train them apart.'
       )
@@ -121,9 +120,9 @@ class ModelsTogether(Models):
 
   def advance(self) -> Sequence[Mapping[str, Any]]:
     """See `Models`."""
-    batches = [next(opened.batches)[0] for opened in self._opened]
-    self._states, metrics = self._step(self._states, batches)
-    return [jax.tree.map(lambda x, i=i: _Part(x, i), metrics) for i in range(len(batches))]
+    made = {source: next(source) for source in dict.fromkeys(opened.source for opened in self._opened)}
+    self._states, metrics = self._step(self._states, [made[opened.source] for opened in self._opened])
+    return [jax.tree.map(lambda x, i=i: _Part(x, i), metrics) for i in range(len(self._opened))]
 
   def state(self, number: int) -> TrainState:
     """See `Models`."""
