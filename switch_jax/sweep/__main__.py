@@ -85,7 +85,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def make_commands(
   points: Sequence[Point], flags: argparse.Namespace, bindings: Sequence[str]
-) -> tuple[dict[str, list[str]], dict[str, RunConfig]]:
+) -> dict[str, tuple[list[str], RunConfig]]:
   """Returns for each point the arguments of `switch_jax.main`, and its configuration.
 
   Raises:
@@ -94,15 +94,15 @@ def make_commands(
   others = [f'--compilation_cache_dir={flags.compilation_cache_dir}'] if flags.compilation_cache_dir else []
   others += ['--debug'] if flags.debug else []
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
-  commands, runs = {}, {}
+  found = {}
   for point in points:
     files, bound = point_arguments(point, flags.gin_file, bindings, flags.out)
     try:
-      runs[point.name], _ = gin_files.load_run(files, bound, search_paths)
+      run, _ = gin_files.load_run(files, bound, search_paths)
     except ConfigError as error:
       raise ConfigError(f'nothing was run, because the point {point.name} is refused: {error}') from None
-    commands[point.name] = main_arguments(files, bound, flags.gin_search_paths, others)
-  return commands, runs
+    found[point.name] = main_arguments(files, bound, flags.gin_search_paths, others), run
+  return found
 
 
 def make_kinds(points: Sequence[Point], runs: Mapping[str, RunConfig]) -> dict[str, str]:
@@ -172,7 +172,8 @@ def _run(argv: Sequence[str]) -> int:
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
   sweep, _ = gin_files.load_run([flags.sweep], (), search_paths, root=SweepConfig)
   points = make_points(sweep)
-  commands, runs = make_commands(points, flags, bindings)
+  made = make_commands(points, flags, bindings)
+  commands = {name: arguments for name, (arguments, _) in made.items()}
   if flags.print_commands:
     for arguments in commands.values():
       print(shlex.join(['python', '-m', 'switch_jax.main', *arguments]))
@@ -187,7 +188,7 @@ def _run(argv: Sequence[str]) -> int:
     _note(f'{len(points)} points, {flags.jobs} at once, in {out}' + (f', logs in {logs}' if logs != out else ''))
     with _sigterm_raises():
       needs = {point.name: point.needs for point in points}
-      kinds = make_kinds(points, runs)
+      kinds = make_kinds(points, {name: run for name, (_, run) in made.items()})
       statuses = runner.run_points(commands, needs, out, logs, flags.jobs, _note, kinds, flags.together)
   found = results.rows(points, out, statuses)
   results.write_csv(found, out / results.SUMMARY)
