@@ -6,11 +6,13 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from switch_jax import config
 from switch_jax.checkpoints import CheckpointStore
@@ -18,7 +20,7 @@ from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.folders.model_dir import ModelDir
 from switch_jax.monitoring.loss_watch import DivergenceError, LossWatch
 from switch_jax.monitoring.profiling import Profiler
-from switch_jax.training import opening, together
+from switch_jax.training import opening, progression, together
 from switch_jax.training.loop import train
 from switch_jax.training.together import train_together
 from tests.training.loop_test import MODEL, TASK, run_of, threads
@@ -27,68 +29,69 @@ NOISY = dataclasses.replace(MODEL, dropout_rate=0.1)
 NOT_COMPARED = {'steps_per_second', 'target_tokens_per_second', 'input_wait_fraction', 'host_memory_gib'}
 
 
-def runs_in(folder, steps=4):
-  """Returns runs of two seeds and two learning rates; all but the last may go on."""
-  first = run_of(folder / 'a', steps=steps, model=NOISY)
-  slower = dataclasses.replace(first.optimizer, learning_rate=0.3)
-  of = lambda name, seed, optimizer: dataclasses.replace(  # noqa: E731
-    first, model_dir=str(folder / name), random_seed=seed, optimizer=optimizer
-  )
-  return [first, of('b', 1, first.optimizer), of('c', 1, slower), of('diverging', 2, first.optimizer)]
+def run_in(folder, seed=1, rate=1.0, steps=4):
+  run = run_of(folder, steps=steps, model=NOISY, optimizer=config.OptimizerConfig(learning_rate=rate))
+  return dataclasses.replace(run, random_seed=seed)
 
 
-@pytest.fixture(scope='module')
-def one_device():
-  """The tests have eight devices, and runs are trained together on one."""
+@pytest.fixture(scope='module', autouse=True)
+def surroundings(tmp_path_factory):
+  """The tests have eight devices, and runs are trained together on one; compiled once, and no pictures are drawn."""
   with pytest.MonkeyPatch.context() as patch:
     for module in (opening, together):
       patch.setattr(module, 'make_layout', functools.partial(opening.make_layout, devices=jax.devices()[:1]))
+    patch.setattr(progression, 'save_picture', lambda path, **_: path.touch())
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('programs')))
     yield
+    jax.config.update('jax_compilation_cache_dir', None)
+    compilation_cache.reset_cache()
+
+
+def until(step, train, *arguments):
+  """Trains until SIGTERM comes after a step."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Profiler, 'after', lambda self, at, result: at == step and os.kill(os.getpid(), signal.SIGTERM))
+    return train(*arguments)
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory, one_device):
-  """Returns the second and the third run, trained one after the other, and their results."""
-  runs = runs_in(tmp_path_factory.mktemp('alone'))[1:3]
-  return runs, [train(run, config_gin='# as written\n') for run in runs]
+def alone(tmp_path_factory):
+  """Returns a run that was trained alone, the folder as it was after two steps, and its result."""
+  folder = tmp_path_factory.mktemp('alone')
+  run = run_in(folder / 'run', rate=0.3)
+  assert until(2, train, run).reason == 'SIGTERM'
+  shutil.copytree(folder / 'run', folder / 'copy')
+  return run, folder / 'copy', train(run, config_gin='# as written\n')
 
 
 @pytest.fixture(scope='module')
-def stopped(tmp_path_factory, one_device):
-  """Returns runs that were trained together until SIGTERM came, and their results. The last one diverges before.
+def stopped(tmp_path_factory):
+  """Returns runs that were trained together for two steps, and their results. The first one diverges at once.
 
-  The state of its first step is taken for no number.
+  The loss of its first step is taken for no number. The others have one seed.
   """
-  runs, before, watches = runs_in(tmp_path_factory.mktemp('together')), threads(), []
+  folder, before, watches = tmp_path_factory.mktemp('together'), threads(), []
+  runs = [run_in(folder / 'bad', seed=2), run_in(folder / 'a'), run_in(folder / 'b', rate=0.3)]
   check = LossWatch.check
 
   def see_nan(self, step, loss, grad_norm):
     if self not in watches:
       watches.append(self)
-    check(self, step, math.nan if watches.index(self) == 3 else loss, grad_norm)
+    check(self, step, math.nan if self is watches[0] else loss, grad_norm)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(LossWatch, 'check', see_nan)
-    patch.setattr(Profiler, 'after', lambda self, step, result: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
-    results = train_together(runs, ['# as written\n'] * 4)
+    results = until(2, train_together, runs, ['# as written\n'] * 3)
   assert threads() <= before
   return runs, results
 
 
-@pytest.fixture(scope='module')
-def finished(stopped):
-  """Returns the runs that went on: one alone, then the others together."""
-  runs = stopped[0][:3]
-  assert train(runs[1]).reason == 'finished'
-  return runs, train_together(runs, ['# as written\n'] * 3)
-
-
 def test_a_signal_saves_all_and_a_divergence_ends_one(stopped):
   runs, results = stopped
-  assert [(result.reason, result.step, int(result.state.step)) for result in results[:3]] == [('SIGTERM', 2, 2)] * 3
-  assert isinstance(results[3], DivergenceError)
-  assert 'the loss of step 1 is nan' in str(results[3])
-  assert [CheckpointStore(run.model_dir).steps() for run in runs] == [[2], [2], [2], []]
+  assert isinstance(results[0], DivergenceError)
+  assert 'the loss of step 1 is nan' in str(results[0])
+  assert [(result.reason, result.step, int(result.state.step)) for result in results[1:]] == [('SIGTERM', 2, 2)] * 2
+  assert [CheckpointStore(run.model_dir).steps() for run in runs] == [[], [2], [2]]
 
 
 def same_lines(one, other, name):
@@ -101,40 +104,46 @@ def same_lines(one, other, name):
       np.testing.assert_allclose(a[key], b[key], rtol=1e-5 if 'loss' in key else 1e-3, atol=1e-5, err_msg=key)
 
 
-def test_each_comes_to_what_it_comes_to_alone(alone, finished):
-  _, results = finished
-  assert [result.reason for result in results] == ['finished', 'nothing to do', 'finished']
-  for one, other in zip(alone[1], results[1:], strict=True):
-    assert other.step == int(other.state.step) == 4
-    for place in ('train', f'eval/{TASK}'):
-      same_lines(one.model_dir.path / place, other.model_dir.path / place, 'metrics.jsonl')
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-      jax.device_get(one.state),
-      jax.device_get(other.state),
-    )
-  assert len({result.held_out['cross_ent_loss'] for result in results}) == 3
-  assert results[2].facts.target_tokens == alone[1][1].facts.target_tokens
+def same_result(one, other):
+  assert (one.reason, one.step, int(one.state.step)) == (other.reason, other.step, int(other.state.step))
+  for place in ('train', f'eval/{TASK}'):
+    same_lines(one.model_dir.path / place, other.model_dir.path / place, 'metrics.jsonl')
+  left, right = (jax.device_get(result.state) for result in (one, other))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), left, right)
+  assert one.facts.target_tokens == other.facts.target_tokens
 
 
-def test_the_same_files(alone, finished):
-  names = lambda run: {  # noqa: E731
-    str(path.relative_to(run.model_dir))
-    for path in pathlib.Path(run.model_dir).rglob('*')
+def test_two_steps_together_and_two_alone_are_as_four_alone(alone, stopped):
+  same_result(alone[2], train(stopped[0][2]))
+
+
+def test_two_steps_alone_and_two_together_are_as_four_alone(alone, stopped):
+  """Files included. What has finished before is left alone."""
+  run, copy, result = alone
+  finished, other = train_together(
+    [dataclasses.replace(run, model_dir=str(copy)), stopped[0][1]], ['# as written\n'] * 2
+  )
+  same_result(result, finished)
+  assert (other.reason, other.step) == ('finished', 4)
+  names = lambda folder: {  # noqa: E731
+    str(path.relative_to(folder))
+    for path in folder.rglob('*')
     if not path.name.startswith('events.') and 'checkpoints' not in str(path)
   }
-  one, other = alone[0][1], finished[0][2]
-  assert names(one) == names(other)
-  assert ModelDir(other.model_dir).config_gin.read_text() == '# as written\n'
-  left, right = (json.loads((ModelDir(run.model_dir).step(4) / 'config.json').read_text()) for run in (one, other))
+  assert names(copy) == names(pathlib.Path(run.model_dir))
+  assert ModelDir(copy).config_gin.read_text() == '# as written\n'
+  left, right = (json.loads((ModelDir(folder).step(4) / 'config.json').read_text()) for folder in (run.model_dir, copy))
   for record in (left, right):
     record['run'].pop('model_dir')
   assert left == right
+  again = train_together([dataclasses.replace(run, model_dir=str(copy)), run], [''] * 2)
+  assert [result.reason for result in again] == ['nothing to do'] * 2
+  assert again[0].held_out == finished.held_out
 
 
-def test_runs_at_different_steps(finished, tmp_path):
-  runs = [dataclasses.replace(finished[0][0], train_steps=6), run_of(tmp_path / 'new', steps=6, model=NOISY)]
-  with pytest.raises(config.ConfigError, match=r'at the same step, .*/a at 4, .*/new at 0\. Train those'):
+def test_runs_at_different_steps(alone, tmp_path):
+  runs = [dataclasses.replace(alone[0], train_steps=6), run_in(tmp_path / 'new', steps=6)]
+  with pytest.raises(config.ConfigError, match=r'at the same step, .*/run at 4, .*/new at 0\. Train those'):
     train_together(runs, [''] * 2)
 
 
@@ -142,4 +151,4 @@ def test_several_devices(tmp_path, monkeypatch):
   for module in (opening, together):
     monkeypatch.setattr(module, 'make_layout', getattr(opening.make_layout, 'func', opening.make_layout))
   with pytest.raises(config.ConfigError, match='on one device, and there are 8'):
-    train_together(runs_in(tmp_path)[:2], [''] * 2)
+    train_together([run_in(tmp_path / 'a'), run_in(tmp_path / 'b')], [''] * 2)
