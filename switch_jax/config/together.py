@@ -13,9 +13,10 @@ _MAY_DIFFER = ('random_seed', 'model_dir', 'initial_checkpoint_path', 'optimizer
 def settings_in_common(run: RunConfig) -> Mapping[str, Any] | None:
   """Returns the settings in which runs that are trained together must be equal, by dotted names.
 
-  None for one that is trained alone, whatever the others are: with a teacher.
+  None for one that is trained alone, whatever the others are: with a teacher, or with trackers, of which a process has
+  one run each.
   """
-  if run.distillation:
+  if run.distillation or run.trackers:
     return None
   settings, optimizer = flatten(run.to_json()), run.optimizer
   for name in _MAY_DIFFER:
@@ -34,8 +35,8 @@ def check_together(runs: Sequence[RunConfig]) -> None:
     if own is None or common is None:
       alone = run if own is None else first
       raise ConfigError(
-        f'{alone.model_dir} has RunConfig.distillation, and a run that learns from a teacher is trained alone: leave '
-        'it out of those that are trained together.'
+        f'{alone.model_dir} has RunConfig.{"distillation" if alone.distillation else "trackers"}, and such a run is '
+        'trained alone: leave it out of those that are trained together.'
       )
     if names := sorted(name for name in common.keys() | own.keys() if common.get(name) != own.get(name)):
       raise ConfigError(

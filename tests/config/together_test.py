@@ -37,6 +37,7 @@ def test_what_may_differ(other):
     ),
     ([RUN, of(model_dir='a')], 'a is the MODEL_DIR of two runs'),
     ([RUN, DISTILLED], 'a has RunConfig.distillation'),
+    ([of(trackers=('mlflow',)), RUN], 'b has RunConfig.trackers'),
   ],
 )
 def test_what_may_not(runs, message):
