@@ -50,12 +50,12 @@ def prefix_lm(
 def continuation(
   dataset: tf.data.Dataset, sequence_length: Mapping[str, int], output_features: Mapping[str, seqio.Feature]
 ) -> tf.data.Dataset:
-  """Makes inputs of a fixed number of tokens, and targets of those that follow them; as `prefix_lm`.
+  """Makes inputs of a fixed number of tokens, and targets of those that follow them; with EOS.
 
-  Documents are joined and cut into stretches that fill a row of inputs and one of targets, EOS apart. What is left at
-  the end of the joined documents is a shorter target, or is left out if it has no more than the inputs.
+  Documents are joined and cut into stretches that fill a row of inputs and one of targets. What is left at the end of
+  the joined documents is a shorter target, or is left out if it has no more than the inputs. All rows of some documents
+  are made at once: an operation a row costs more than what tiny models do with it.
   """
-  del output_features
   inputs, targets = (sequence_length[name] - 1 for name in ('inputs', 'targets'))
   if inputs < 1 or targets < 1:
     raise ConfigError(
@@ -63,6 +63,19 @@ def continuation(
       "2 of each, such as {'inputs': 16, 'targets': 48}."
     )
   dataset = dataset.map(lambda example: {'targets': tf.cast(example['targets'], tf.int32)})
-  dataset = split_tokens(join_documents(choose_random_chunk(dataset)), inputs + targets)
-  dataset = dataset.filter(lambda example: tf.size(example['targets']) > inputs)
-  return dataset.map(lambda example: {'inputs': example['targets'][:inputs], 'targets': example['targets'][inputs:]})
+
+  def with_eos(rows: tf.Tensor) -> dict[str, tf.Tensor]:
+    parts = {'inputs': rows[:, :inputs], 'targets': rows[:, inputs:]}
+    for name, part in parts.items():
+      if output_features[name].add_eos:
+        parts[name] = tf.pad(part, [[0, 0], [0, 1]], constant_values=output_features[name].vocabulary.eos_id)
+    return parts
+
+  def rows(example: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
+    tokens = example['targets']
+    whole = tf.size(tokens) // (inputs + targets) * (inputs + targets)
+    full = tf.data.Dataset.from_tensor_slices(with_eos(tf.reshape(tokens[:whole], [-1, inputs + targets])))
+    rest = tf.data.Dataset.from_tensor_slices(with_eos(tokens[tf.newaxis, whole:]))
+    return full.concatenate(rest.take(tf.cast(tf.size(tokens) - whole > inputs, tf.int64)))
+
+  return join_documents(choose_random_chunk(dataset)).flat_map(rows)

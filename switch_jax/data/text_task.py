@@ -88,7 +88,7 @@ def add_continuation_task(
   name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY
 ) -> None:
   """Registers prefix language modelling with a fixed cut over a corpus; as `add_span_corruption_task`."""
-  _add_task(name, get_corpus, vocabulary, [continuation, append_eos_after_trim])
+  _add_task(name, get_corpus, vocabulary, [continuation])
 
 
 def _add_task(

@@ -119,9 +119,15 @@ def abstract_parameters(config: ModelConfig, layout: Layout) -> Parameters:
 
 def init_parameters(config: ModelConfig, layout: Layout, key: jax.Array) -> Parameters:
   """Returns float32 parameters drawn from a PRNG key; the same numbers on every mesh."""
+  return _jitted_init(config, layout)(key)
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted_init(config: ModelConfig, layout: Layout) -> Callable[[jax.Array], Parameters]:
+  """Returns the program that draws parameters, the same one for every seed."""
   shardings = jax.tree.map(lambda x: x.sharding, abstract_parameters(config, layout))
   init = _boxed_init(config, layout)
-  return jax.jit(lambda key: nn.meta.unbox(init(key)), out_shardings=shardings)(key)
+  return jax.jit(lambda key: nn.meta.unbox(init(key)), out_shardings=shardings)
 
 
 def parameter_count(parameters: Parameters) -> int:

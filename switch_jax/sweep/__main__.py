@@ -3,16 +3,19 @@
 import argparse
 import contextlib
 import hashlib
+import json
+import pathlib
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
 from switch_jax import gin_files, launch
 from switch_jax import main as command_line
-from switch_jax.config import ConfigError, SweepConfig, first_line
+from switch_jax.config import ConfigError, RunConfig, SweepConfig, first_line
+from switch_jax.config.together import settings_in_common
 from switch_jax.folders.cache import cache_directory
 from switch_jax.folders.remote import is_remote, is_storage_error
 from switch_jax.sweep import results, runner
@@ -30,6 +33,7 @@ Each point is a run of switch_jax.main whose MODEL_DIR is DIR/NAME_OF_THE_POINT.
 one that was stopped goes on from its checkpoint. --gin.NAME=VALUE sets what all points share.
 
   python -m switch_jax.sweep --gin_file=gin/examples/quickstart.gin --sweep=seeds.gin --out=runs/seeds --jobs=2
+  python -m switch_jax.sweep ... --together=24      # seeds and learning rates of a tiny model in one program
   python -m switch_jax.sweep ... --print_commands > commands.txt    # for a cluster's own queue, a command a line
 """
 
@@ -49,6 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
   add('--out', required=True, metavar='DIR', help='where the folders of the points are made')
   add('--gin_search_paths', default='', metavar='DIRS', help='folders, with commas, to look for gin files in')
   add('--jobs', type=int, default=1, metavar='N', help='points that run at once (default: 1)')
+  add(
+    '--together', type=int, default=1, metavar='N',
+    help='points, of those that differ in seed, learning rate or beginning only, that one program trains (default: 1)',
+  )  # fmt: skip
   add('--print_commands', action='store_true', help='print a command for each point, and run nothing')
   add('--table', action='store_true', help='write the summary of what is there, and run nothing')
   add('--compilation_cache_dir', metavar='DIR', help='where compiled programs are kept; off for nowhere')
@@ -64,8 +72,9 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """
   others, bindings = command_line.split_gin_bindings(argv)
   flags = make_parser().parse_args(others)
-  if flags.jobs < 1:
-    raise ConfigError(f'--jobs is {flags.jobs}; it must be at least 1.')
+  for name in ('jobs', 'together'):
+    if getattr(flags, name) < 1:
+      raise ConfigError(f'--{name} is {getattr(flags, name)}; it must be at least 1.')
   for name, value in (('out', flags.out), ('sweep', flags.sweep)):
     if not value:
       raise ConfigError(f'--{name} is empty; give it a path.')
@@ -74,8 +83,10 @@ def parse_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   return flags, bindings
 
 
-def make_commands(points: Sequence[Point], flags: argparse.Namespace, bindings: Sequence[str]) -> dict[str, list[str]]:
-  """Returns the arguments of `switch_jax.main` for each point, each configuration having been built once.
+def make_commands(
+  points: Sequence[Point], flags: argparse.Namespace, bindings: Sequence[str]
+) -> dict[str, tuple[list[str], RunConfig]]:
+  """Returns for each point the arguments of `switch_jax.main`, and its configuration.
 
   Raises:
     ConfigError: a point's configuration is refused, such as for a binding that does not exist.
@@ -83,15 +94,29 @@ def make_commands(points: Sequence[Point], flags: argparse.Namespace, bindings: 
   others = [f'--compilation_cache_dir={flags.compilation_cache_dir}'] if flags.compilation_cache_dir else []
   others += ['--debug'] if flags.debug else []
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
-  commands = {}
+  found = {}
   for point in points:
     files, bound = point_arguments(point, flags.gin_file, bindings, flags.out)
     try:
-      gin_files.load_run(files, bound, search_paths)
+      run, _ = gin_files.load_run(files, bound, search_paths)
     except ConfigError as error:
       raise ConfigError(f'nothing was run, because the point {point.name} is refused: {error}') from None
-    commands[point.name] = main_arguments(files, bound, flags.gin_search_paths, others)
-  return commands
+    found[point.name] = main_arguments(files, bound, flags.gin_search_paths, others), run
+  return found
+
+
+def make_kinds(points: Sequence[Point], runs: Mapping[str, RunConfig]) -> dict[str, str]:
+  """Returns for each point that can be trained with others what those have in common, as text.
+
+  None of them needs another one: the longest way of needs behind each is of one length.
+  """
+  kinds: dict[str, str] = {}
+  depths: dict[str, int] = {}
+  for point in points:  # those that it needs come before it
+    depths[point.name] = max((depths[name] + 1 for name in point.needs), default=0)
+    if (settings := settings_in_common(runs[point.name])) is not None:
+      kinds[point.name] = json.dumps([depths[point.name], settings], sort_keys=True)
+  return kinds
 
 
 def _check_other_sweeps(points: Sequence[Point], out: str) -> None:
@@ -147,7 +172,8 @@ def _run(argv: Sequence[str]) -> int:
   search_paths = [path for path in flags.gin_search_paths.split(',') if path]
   sweep, _ = gin_files.load_run([flags.sweep], (), search_paths, root=SweepConfig)
   points = make_points(sweep)
-  commands = make_commands(points, flags, bindings)
+  made = make_commands(points, flags, bindings)
+  commands = {name: arguments for name, (arguments, _) in made.items()}
   if flags.print_commands:
     for arguments in commands.values():
       print(shlex.join(['python', '-m', 'switch_jax.main', *arguments]))
@@ -162,7 +188,8 @@ def _run(argv: Sequence[str]) -> int:
     _note(f'{len(points)} points, {flags.jobs} at once, in {out}' + (f', logs in {logs}' if logs != out else ''))
     with _sigterm_raises():
       needs = {point.name: point.needs for point in points}
-      statuses = runner.run_points(commands, needs, out, logs, flags.jobs, _note)
+      kinds = make_kinds(points, {name: run for name, (_, run) in made.items()})
+      statuses = runner.run_points(commands, needs, out, logs, flags.jobs, _note, kinds, flags.together)
   found = results.rows(points, out, statuses)
   results.write_csv(found, out / results.SUMMARY)
   _note(results.table(found))
@@ -177,14 +204,36 @@ def _run(argv: Sequence[str]) -> int:
   return 1 if failed else 0
 
 
+def _train_together(argv: Sequence[str]) -> int:
+  """Trains the runs whose arguments a file lists, and writes the errors of those that failed alone beside it."""
+  file = pathlib.Path(argv[1])
+  loaded = []
+  for arguments in json.loads(file.read_text()):
+    flags, bindings = command_line.parse_flags(arguments)
+    search_paths = [path for path in flags.gin_search_paths.split(',') if path]
+    loaded.append(gin_files.load_run(flags.gin_file, bindings, search_paths))
+  launch.quiet_logging(flags.debug)
+  launch.use_compilation_cache(flags.compilation_cache_dir)
+  from switch_jax.sweep.together import train_points
+
+  errors, status = train_points(*zip(*loaded, strict=True))
+  runner.errors_file(file).write_text(json.dumps(errors))
+  return status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line and returns the exit status: 0, 1 for an error or a failed point, 130 after Ctrl-C.
 
   After SIGTERM it raises SystemExit(143), once the runs have been told to end.
   """
   argv = sys.argv[1:] if argv is None else argv
+  if argv[:1] == [runner.TOGETHER]:  # what the runner starts
+    return launch.exit_status(_train_together, argv, interrupted='the same command goes on from the last checkpoint')
   return launch.exit_status(_run, argv, interrupted='the same command goes on where it stopped')
 
 
 if __name__ == '__main__':
+  if sys.argv[1:2] == [runner.TOGETHER]:
+    launch.restart_with_huge_pages()
+    launch.keep_freed_memory()
   sys.exit(main())

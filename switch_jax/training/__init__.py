@@ -2,5 +2,6 @@
 
 from switch_jax.training.description import describe
 from switch_jax.training.loop import TrainResult, finished_step, train
+from switch_jax.training.together import train_together
 
-__all__ = ['TrainResult', 'describe', 'finished_step', 'train']
+__all__ = ['TrainResult', 'describe', 'finished_step', 'train', 'train_together']

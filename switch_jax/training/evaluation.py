@@ -37,12 +37,32 @@ def evaluate(eval_step: Callable[[Any, Any], Sums], params: Any, batches: Iterab
   Raises:
     ValueError: there is no batch.
   """
+  return _result_of(_total(eval_step, params, batches), batches)
+
+
+def evaluate_together(
+  eval_step: Callable[[Any, Any], Sums], params: Any, batches: Iterable[Any]
+) -> list[EvaluationResult]:
+  """As `evaluate`, for several models whose parameters, and whose sums, are stacked along a first axis."""
+  totals = _total(eval_step, params, batches)
+  return [
+    _result_of(jax.tree.map(lambda x, i=i: np.asarray(x[i]), totals), batches)
+    for i in range(len(totals.targets.tokens))
+  ]
+
+
+def _total(eval_step: Callable[[Any, Any], Sums], params: Any, batches: Iterable[Any]) -> Sums:
+  """Returns the sums over all batches, float64 on this host."""
   totals: Sums | None = None
   for batch in batches:
     sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(eval_step(params, batch)))
     totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
   if totals is None:
     raise ValueError('no batches to evaluate on')
+  return totals
+
+
+def _result_of(totals: Sums, batches: Iterable[Any]) -> EvaluationResult:
   metrics = totals.metrics(groups=getattr(batches, 'groups', ()))
   return EvaluationResult(
     metrics={name: float(value) for name, value in metrics.items()},

@@ -39,12 +39,14 @@ class Opened:
   Attributes:
     run: the configuration.
     store: the checkpoints.
+    layout, plan: where the state lies, and everything known about it beforehand.
     state: at `first_step`; its arrays are donated to the first step.
     first_step: steps that are behind.
     batches: what the train step takes beside the state, one tuple after the other.
     source: where they come from; it knows its position.
     held_out: batches of an evaluation.
     sentinels: ids that held-out losses and entropies leave out, EOS apart.
+    special_tokens: those and EOS.
     train_step: `(state, *batches) -> (state, metrics)`.
     eval_step: `(params, batch) -> Sums`.
     task_metrics: `(params, step) -> metrics` of the task on held-out examples, if the run wants them.
@@ -58,6 +60,8 @@ class Opened:
 
   run: RunConfig
   store: CheckpointStore
+  layout: Layout
+  plan: StatePlan
   state: TrainState
   first_step: int
   batches: Iterator[tuple[Any, ...]]
@@ -65,6 +69,7 @@ class Opened:
   source: 'data.TrainingSource'
   held_out: 'data.EvaluationBatches'
   sentinels: tuple[int, ...]
+  special_tokens: tuple[int, ...]
   train_step: Callable[..., Any]
   eval_step: Callable[..., Any]
   task_metrics: Callable[[Any, int], dict[str, float]] | None
@@ -93,9 +98,13 @@ def open_store(run: RunConfig, stack: contextlib.ExitStack) -> tuple[CheckpointS
   return store, claim
 
 
-def record_beginning(run: RunConfig) -> None:
-  """Writes down which run was begun in the folder, unless that stands there; on one process, which owns it."""
+def record_beginning(run: RunConfig, config_gin: str) -> None:
+  """Writes down which run was begun in the folder, unless that stands there, and its gin text; on the first host."""
+  if jax.process_index() != 0:
+    return
   folder = ModelDir(run.model_dir)
+  if config_gin:
+    folder.config_gin.write_text(config_gin)
   if folder.read_begun() is None:
     replace_file(folder.begun, json.dumps({'version': switch_jax.__version__, 'identity': run.identity()}) + '\n')
 
@@ -112,7 +121,11 @@ def lay_out(run: RunConfig, recorded: dict[str, Any]) -> tuple[Distillation, Lay
 
 
 def open_run(
-  run: RunConfig, store: CheckpointStore, profile: bool | Sequence[Window], stack: contextlib.ExitStack
+  run: RunConfig,
+  store: CheckpointStore,
+  profile: bool | Sequence[Window],
+  stack: contextlib.ExitStack,
+  beside: Sequence[Opened] = (),
 ) -> Opened:
   """Opens a run at the step that it continues from: the newest checkpoint, or 0.
 
@@ -124,15 +137,22 @@ def open_run(
     store: its checkpoints.
     profile: see `train`.
     stack: closes what was opened, in the reverse order, also where this function fails half-way.
+    beside: runs at the same step that differ in nothing but seed, learning rate, folder and initial checkpoint. What
+      is equal is taken from them, of the same seed the batches too; only the first shows its progress.
 
   Raises:
     ConfigError: the run cannot work as configured.
   """
   first_step, is_first_host = store.latest_whole_step() or 0, jax.process_index() == 0
-  begins, progress = not first_step, Progress(active=is_first_host)
+  like, same_data = None, None
+  if beside:
+    like, same_data = beside[0], next((o.source for o in beside if o.run.random_seed == run.random_seed), None)
+  begins, progress = not first_step, Progress(active=is_first_host and like is None)
   stack.callback(progress.close)
   recorded = {} if begins else store.read_config(first_step)
   distillation, layout, plan = lay_out(run, recorded)
+  if like is not None:
+    layout, plan = like.layout, like.plan  # programs are found again by them
   axes = ' x '.join(f'{name} {size}' for name, size in layout.mesh.shape.items())
   progress.note(f'mesh: {axes} on {layout.mesh.size} {layout.mesh.devices.flat[0].device_kind} devices')
   params = _given_parameters(run, plan, progress) if begins else None
@@ -141,7 +161,7 @@ def open_run(
 
   run = with_inherited_vocabulary(run, recorded)
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
+  source = same_data or data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
   stack.callback(source.close)
   if source.description:
     progress.note(f'text: {source.description}')
@@ -153,12 +173,15 @@ def open_run(
   distillation.check_vocabulary(vocabulary)
   sentinels = tuple(range(source.vocabulary_size - source.vocabulary.extra_ids, source.vocabulary_size))
   special_tokens = (*sentinels, source.vocabulary.eos_id)
-  if not begins:
+  if not begins and same_data is None:
     store.restore_position(first_step, source.restore_position)
   if is_first_host:
     data.keep_vocabulary(source.vocabulary, run.model_dir)
   source.start()
-  held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
+  if like is None:
+    held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
+  else:
+    held_out = like.held_out
   task_metrics = open_task_metrics(run, layout) if run.task_metrics else None
 
   if params is None:
@@ -193,16 +216,19 @@ def open_run(
   return Opened(
     run=run,
     store=store,
+    layout=layout,
+    plan=plan,
     state=state,
     first_step=first_step,
     batches=((batch, *lessons.arguments) for batch in lessons.beside(source)),
     source=source,
     held_out=held_out,
     sentinels=sentinels,
+    special_tokens=special_tokens,
     train_step=make_train_step(run, layout, plan, special_tokens, lessons),
     eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics),
     task_metrics=task_metrics,
-    are_finite=make_finite_check(layout, plan),
+    are_finite=like.are_finite if like else make_finite_check(layout, plan),
     record={
       'version': switch_jax.__version__,
       'parameters': parameter_count(plan.abstract.params),

@@ -33,7 +33,13 @@ class Optimizer(NamedTuple):
   apply: Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any, layout: Layout) -> Optimizer:
+def make_optimizer(
+  config: OptimizerConfig,
+  abstract_parameters: Any,
+  axes: Any,
+  layout: Layout,
+  schedule: optax.Schedule | None = None,
+) -> Optimizer:
   """Returns the optimizer. Its state is the same tree on every layout.
 
   Args:
@@ -41,11 +47,12 @@ def make_optimizer(config: OptimizerConfig, abstract_parameters: Any, axes: Any,
     abstract_parameters: tree of shapes.
     axes: tree of logical axis names, a tuple for each parameter.
     layout: its devices have the form.
+    schedule: the learning rate as a function of the step; None is the configuration's.
 
   Raises:
     ConfigError: the optimizer or the schedule is an object of the user that cannot be used.
   """
-  schedule = make_schedule(config)
+  schedule = schedule or make_schedule(config)
   clip = [] if config.max_grad_norm is None else [optax.clip_by_global_norm(config.max_grad_norm)]
   if ':' in config.name:
     return _optimizer(clip, _own_optimizer(config, schedule, abstract_parameters), [])

@@ -9,11 +9,12 @@ from switch_jax.data.prefix_lm import continuation, prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio, tf
 
 
-def split(objective, lengths, documents):
+def split(objective, lengths, documents, add_eos=False):
   """Returns the (inputs, targets) that an objective makes of documents of tokens."""
+  features = dict.fromkeys(lengths, seqio.Feature(seqio.ByteVocabulary(), add_eos=add_eos))
   ragged = tf.data.Dataset.from_tensor_slices(tf.ragged.constant(documents, tf.int64))
   with seqio.utils.map_seed_manager(0):
-    dataset = objective(ragged.map(lambda tokens: {'targets': tokens}), lengths, {})
+    dataset = objective(ragged.map(lambda tokens: {'targets': tokens}), lengths, features)
   return [(e['inputs'].tolist(), e['targets'].tolist()) for e in dataset.as_numpy_iterator()]
 
 
@@ -41,6 +42,8 @@ def test_a_continuation_always_has_the_same_cut():
   assert pairs == [([0, 1], [2, 3, 4, 5]), ([6, 7], [8, 9, 10, 11]), ([12, 13], [14])]
   # What is no longer than the inputs is left out.
   assert split(continuation, {'inputs': 3, 'targets': 5}, [list(range(8))]) == pairs[:1]
+  ended = split(continuation, {'inputs': 3, 'targets': 5}, documents, add_eos=True)
+  assert ended == [([*inputs, 1], [*targets, 1]) for inputs, targets in pairs]
 
 
 @pytest.mark.parametrize(

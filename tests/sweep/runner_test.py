@@ -30,10 +30,10 @@ def run(tmp_path, monkeypatch):
   """Returns the function that runs points by name and deed; it returns statuses and lines of progress."""
   monkeypatch.setattr(runner, '_COMMAND', ('-c', STAND_IN))
 
-  def start(jobs=1, needs=(), **points):
+  def start(jobs=1, needs=(), kinds=None, together=1, **points):
     notes = []
     commands = {name: [deed, str(tmp_path / 'ran.txt')] for name, deed in points.items()}
-    return runner.run_points(commands, dict(needs), tmp_path, tmp_path, jobs, notes.append), notes
+    return runner.run_points(commands, dict(needs), tmp_path, tmp_path, jobs, notes.append, kinds, together), notes
 
   return start
 
@@ -124,3 +124,52 @@ def test_the_line_of_a_log_that_says_what_went_wrong(tmp_path):
   ):
     log.write_text(text)
     assert runner.last_error(log) == expected
+
+
+def test_groups_are_of_one_kind_and_as_large_as_may_be():
+  kinds = {'a': 'x', 'b': 'y', 'c': 'x', 'd': 'x', 'e': 'y'}
+  assert runner.make_groups('abcdef', kinds, 2) == [['a', 'c'], ['b', 'e'], ['d'], ['f']]
+  assert runner.make_groups('abc', kinds, 1) == [['a'], ['b'], ['c']]
+
+
+# Does as the first argument of the first run says, and writes down which ran.
+TOGETHER = """
+import json, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+runs = json.loads(file.read_text())
+with open(runs[0][1], 'a') as ran:
+  ran.write('+'.join(run[0] for run in runs) + '\\n')
+if runs[0][0] == 'crash':
+  sys.exit('error: too much memory')
+if runs[0][0] == 'halt':
+  sys.exit(143)
+file.with_name('errors.json').write_text(json.dumps(['it is nan' if run[0] == 'nan' else None for run in runs]))
+"""
+
+
+def test_points_that_are_trained_together(run, tmp_path, monkeypatch):
+  """One that diverges fails alone; of a group that fails as a whole each is tried alone; a signal stops all."""
+  monkeypatch.setattr(runner, '_TOGETHER_COMMAND', ('-c', TOGETHER))
+  kinds = {name: 'one' for name in 'abc'} | {name: 'two' for name in 'de'} | {name: 'three' for name in 'fg'}
+  points = {'a': 'ok', 'd': 'crash', 'b': 'nan', 'f': 'halt', 'c': 'fine', 'e': 'fail', 'g': 'fine', 'h': 'single'}
+  statuses, notes = run(kinds=kinds, together=5, **points)
+  assert ran(tmp_path) == ['ok+nan+fine', 'crash+fail', 'crash', 'fail', 'halt+fine', 'single']
+  assert statuses == {
+    'a': 'finished', 'b': 'failed', 'c': 'finished', 'd': 'finished', 'e': 'failed', 'f': 'stopped', 'g': 'stopped',
+    'h': 'finished',
+  }  # fmt: skip
+  assert notes[0] == 'a and 2 more, together: began'
+  assert 'd and 1 more, together: began' in notes
+  assert '2 points failed together: too much memory; each is run alone' in notes
+  assert f'what they say is in {tmp_path}/a/run.log' in (tmp_path / 'b' / 'run.log').read_text()
+  assert runner.last_error(tmp_path / 'b' / 'run.log') == 'it is nan'
+  assert json.loads((tmp_path / 'c' / 'finished.json').read_text())['arguments'] == ['fine', str(tmp_path / 'ran.txt')]
+
+
+def test_a_point_of_a_group_whose_need_failed(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(runner, '_TOGETHER_COMMAND', ('-c', TOGETHER))
+  needs = {'b': ['x'], 'c': ['y'], 'd': ['y']}
+  points = {'x': 'fail', 'y': 'fine', 'b': 'one', 'c': 'two', 'd': 'three'}
+  statuses, _ = run(2, needs, kinds=dict.fromkeys('bcd', 'k'), together=3, **points)
+  assert ran(tmp_path)[-1] == 'two+three'
+  assert (statuses['b'], statuses['c'], statuses['d']) == ('not run', 'finished', 'finished')

@@ -101,6 +101,7 @@ def test_refused_before_the_first_run(tmp_path, capsys, text, message):
   ('flags', 'message'),
   [
     (['--jobs=0'], '--jobs is 0'),
+    (['--together=0'], '--together is 0'),
     (['--jobs=two'], '--jobs'),
     (['--bogus'], '--bogus'),
     (['--print_commands', '--table'], 'give one of them'),
@@ -194,3 +195,47 @@ def test_a_point_begins_with_the_result_of_another(tmp_path, capsys):
   assert sweep.main(arguments(tmp_path, f'config.SweepConfig.points = {other}')) == 1
   error = capsys.readouterr().err
   assert f'takes INITIAL_CHECKPOINT_PATH from {tmp_path}/before/first, which has not finished' in error
+
+
+# Says which runs it was given, and that all went well.
+TOGETHER = """
+import json, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+runs = json.loads(file.read_text())
+folders = [pathlib.Path(a.partition('=')[2]) for run in runs for a in run if a.startswith('--gin.MODEL_DIR=')]
+with open(folders[0].parent / 'ran.txt', 'a') as ran:
+  ran.write(' + '.join(folder.name for folder in folders) + '\\n')
+file.with_name('errors.json').write_text(json.dumps([None] * len(runs)))
+for folder in folders:
+  folder.mkdir(exist_ok=True)
+"""
+
+
+def test_seeds_and_rates_go_together_and_models_apart(tmp_path, monkeypatch):
+  monkeypatch.setattr(runner, '_TOGETHER_COMMAND', ('-c', TOGETHER))
+  points = """(
+    {'name': 'four', 'NUM_EXPERTS': 4}, {'name': 'eight', 'NUM_EXPERTS': 8}, {'name': 'slow', 'NUM_EXPERTS': 8,
+    'LEARNING_RATE': 0.5}, {'name': 'tuned', 'NUM_EXPERTS': 8, 'results': {'INITIAL_CHECKPOINT_PATH': 'eight'}})"""
+  text = f'config.SweepConfig.points = {points}\nconfig.SweepConfig.seeds = (0, 1)'
+  assert sweep.main(arguments(tmp_path, text, '--together=8')) == 0
+  of = lambda *names: ' + '.join(f'{name},RANDOM_SEED={seed}' for seed in (0, 1) for name in names)  # noqa: E731
+  assert ran(tmp_path) == [of('four'), of('eight', 'slow'), of('tuned')]
+
+
+def test_the_command_that_trains_together(tmp_path, monkeypatch):
+  from switch_jax.sweep import together
+
+  found = []
+
+  def train_points(runs, gins):
+    found.extend((run.model_dir, run.random_seed, 'NUM_EXPERTS' in gin) for run, gin in zip(runs, gins, strict=True))
+    return [None, 'it is nan'], 143
+
+  monkeypatch.setattr(together, 'train_points', train_points)
+  file = tmp_path / 'arguments.json'
+  given = [f'--gin_file={name}' for name in BASE] + [f'--gin.{binding}' for binding in GIVEN]
+  runs = [[*given, f'--gin.MODEL_DIR={name}', f'--gin.RANDOM_SEED={seed}'] for seed, name in enumerate('ab')]
+  file.write_text(json.dumps([[*run, '--compilation_cache_dir=off'] for run in runs]))
+  assert sweep.main([runner.TOGETHER, str(file)]) == 143
+  assert found == [('a', 0, True), ('b', 1, True)]
+  assert json.loads((tmp_path / 'errors.json').read_text()) == [None, 'it is nan']
