@@ -180,6 +180,39 @@ def lower(better: str, than: str, metric: str, text: str, paper: str, unit: str,
   return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit=unit, **kwargs)
 
 
+def more_right(better: str, than: str, text: str, paper: str, **kwargs) -> Claim:
+  """A claim about the held-out targets that are right from end to end after the last step: how many points more."""
+
+  def measure(run):
+    right = [run[point].held_out.get('example_accuracy', math.nan) for point in (better, than)]
+    return 100 * (right[0] - right[1])
+
+  return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit='points', **kwargs)
+
+
+def kept(
+  student: str, teacher: str, dense: str, text: str, paper: str, than: str | None = None, tuned: bool = False, **kwargs
+) -> Claim:
+  """A claim about the share of a teacher's gain over the dense model that a student keeps, in percent.
+
+  With `than` it is how much more that is than another student keeps; with `tuned` the gain is one of targets that are
+  right, and not of held-out loss.
+  """
+  points = (student, teacher, dense, *([than] if than else []))
+
+  def measure(run):
+    if tuned:
+      found = [run[point].held_out.get('example_accuracy', math.nan) for point in points]
+    else:
+      found = [-loss for loss in last_losses(*(run[point] for point in points))]
+    whole = found[1] - found[2]
+    if whole <= 0:  # a teacher that is no better has nothing to keep
+      return math.nan
+    return 100 * (found[0] - (found[3] if than else found[2])) / whole
+
+  return Claim(text=text, paper=paper, measure=measure, points=points, unit='%', **kwargs)
+
+
 def predicts(points: tuple[str, ...], upstream: str, text: str, paper: str, **kwargs) -> Claim:
   """A claim that models with a lower pre-training loss have a lower loss after fine-tuning: Pearson's correlation."""
 

@@ -1,6 +1,6 @@
 """The studies of the paper's claims: what each one says, and the number of the paper."""
 
-from studies.claims import Study, fewer_steps, gain, lower, predicts
+from studies.claims import Study, fewer_steps, gain, kept, lower, more_right, predicts
 
 # A difference smaller than this is none: a third of what the paper calls a large one (0.03 nats).
 _SAME = (-0.01, 0.01)
@@ -113,7 +113,7 @@ STUDIES = {
     files=_TUNE,
     needs='experts',
     claims=(
-      gain('experts_32', 'dense', '32 experts beat the dense model', 'SuperGLUE +4.4 points'),
+      more_right('experts_32', 'dense', '32 experts beat the dense model', 'SuperGLUE +4.4 points', effect=4.4),
       predicts(
         ('dense', 'experts_4', 'experts_16', 'experts_32'),
         'experts',
@@ -128,8 +128,55 @@ STUDIES = {
     files=_TUNE,
     needs='experts',
     claims=(
-      gain('expert_0.4', 'dropout_0.1', 'expert dropout of 0.4 beats none', 'GLUE +0.5 points'),
-      gain('expert_0.4', 'dropout_0.3', 'it beats dropout of 0.3 everywhere', 'GLUE +1.3 points'),
+      more_right('expert_0.4', 'dropout_0.1', 'expert dropout of 0.4 beats none', 'GLUE +0.5 points', effect=0.5),
+      more_right('expert_0.4', 'dropout_0.3', 'it beats dropout of 0.3 everywhere', 'GLUE +1.3 points', effect=1.3),
+    ),
+  ),
+  'distillation': Study(
+    title='what of a teacher is kept by a dense student (Tables 6 and 7)',
+    minutes=30,
+    claims=(
+      gain('teacher', 'dense', 'the teacher is better', '0.2 (Table 6: a gain to distil)', effect=0.1),
+      kept('recipe', 'teacher', 'dense', 'the whole recipe keeps at least 25 %', '29 %', above=25.0, effect=4.0),
+      kept('soft_labels', 'teacher', 'dense', 'soft labels alone keep something', '3 %', effect=3.0),
+      kept(
+        'soft_labels_and_weights',
+        'teacher',
+        'dense',
+        "the teacher's weights add to soft labels",
+        '17 %',
+        than='soft_labels',
+        effect=17.0,
+      ),
+      kept(
+        'recipe',
+        'teacher',
+        'dense',
+        'a mix of hard and soft labels adds to both',
+        '9 %',
+        than='soft_labels_and_weights',
+        effect=9.0,
+      ),
+      kept('recipe', 'teacher', 'dense', 'the recipe beats the weights alone', 'not given', than='weights', effect=9.0),
+      gain(
+        'recipe_32',
+        'recipe',
+        'a better teacher makes a better student',
+        'shrinking share of a growing gain',
+        effect=0.01,
+      ),
+    ),
+  ),
+  'distillation_tuned': Study(
+    title='a fine-tuned teacher and its dense student (Table 8)',
+    minutes=15,
+    files=('base.gin', 'tune_language.gin'),
+    needs='distillation',
+    claims=(
+      more_right(
+        'teacher', 'dense', 'the fine-tuned teacher beats the fine-tuned dense model', 'SuperGLUE +6.6', effect=6.6
+      ),
+      kept('recipe', 'teacher', 'dense', 'the student keeps a part of it', '30 %', tuned=True, effect=30.0),
     ),
   ),
 }

@@ -20,6 +20,7 @@ RESULTS = HERE / 'results'
 LOSS = 'cross_ent_loss_text'
 # Means over the last tenth of the logged steps.
 _TRAINED = ('fraction_dropped', LOSS)
+_HELD_OUT = ('example_accuracy',)
 _PACKAGES = ('jax', 'flax', 'optax', 'numpy')
 _PAIR = re.compile(r'\[\n\s+([^,\[\]]+),\n\s+([^,\[\]]+)\n\s+\]')
 
@@ -31,6 +32,8 @@ class Run:
   Attributes:
     curve: steps and held-out losses in nats a target token.
     trained: means of training's metrics over the last tenth of the logged steps.
+    held_out: other metrics of the last evaluation: `example_accuracy` is the share of the targets that are right from
+      end to end, of tasks that have metrics.
     parameters: how many.
     flops: forward FLOPs a target token.
     seconds: it took, on the machine that it ran on.
@@ -38,6 +41,7 @@ class Run:
 
   curve: Curve
   trained: Mapping[str, float]
+  held_out: Mapping[str, float]
   parameters: int
   flops: float
   seconds: float
@@ -119,9 +123,11 @@ def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
   lines = place.read_train()
   last = lines[-max(len(lines) // 10, 1) :]
   trained = {name: statistics.fmean(line[name] for line in last) for name in _TRAINED if name in lines[-1]}
+  evaluations = place.read_held_out(task)
   return Run(
-    curve=tuple((line['step'], line[LOSS]) for line in place.read_held_out(task)),
+    curve=tuple((line['step'], line[LOSS]) for line in evaluations),
     trained=trained,
+    held_out={name: evaluations[-1][name] for name in _HELD_OUT if name in evaluations[-1]},
     parameters=place.read_newest_config()[0]['parameters'],
     flops=flops.per_target_token(record['arguments']),
     seconds=record['seconds'],

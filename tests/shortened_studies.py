@@ -139,7 +139,7 @@ def run_here(trainings: Trainings) -> None:
   class Popen:
     """A command that has ended when one waits for it."""
 
-    def __init__(self, command, stdout=None, stderr=None):
+    def __init__(self, command, stdout=None, stderr=None, pass_fds=()):
       self._status = status_of(command, stdout)
 
     def wait(self):

@@ -39,7 +39,7 @@ def test_claims_are_about_points_of_three_seeds_whose_configuration_loads(monkey
   assert all(len(found) == 3 for found in seeds.values())
   is_choice = name in tables.CHOICES
   assert all((seed >= 100) == is_choice for found in seeds.values() for seed in found)
-  half = 'validation' if 'tune.gin' in study.files else 'validation_odd' if is_choice else 'validation_even'
+  half = 'validation' if study.files[-1].startswith('tune') else 'validation_odd' if is_choice else 'validation_even'
   assert run.data.eval_split == half
   if study.needs:
     seeds |= dict.fromkeys(f'{study.needs}/{p.name.rpartition(",RANDOM")[0]}' for p in points_of(study.needs))
@@ -134,7 +134,9 @@ def test_steps_to_reach_a_loss():
 
 
 def run(curve, **fields):
-  return Run(**{'curve': tuple(curve), 'trained': {}, 'parameters': 1000, 'flops': 5.0, 'seconds': 1.0, **fields})
+  return Run(
+    **{'curve': tuple(curve), 'trained': {}, 'held_out': {}, 'parameters': 1000, 'flops': 5.0, 'seconds': 1.0, **fields}
+  )
 
 
 def results(name, runs, **fields):
@@ -149,6 +151,16 @@ def test_a_claim_of_fewer_steps():
   again = claims.fewer_steps('dense', 'experts', 'text', 'paper')
   assert math.isnan(again.measure(of_seed))
   assert again.at_most(of_seed) == 100 / 200
+
+
+def test_what_a_student_keeps():
+  losses = {'dense': 3.0, 'teacher': 2.0, 'student': 2.75, 'other': 2.9}
+  of_seed = {name: run([(10, loss)], held_out={'example_accuracy': 1 - loss / 4}) for name, loss in losses.items()}
+  assert claims.kept('student', 'teacher', 'dense', '', '').measure(of_seed) == pytest.approx(25)
+  assert claims.kept('student', 'teacher', 'dense', '', '', tuned=True).measure(of_seed) == pytest.approx(25)
+  assert claims.kept('student', 'teacher', 'dense', '', '', than='other').measure(of_seed) == pytest.approx(15)
+  assert math.isnan(claims.kept('student', 'dense', 'teacher', '', '').measure(of_seed))
+  assert claims.more_right('teacher', 'dense', '', '').measure(of_seed) == pytest.approx(25)
 
 
 def a_study():
@@ -209,7 +221,9 @@ def test_results_come_back_from_their_file(tmp_path):
 def write_run(folder, code, corpus):
   """Writes of a finished run what the results are read from."""
   (folder / 'eval' / 'task').mkdir(parents=True)
-  (folder / 'eval' / 'task' / 'metrics.jsonl').write_text('{"step": 1, "cross_ent_loss_text": 2.0}\n')
+  (folder / 'eval' / 'task' / 'metrics.jsonl').write_text(
+    '{"step": 1, "cross_ent_loss_text": 2.0, "example_accuracy": 0.5}\n'
+  )
   (folder / 'train').mkdir()
   (folder / 'train' / 'metrics.jsonl').write_text('{"step": 1, "fraction_dropped": 0.5, "cross_ent_loss_text": 2.5}\n')
   (folder / 'checkpoints' / '1' / 'data').mkdir(parents=True)
@@ -229,6 +243,7 @@ def test_runs_of_another_version_are_left_out_and_said(tmp_path, monkeypatch):
   assert found.runs['dense'][0] == Run(
     curve=((1, 2.0),),
     trained={'fraction_dropped': 0.5, 'cross_ent_loss_text': 2.5},
+    held_out={'example_accuracy': 0.5},
     parameters=7,
     flops=9.0,
     seconds=3.0,
