@@ -84,7 +84,7 @@ setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   license_files=['LICENSE'],
-  python_requires='>=3.11,<3.14',  # those that the tests ran on
+  python_requires='>=3.11,<3.14',  # BUILD_NOTES has what was tried on which
   classifiers=[
     'Operating System :: POSIX :: Linux',
     *(f'Programming Language :: Python :: {version}' for version in ('3', '3.11', '3.12', '3.13')),
