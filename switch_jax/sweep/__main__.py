@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -236,4 +237,8 @@ if __name__ == '__main__':
   if sys.argv[1:2] == [runner.TOGETHER]:
     launch.restart_with_huge_pages()
     launch.keep_freed_memory()
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # everything is written and closed; see `together.py` for what is not waited for
   sys.exit(main())

@@ -8,6 +8,9 @@ from switch_jax.config import RunConfig
 from switch_jax.monitoring.interruption import EXIT_CODES
 from switch_jax.monitoring.loss_watch import DivergenceError
 
+# Until the process ends, which then has not to wait for pipelines that are taken apart.
+_kept: list[object] = []
+
 
 def train_points(runs: Sequence[RunConfig], config_gins: Sequence[str]) -> tuple[list[str | None], int]:
   """Trains runs to their end; those that stand at different steps one group after the other.
@@ -27,7 +30,7 @@ def train_points(runs: Sequence[RunConfig], config_gins: Sequence[str]) -> tuple
   for number, run in enumerate(runs):
     groups.setdefault(CheckpointStore(run.model_dir).latest_whole_step() or 0, []).append(number)
   for numbers in groups.values():
-    results = training.train_together([runs[n] for n in numbers], [config_gins[n] for n in numbers])
+    results = training.train_together([runs[n] for n in numbers], [config_gins[n] for n in numbers], _kept)
     for number, result in zip(numbers, results, strict=True):
       if isinstance(result, DivergenceError):
         errors[number] = str(result)

@@ -28,7 +28,9 @@ from switch_jax.training.state import TrainState
 from switch_jax.training.step import make_step_together
 
 
-def train_together(runs: Sequence[RunConfig], config_gins: Sequence[str]) -> list[TrainResult | DivergenceError]:
+def train_together(
+  runs: Sequence[RunConfig], config_gins: Sequence[str], keep: list[Any] | None = None
+) -> list[TrainResult | DivergenceError]:
   """Trains runs as `train` does each, all in one program; numbers are equal within rounding.
 
   Only the first one's progress is shown.
@@ -36,6 +38,7 @@ def train_together(runs: Sequence[RunConfig], config_gins: Sequence[str]) -> lis
   Args:
     runs: of one model and one task; they may differ in seed, learning rate, MODEL_DIR and initial checkpoint.
     config_gins: the operative gin text of each.
+    keep: gets what was opened, for a process that ends anyway: TensorFlow can take minutes to free many pipelines.
 
   Returns:
     In the order of the runs, the result of each, or why it was ended before the others. After a first SIGTERM or Ctrl-C
@@ -60,6 +63,8 @@ def train_together(runs: Sequence[RunConfig], config_gins: Sequence[str]) -> lis
     if not going:
       return found
     members = _open([runs[number] for number in going], [places[number] for number in going], stack)
+    if keep is not None:
+      keep.extend(members)
     models = ModelsTogether([member.opened for member in members])
     storage.is_written_to = True
     for number in going:

@@ -30,7 +30,7 @@ def groups(tmp_path, monkeypatch):
     def __init__(self, model_dir):
       self.latest_whole_step = lambda: steps.get(model_dir)
 
-  def train_together(group, gins):
+  def train_together(group, gins, keep):
     trained.append(list(zip((run.model_dir[-1] for run in group), gins, strict=True)))
     return [DivergenceError('it is nan', 3) if run is runs[1] else Result('finished') for run in group]
 
@@ -48,5 +48,5 @@ def test_those_at_the_same_step_are_trained_together(groups, capsys):
 
 def test_a_signal_ends_all(groups, monkeypatch):
   runs, _ = groups
-  monkeypatch.setattr(training, 'train_together', lambda group, gins: [Result('SIGTERM')] * len(group))
+  monkeypatch.setattr(training, 'train_together', lambda group, gins, keep: [Result('SIGTERM')] * len(group))
   assert train_points(runs, '1234') == ([None] * 4, 143)
