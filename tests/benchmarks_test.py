@@ -20,11 +20,11 @@ BENCHMARKS = ROOT / 'benchmarks'
 SWEEPS = sorted(path.stem for path in (ROOT / 'studies' / 'gin').glob('*.gin') if 'SweepConfig' in path.read_text())
 SCRIPTS = sorted(
   str(path.relative_to(BENCHMARKS))
-  for path in (*BENCHMARKS.glob('*.py'), BENCHMARKS / 'distillation')
+  for path in BENCHMARKS.glob('*.py')
   if path.name not in ('runs.py', 'places.py')  # what programs share
 )
 # `python -m tests.shortened_studies OUT multilingual_finetune` has the one that takes longest.
-STUDIES = ('studies', 'distillation', 'finetune_demo', 'multilingual_study', 'span_corruption')
+STUDIES = ('studies', 'finetune_demo', 'multilingual_study', 'span_corruption')
 # One device, and programs of two steps that are compiled soon and run slowly.
 FAST = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
@@ -71,19 +71,6 @@ def test_the_choice_of_learning_rates(studies):
   text = (studies / 'studies.txt').read_text()
   rows = re.findall(r'^\| [\w ]+ \| \*\*\d\.\d{4}\*\* \|$', text.rpartition('LEARNING_RATE')[2], re.M)
   assert len(rows) == 8
-
-
-def test_the_study_of_distillation(studies):
-  text = (studies / 'distillation.txt').read_text()
-  rows = [line for line in text.splitlines() if re.search(r'^\| .* \| [\d,]+ \| ', line)]
-  assert len(rows) == 6 + 3
-  assert 'Teacher of 2 experts: ' in text
-  assert 'With the 4 largest logits: ' in text
-  found = json.loads((studies / 'distillation' / 'results.json').read_text())
-  assert set(found['finetuning']) == {'dense', 'teacher', 'student'}
-  assert all(0 <= x <= 100 for part in found['finetuning'].values() for x in part['values'])
-  assert all(1 < x < 8 for part in found['pretraining'].values() for x in part['values'])
-  assert picture(studies / 'distillation' / 'distillation.png')
 
 
 def test_the_demo_of_fine_tuning(studies):

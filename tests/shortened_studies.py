@@ -162,11 +162,6 @@ def run_study(name: str, out: pathlib.Path) -> None:
   with (out / f'{name}.txt').open('w') as file, contextlib.redirect_stdout(file):
     if name == 'studies':
       status = importlib.import_module('studies.__main__').main()
-    elif (BENCHMARKS / name).is_dir():
-      try:
-        runpy.run_path(str(BENCHMARKS / name), run_name='__main__')
-      except SystemExit as end:
-        status = end.code
     else:
       module = importlib.import_module(name)
       if hasattr(module, 'PIECES'):

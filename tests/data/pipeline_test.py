@@ -114,7 +114,10 @@ def test_without_packing_a_row_is_one_example(add_copy_task, open_training):
 def test_unknown_names_get_the_nearest_one(config, open_training):
   with pytest.raises(ConfigError, match="Did you mean 'text_files_span_corruption'"):
     open_training(dataclasses.replace(config, mixture_or_task_name='text_file_span_corruption'))
-  with pytest.raises(ConfigError, match=r"no split 'training'; it has train, validation. Did you mean 'train'"):
+  with pytest.raises(
+    ConfigError,
+    match=r"no split 'training'; it has train, validation, validation_even, validation_odd. Did you mean 'train'",
+  ):
     open_training(dataclasses.replace(config, train_split='training'))
 
 

@@ -46,6 +46,7 @@ def make_member(number, log, bad=None, first_step=0, **run):
     ),
     first_step=first_step,
     evaluated=set(),
+    task_metrics=None,
     progress=types.SimpleNamespace(note=quiet, start=quiet, close=quiet),
     profiler=types.SimpleNamespace(before=quiet, after=quiet),
     reporter=types.SimpleNamespace(add=add, flush=quiet, stop_clock=quiet, resume_clock=quiet, target_tokens=0),

@@ -47,11 +47,11 @@ def surroundings(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
-def until(step, train, *arguments):
+def until(step, function, *arguments):
   """Trains until SIGTERM comes after a step."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Profiler, 'after', lambda self, at, result: at == step and os.kill(os.getpid(), signal.SIGTERM))
-    return train(*arguments)
+    return function(*arguments)
 
 
 @pytest.fixture(scope='module')
