@@ -10,7 +10,6 @@ import importlib
 import json
 import pathlib
 import re
-import runpy
 import shutil
 import subprocess
 import sys
