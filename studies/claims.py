@@ -119,7 +119,7 @@ def _runs(point: str, study: str, results: Mapping[str, Results]) -> Mapping[int
 
 def last_losses(*runs: Run) -> list[float]:
   """Returns the held-out losses after the last step that all of these runs reached; infinity for no number."""
-  step = max(set.intersection(*({step for step, _ in run.curve} for run in runs)))
+  step = curves.shared_steps(run.curve for run in runs)[-1]
   found = [dict(run.curve)[step] for run in runs]
   return [math.inf if math.isnan(loss) else loss for loss in found]
 

@@ -1,7 +1,7 @@
 """What loss curves say: after how many steps a loss is reached, and how many steps of another model that is worth."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 # Steps and held-out losses in nats a target token, by rising step.
@@ -30,7 +30,15 @@ def lowest(curve: Curve) -> tuple[int, float]:
   return min(curve, key=lambda point: point[1])
 
 
-def worth(slow: Curve, fast: Curve, step: int) -> float | None:
-  """Returns how many times more steps `slow` needs for the loss that `fast` has at a step; None if it never has it."""
+def shared_steps(curves: Iterable[Curve]) -> list[int]:
+  """Returns the steps at which all of these curves have a loss, by rising step."""
+  return sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
+
+
+def worth(slow: Curve, fast: Curve, step: int) -> tuple[float, bool]:
+  """Returns how many times more steps `slow` needs for the loss that `fast` has at a step, and whether it reaches it.
+
+  One that does not reach it needs more than all it has made, which the first number is then.
+  """
   steps = steps_to_reach(slow, dict(fast)[step])
-  return steps / step if steps else None
+  return (steps or slow[-1][0]) / step, bool(steps)

@@ -49,7 +49,7 @@ def _draw_losses(axis, found: Mapping[str, Sequence[curves.Curve]]) -> None:
   colors = _colors(list(found))
   lows = []
   for point, seeds in found.items():
-    shared = sorted(set.intersection(*({step for step, _ in seed} for seed in seeds)) - {0})
+    shared = [step for step in curves.shared_steps(seeds) if step]
     losses = np.array([[dict(seed)[step] for step in shared] for seed in seeds], dtype=float)
     axis.plot(shared, losses.mean(0), color=colors[point], label=point.replace('_', ' '), linewidth=1.6)
     axis.fill_between(shared, losses.min(0), losses.max(0), color=colors[point], alpha=0.25, linewidth=0)
@@ -77,9 +77,7 @@ def _draw_worth(axis, results: Results) -> None:
   shades = _colors([f'experts_{count}' for count in pairs])
   means = {}
   for count, found in pairs.items():
-    # None is a loss that the dense model has not reached when it stops: at least so many times more.
-    reached = [curves.worth(dense, curve, step) for dense, curve in found]
-    ratios = [ratio or dense[-1][0] / step for ratio, (dense, _) in zip(reached, found, strict=True)]
+    ratios, reached = zip(*(curves.worth(dense, curve, step) for dense, curve in found), strict=True)
     means[count] = statistics.fmean(ratios)
     for ratio, exact in zip(ratios, reached, strict=True):
       axis.plot(count, ratio, 'o' if exact else '^', color=shades[f'experts_{count}'], markersize=5)

@@ -7,7 +7,7 @@ import pathlib
 import re
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -67,7 +67,7 @@ class Results:
   corpus: str
   runs: Mapping[str, Mapping[int, Run]]
 
-  def seeds(self, points: Mapping[str, object] | tuple[str, ...]) -> list[int]:
+  def seeds(self, points: Sequence[str]) -> list[int]:
     """Returns the seeds that all of these points have, of this study."""
     return sorted(set.intersection(*(set(self.runs.get(point, {})) for point in points)))
 

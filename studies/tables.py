@@ -55,7 +55,7 @@ def points_table(results: Results) -> str:
   """Returns what each point came to: parameters, FLOPs, and the loss after the last step that all runs reached."""
   points = sorted(results.runs, key=pictures.order)
   every = [run for point in points for run in results.runs[point].values()]
-  step = max(set.intersection(*({step for step, _ in run.curve} for run in every)))
+  step = curves.shared_steps(run.curve for run in every)[-1]
   lines = [f'| point | parameters | forward FLOPs a target token | held-out loss at {step:,} steps | tokens dropped |']
   lines += ['| --- | --- | --- | --- | --- |']
   for point in points:
@@ -120,11 +120,10 @@ def horizon_table(results: Results, dense: str = 'dense') -> str:
 
 def _worth(pairs: Sequence[tuple[Run, Run]], step: int) -> str:
   """Returns how many times more the dense runs need, mean and range; `over` where they stop before that."""
-  reached = [(curves.worth(slow.curve, fast.curve, step), slow.curve[-1][0] / step) for slow, fast in pairs]
-  if not reached:
+  if not pairs:
     return ''
-  ratios = [ratio or bound for ratio, bound in reached]
-  over = 'over ' if any(ratio is None for ratio, _ in reached) else ''
+  ratios, reached = zip(*(curves.worth(slow.curve, fast.curve, step) for slow, fast in pairs), strict=True)
+  over = '' if all(reached) else 'over '
   spread = f' ({min(ratios):.2f} to {over}{max(ratios):.2f})' if min(ratios) < max(ratios) else ''
   return f'{over}{statistics.fmean(ratios):.2f}{spread}'
 

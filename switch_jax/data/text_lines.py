@@ -51,6 +51,10 @@ class TextLine(NamedTuple):
   offset: int
   raw: bytes
 
+  def text(self, undecodable: str = 'refuse') -> str:
+    """Returns its text: 'replace' puts U+FFFD in place of bytes that are no UTF-8, at which 'refuse' raises."""
+    return self.raw.decode('utf-8', 'replace' if undecodable == 'replace' else 'strict')
+
 
 def plain_ends(text: str) -> str:
   """Returns a text whose lines all end with a newline alone."""
@@ -161,7 +165,7 @@ def decode_line(path: epath.Path, number: int, line: TextLine, undecodable: str 
     path: of the file, for the message.
     number: of the line, from 1.
     line: what was read.
-    undecodable: 'replace' puts U+FFFD in place of bytes that are no UTF-8, 'refuse' raises.
+    undecodable: see `TextLine.text`.
 
   Raises:
     EncodingError: a byte that is not UTF-8, with its line and its offset in the file; or zero bytes, of which UTF-16
@@ -173,7 +177,7 @@ def decode_line(path: epath.Path, number: int, line: TextLine, undecodable: str 
       'zero, as in UTF-16 or a binary file; only UTF-8 is read; remove or convert that part.'
     )
   try:
-    return line.raw.decode('utf-8', 'replace' if undecodable == 'replace' else 'strict')
+    return line.text(undecodable)
   except UnicodeDecodeError as error:
     raise EncodingError(
       f'{path} is not UTF-8: byte {line.raw[error.start]:#04x} at offset {line.offset + error.start}; convert it '

@@ -147,7 +147,7 @@ def read_lines(path: epath.Path, inputs: Inputs, added: Sequence[str] = ()) -> I
     if not line.raw.strip():
       continue
     try:
-      text = line.raw.decode('utf-8', 'replace' if inputs.undecodable == 'replace' else 'strict')
+      text = line.text(inputs.undecodable)
       yield read_line(number, text, inputs, added)
     except UnicodeDecodeError as error:
       yield Line(number, None, error=f'no UTF-8 ({error})')
