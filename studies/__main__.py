@@ -98,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
   add('studies', nargs='*', metavar='STUDY', help=f'{", ".join(STUDIES)}, or all')
   add('--out', type=pathlib.Path, default=ROOT / 'runs' / 'studies', help='folder of all runs')
   add('--jobs', type=int, default=2, help='runs at once (default: 2)')
+  add('--together', type=int, default=8, help='seeds and rates of a model that one program trains (default: 8)')
   add('--list', action='store_true', help='say what there is, and run nothing')
   add('--shortened', action='store_true', help='two steps, one seed: figures mean nothing')
   add('--fresh', action='store_true', help='set the runs of the named studies aside and make them again')
@@ -146,7 +147,7 @@ def run_all(names: Sequence[str], flags: argparse.Namespace) -> int:
   for name in dict.fromkeys([*needed, *names]):
     if flags.fresh and name in names:
       set_aside(name, out)
-    failed |= run(name, out, [f'--jobs={flags.jobs}'], flags.shortened) != 0
+    failed |= run(name, out, [f'--jobs={flags.jobs}', f'--together={flags.together}'], flags.shortened) != 0
     results, notes = records.read_runs(name, out)
     for note in notes:
       print(note, file=sys.stderr)
