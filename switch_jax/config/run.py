@@ -333,6 +333,9 @@ class RunConfig(Checked):
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
+    for name in ('prefix_lm', 'positions', 'rotary_base'):  # nor these; a base counts where something is turned by it
+      if model[name] == getattr(ModelConfig, name) or (name == 'rotary_base' and self.model.positions != 'rotary'):
+        model.pop(name)
     if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it, nor a buffer of experts
       model.pop('gradient_dtype')
     if self.model.moe:  # as older versions recorded what was left at its default and what had no effect

@@ -83,6 +83,14 @@ def test_identity_of_a_run_of_an_older_version():
   assert names <= set(dataclasses.replace(RUN, optimizer=optimizer).identity())
 
 
+def test_identity_of_a_run_of_a_version_without_decoder_only_models():
+  names = {'model.prefix_lm', 'model.positions', 'model.rotary_base'}
+  assert not names & set(RUN.identity())
+  assert not names & set(dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, rotary_base=50.0)).identity())
+  model = dataclasses.replace(RUN.model, num_encoder_layers=0, prefix_lm=True, positions='rotary', rotary_base=50.0)
+  assert names <= set(dataclasses.replace(RUN, model=model).identity())
+
+
 def test_identity_leaves_out_what_may_change():
   longer = dataclasses.replace(RUN, model_dir='y', train_steps=9, eval_period=3, mesh=MeshConfig(data=1, model=-1))
   assert longer.identity() == RUN.identity()
