@@ -39,8 +39,8 @@ from switch_jax.config import ConfigError, MoeConfig
     (dict(expert_dropout_rate=1.0), r'expert_dropout_rate is 1.0; a rate must be at least 0 and less than 1'),
     (
       dict(dispatch='ragged', router='top2'),
-      r"^MoeConfig.router is 'top2'; the dispatch ragged numbers one queue of each expert over all shards, by top1 "
-      r'alone; use "top1", or set dispatch="slots"\.$',
+      r"^MoeConfig.router is 'top2'; the dispatch ragged numbers one queue of each expert over all shards, by top1 or "
+      r'topk alone; use "top1" or "topk", or set dispatch="slots"\.$',
     ),
     (
       dict(dispatch='ragged', slot_priority='probability', decoder_layers=()),
@@ -74,6 +74,47 @@ from switch_jax.config import ConfigError, MoeConfig
     ),
     (dict(dispatch='raged'), r"dispatch is 'raged'; it must be one of 'slots', 'einsum', 'ragged'. Did you mean"),
     (dict(sample_temperature=0.0), r'sample_temperature is 0.0; it must be greater than 0'),
+    (
+      dict(router='topk', num_selected_experts=5),
+      r'^MoeConfig.num_selected_experts is 5; there are only 4 experts to choose from; select at most that many\.$',
+    ),
+    (dict(router='topk', num_selected_experts=0), r'num_selected_experts is 0; it must be at least 1'),
+    (dict(router='topk', exploration='sample'), r"exploration is 'sample'; the router topk does not sample"),
+    (
+      dict(num_selected_experts=3),
+      r'^MoeConfig.num_selected_experts is 3; it is for topk, and the router is top1; use "topk", or leave it 2\.$',
+    ),
+    (dict(gate_scale=2.5), r'gate_scale is 2.5; it is for topk, and the router is top1; use "topk", or leave it 1.0'),
+    (dict(router='topk', gate_scale=0.0), r'gate_scale is 0.0; it must be greater than 0'),
+    (
+      dict(router='top2', router_scores='sigmoid'),
+      r"router_scores is 'sigmoid'; it is for top1 and topk, and the router is top2; .* leave it 'softmax'",
+    ),
+    (
+      dict(router='no_token_left_behind', bias_update_rate=1e-3, aux_loss_factor=0.0),
+      r'bias_update_rate is 0.001; it is for top1 and topk, and the router is no_token_left_behind; .* leave it None',
+    ),
+    (dict(bias_update_rate=0.0, aux_loss_factor=0.0), r'bias_update_rate is 0.0; it must be greater than 0'),
+    (
+      dict(bias_update_rate=1e-3),
+      r'^MoeConfig.aux_loss_factor is 0.01; biases balance the load in place of the loss; set aux_loss_factor=0.0, or '
+      r'bias_update_rate=None\.$',
+    ),
+    (
+      dict(bias_update_rate=1e-3, aux_loss_factor=0.0, exploration='sample'),
+      r"exploration is 'sample'; with bias_update_rate the choice maximises score and bias; use \"argmax\"",
+    ),
+    (
+      dict(shared_expert_mlp_dim=64),
+      r'^MoeConfig.shared_expert_mlp_dim is 64; there are no shared experts that it could be the width of; set '
+      r'num_shared_experts, or leave it None\.$',
+    ),
+    (dict(num_shared_experts=1, shared_expert_mlp_dim=0), r'shared_expert_mlp_dim is 0; it must be at least 1'),
+    (dict(num_shared_experts=-1), r'num_shared_experts is -1; it must be at least 0'),
+    (
+      dict(num_shared_experts=1, encoder_layers=(), decoder_layers=(), encoder_attention_layers=1),
+      r'num_shared_experts is 1; they stand beside the experts of feed-forward Switch layers, and there are none',
+    ),
   ],
 )
 def test_impossible_experts_are_refused(fields, message):
@@ -82,8 +123,8 @@ def test_impossible_experts_are_refused(fields, message):
 
 
 def test_exploration_is_the_default_of_the_router():
-  found = {router: MoeConfig(num_experts=4, router=router).explores for router in ('top1', 'top2')}
-  assert found == {'top1': 'input_jitter', 'top2': 'argmax'}
+  found = {router: MoeConfig(num_experts=4, router=router).explores for router in ('top1', 'top2', 'topk')}
+  assert found == {'top1': 'input_jitter', 'top2': 'argmax', 'topk': 'argmax'}
   assert MoeConfig(num_experts=4, router='no_token_left_behind').explores == 'input_jitter'
   assert MoeConfig(num_experts=4, exploration='sample').explores == 'sample'
 
@@ -92,3 +133,12 @@ def test_what_older_versions_recorded_of_top2_is_read():
   recorded = MoeConfig(num_experts=4, router='top2').to_json() | {'exploration': 'input_jitter'}
   assert MoeConfig.from_json(recorded) == MoeConfig(num_experts=4, router='top2')
   assert MoeConfig.from_json(recorded | {'router': 'top1'}).explores == 'input_jitter'
+
+
+def test_widths_and_choices():
+  fine = MoeConfig(num_experts=16, router='topk', num_selected_experts=4, expert_mlp_dim=16, num_shared_experts=2)
+  assert (fine.experts_per_token, fine.shared_width(64)) == (4, 32)
+  assert MoeConfig(num_experts=4, num_shared_experts=1).shared_width(64) == 64
+  assert MoeConfig(num_experts=4, num_shared_experts=3, shared_expert_mlp_dim=8).shared_width(64) == 24
+  assert MoeConfig(num_experts=4).shared_width(64) == 0
+  assert [MoeConfig(num_experts=4, router=r).experts_per_token for r in ('top1', 'top2', 'topk')] == [1, 2, 2]
