@@ -274,7 +274,9 @@ def _describe(
   lines.append(f'  step: {"not recorded, taken as 0" if checkpoint.step is None else checkpoint.step}')
   lines.append(f"  optimizer's state: {dropped or 'kept'}")
   lines += [f'  not read: {what}' for what in checkpoint.left_out]
-  if flags.target.startswith('huggingface:') and config.moe:
+  if flags.target.startswith('huggingface:') and config.moe and config.is_decoder_only:
+    lines.append('  Hugging Face drops no token of a Mixtral, in training neither: capacities are not written')
+  elif flags.target.startswith('huggingface:') and config.moe:
     lines.append(
       '  Hugging Face routes each sequence as a group of its own, padding included, and has no capacity factors: '
       + (

@@ -23,7 +23,7 @@ from switch_jax.folders import checked_json
 from switch_jax.folders.metric_lines import replace_file
 from switch_jax.folders.regular_files import regular_file
 from switch_jax.folders.remote import is_remote, is_storage_error
-from switch_jax.interop import names
+from switch_jax.interop import huggingface_files, names
 from switch_jax.interop.huggingface_writer import HuggingFaceWriter
 from switch_jax.interop.own_writer import OwnWriter
 from switch_jax.interop.stored import Checkpoint, StoredArray
@@ -101,9 +101,10 @@ def make_writer(
   if format != 'switch_jax':
     names.require_names(config)
   if format == 't5x':
+    names.require_encoder(config)
     return T5xWriter(folder, checkpoint, dtype)
   if format == 'huggingface':
-    return HuggingFaceWriter(folder, checkpoint, config, dtype, max_shard_bytes)
+    return HuggingFaceWriter(folder, checkpoint, config, dtype, max_shard_bytes, huggingface_files.row_length(record))
   return OwnWriter(folder, checkpoint, config, record)
 
 

@@ -43,12 +43,17 @@ def make_files(
   """
   run = _object(record, 'run')
   lengths = _object(_object(run, 'data'), 'feature_lengths')
+  start = 'bos_token_id' if config.is_decoder_only else 'decoder_start_token_id'
   if vocabulary := _object(record, 'vocabulary'):
-    add_eos = data.recorded_add_eos(record, 'inputs') is not False
-    tokenizer = huggingface_tokenizer.export(vocabulary, model_dir, lengths.get('inputs'), add_eos)
+    add_eos = data.recorded_add_eos(record, 'inputs')
+    if config.is_decoder_only:  # a text is the beginning of a row: after the start symbol, and not ended
+      length = row_length(record)
+      tokenizer = huggingface_tokenizer.export(vocabulary, model_dir, length, add_eos is True, begins=True)
+    else:
+      tokenizer = huggingface_tokenizer.export(vocabulary, model_dir, lengths.get('inputs'), add_eos is not False)
   else:
     tokenizer = huggingface_tokenizer.Export({}, 'none: the checkpoint does not record its vocabulary')
-  generation = generation_config(config.vocab_size, tokenizer.size, lengths.get('targets'))
+  generation = generation_config(config.vocab_size, tokenizer.size, lengths.get('targets'), start)
   files = tokenizer.files | {
     GENERATION: (json.dumps(generation, sort_keys=True) + '\n').encode(),
     CARD: model_card(config, run, step, ModelDir(model_dir) if model_dir else None, license, tokenizer).encode(),
@@ -56,15 +61,24 @@ def make_files(
   return files, tokenizer.words
 
 
-def generation_config(vocab_size: int, known: int | None, targets_length: int | None) -> dict[str, Any]:
+def row_length(record: Mapping[str, Any]) -> int | None:
+  """Returns the tokens of a row that the run's features make together; None where `config.json` does not say."""
+  lengths = _object(_object(_object(record, 'run'), 'data'), 'feature_lengths').values()
+  return sum(lengths) if lengths and all(isinstance(length, int) for length in lengths) else None
+
+
+def generation_config(
+  vocab_size: int, known: int | None, targets_length: int | None, start: str = 'decoder_start_token_id'
+) -> dict[str, Any]:
   """Returns `generation_config.json`: greedy, as `--run_mode=infer`, which never chooses padding or an unused row.
 
   Args:
     vocab_size: rows of the embedding.
     known: ids that the vocabulary has; None if it is not known.
     targets_length: of the run, in tokens.
+    start: what the start symbol is called.
   """
-  content = {'decoder_start_token_id': 0, 'eos_token_id': 1, 'pad_token_id': 0, 'do_sample': False, 'num_beams': 1}
+  content = {start: 0, 'eos_token_id': 1, 'pad_token_id': 0, 'do_sample': False, 'num_beams': 1}
   content |= {'max_new_tokens': targets_length} if targets_length else {}
   return content | ({'suppress_tokens': [0, *range(known, vocab_size)]} if known is not None else {})
 
@@ -79,15 +93,19 @@ def model_card(
 ) -> str:
   """Returns README.md, as the hub reads it: what is known, in tables; no path of the machine."""
   moe = config.moe
+  sparse, dense, auto = ('switch_transformers', 't5', 'AutoModelForSeq2SeqLM')
   kind = f'Switch Transformer with {moe.num_experts} experts' if moe else 'dense T5'
+  if config.is_decoder_only:
+    sparse, dense, auto = 'mixtral', 'llama', 'AutoModelForCausalLM'
+    kind = f'Mixtral with {moe.num_experts} experts, {moe.experts_per_token} a token' if moe else 'Llama'
   front = ['---', *([f'license: {license}'] if license else []), 'library_name: transformers', 'tags:']
-  front += [f'- {tag}' for tag in ('switch_transformers' if moe else 't5', 'jax', 'switch_jax')]
+  front += [f'- {tag}' for tag in (sparse if moe else dense, 'jax', 'switch_jax')]
   at = '' if step is None else f' at step {step:,}'
   text = [*front, '---', '', f'# {kind}', '', f'Exported by switch_jax {switch_jax.__version__}{at}.', '']
   if not license:
     text += ['No licence was named at the export.', '']
-  use = ['from transformers import AutoModelForSeq2SeqLM, AutoTokenizer', '']
-  use += ["model = AutoModelForSeq2SeqLM.from_pretrained('.')"]
+  use = [f'from transformers import {auto}, AutoTokenizer', '']
+  use += [f"model = {auto}.from_pretrained('.')"]
   if tokenizer.files:
     use += ["tokenizer = AutoTokenizer.from_pretrained('.')"]
     use += ["batch = tokenizer(['...'], padding=True, return_tensors='pt')"]

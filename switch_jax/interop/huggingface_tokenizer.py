@@ -47,7 +47,9 @@ class Export:
   size: int | None = None
 
 
-def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int | None, add_eos: bool) -> Export:
+def export(
+  record: Mapping[str, Any], model_dir: str | None, inputs_length: int | None, add_eos: bool, begins: bool = False
+) -> Export:
   """Returns the tokenizer of a checkpoint.
 
   Args:
@@ -55,6 +57,8 @@ def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int 
     model_dir: its MODEL_DIR, which may have a copy of the SentencePiece model.
     inputs_length: to which `truncation=True` cuts, in tokens.
     add_eos: whether EOS is appended to a text.
+    begins: whether the start symbol (padding) stands before it, and texts of a batch end together: of a model without
+      an encoder.
   """
   try:
     vocabulary = data.load_vocabulary(record, model_dir)
@@ -74,8 +78,9 @@ def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int 
     files = {PIECES: epath.Path(vocabulary.sentencepiece_model_file).read_bytes()}
   else:
     backend, kind, files = _bytes(data.sentinel_ids(vocabulary)), facts['name'], {}
-  after = [{'Sequence': {'id': 'A', 'type_id': 0}}]
-  eos = [{'SpecialToken': {'id': '</s>', 'type_id': 0}}] if add_eos else []
+  symbol = lambda name: [{'SpecialToken': {'id': name, 'type_id': 0}}]  # noqa: E731
+  text = [*(symbol('<pad>') if begins else []), {'Sequence': {'id': 'A', 'type_id': 0}}]
+  eos = symbol('</s>') if add_eos else []
   pair = [{'Sequence': {'id': 'B', 'type_id': 0}}]
   backend |= {
     'version': '1.0',
@@ -83,9 +88,11 @@ def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int 
     'padding': None,
     'post_processor': {
       'type': 'TemplateProcessing',
-      'single': after + eos,
-      'pair': [*after, *eos, *pair, *eos],
-      'special_tokens': {'</s>': {'id': '</s>', 'ids': [1], 'tokens': ['</s>']}},
+      'single': text + eos,
+      'pair': [*text, *eos, *pair, *eos],
+      'special_tokens': {
+        name: {'id': name, 'ids': [i], 'tokens': [name]} for i, name in enumerate(_SPECIAL[:2]) if i or begins
+      },
     },
   }
   config = {
@@ -98,6 +105,8 @@ def export(record: Mapping[str, Any], model_dir: str | None, inputs_length: int 
     'extra_ids': extra_ids,
     _KEY: kind,
   } | ({} if inputs_length is None else {'model_max_length': inputs_length})
+  if begins:
+    config['padding_side'] = 'left'
   if kind != PIECES:  # SentencePiece writes the unknown token into a text, and `skip_special_tokens` would leave it out
     config['unk_token'] = '<unk>'
   as_file = lambda content: (json.dumps(content, ensure_ascii=False, indent=1) + '\n').encode()  # noqa: E731

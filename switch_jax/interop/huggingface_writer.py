@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.config import ModelConfig
 from switch_jax.folders.remote import is_remote
-from switch_jax.interop import huggingface, names
+from switch_jax.interop import huggingface_llama, huggingface_tensors, names
 from switch_jax.interop.stored import Checkpoint, StoredArray
 
 # Capacity in tokens where none may be dropped; the router compares counts with it and nothing else.
@@ -35,13 +35,23 @@ class HuggingFaceWriter:
     config: its model.
     dtype: `float32` or `bfloat16`.
     max_shard_bytes: a larger model is written in several files.
+    row_length: tokens of a row in the run's training; None if that is not known.
 
   Raises:
     ConfigError: Hugging Face's classes cannot represent the model.
   """
 
-  def __init__(self, folder: epath.Path, checkpoint: Checkpoint, config: ModelConfig, dtype: str, max_shard_bytes: int):
-    self._folder, self._dtype, self._config = folder, dtype, to_config(config, dtype)
+  def __init__(
+    self,
+    folder: epath.Path,
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: str,
+    max_shard_bytes: int,
+    row_length: int | None = None,
+  ):
+    self._folder, self._dtype, self._model, self._config = folder, dtype, config, to_config(config, dtype, row_length)
+    self._family: names.Family = 'llama' if config.is_decoder_only else 't5'
     self.outlives_kill = not is_remote(folder)
     self._staged = None if self.outlives_kill else tempfile.TemporaryDirectory(prefix='switch_jax_shards_')
     self._shards = epath.Path(self._staged.name) if self._staged else folder
@@ -55,30 +65,33 @@ class HuggingFaceWriter:
         key, transposed = self._name(name, part)
         shape = array.shape if part is None else array.shape[1:]
         size = math.prod(shape) * self._numpy.itemsize
-        for copy in (key, *self._copies(key)):
+        for copy in self._copies(key):
           if sizes[-1] and sizes[-1] + size > max_shard_bytes:
             sizes.append(0)
           sizes[-1] += size
           self._tensors[copy] = (shape[::-1] if transposed else shape), len(sizes) - 1
     count = len(sizes)
-    file = lambda i: f'model-{i + 1:05d}-of-{count:05d}.safetensors' if count > 1 else huggingface.WEIGHTS  # noqa: E731
+    file = lambda i: f'model-{i + 1:05d}-of-{count:05d}.safetensors' if count > 1 else huggingface_tensors.WEIGHTS  # noqa: E731
     self._files = [file(i) for i in range(count)]
     self._places: dict[str, tuple[str, int]] = {}
     self._headers = [self._header(shard) for shard in range(count)]
 
   def _name(self, name: str, expert: int | None) -> tuple[str, bool]:
-    key, transposed = names.to_huggingface(name, expert)
+    key, transposed = names.to_huggingface(name, expert, self._family)
     if self._config['model_type'] == 't5':
       key = key.replace('.mlp.', '.DenseReluDense.')
     return key, transposed
 
-  def _copies(self, key: str) -> tuple[str, ...]:
-    """Returns the other names under which a tensor is wanted.
+  def _copies(self, key: str) -> dict[str, float]:
+    """Returns the names under which a tensor is wanted, each with the factor of its values there.
 
     Where `tie_word_embeddings` is false the Switch classes tie nothing: each stack has a table of its own.
     """
+    if self._family == 'llama':
+      return huggingface_llama.copies(self._model, key)
     apart = self._config['model_type'] == 'switch_transformers' and not self._config['tie_word_embeddings']
-    return ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight') if apart and key == 'shared.weight' else ()
+    tables = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+    return dict.fromkeys((key, *(tables if apart and key == 'shared.weight' else ())), 1.0)
 
   def _header(self, shard: int) -> bytes:
     """Returns the table of contents of a shard, and notes the place of each of its tensors."""
@@ -97,7 +110,7 @@ class HuggingFaceWriter:
   def row_multiple(self, name: str) -> int:
     """Returns how many rows of an output must be written together: all of a matrix that is transposed."""
     array = self.outputs[name]
-    if '/mlp/expert/' in name or not names.to_huggingface(name)[1]:
+    if '/mlp/expert/' in name or not self._name(name, None)[1]:
       return max(1, 2**23 // max(1, math.prod(array.shape[1:])))
     return array.shape[0]
 
@@ -111,8 +124,8 @@ class HuggingFaceWriter:
       self._put(key, 0 if transposed else start * math.prod(block.shape[1:]), block.T if transposed else block)
 
   def _put(self, key: str, first: int, values: np.ndarray) -> None:
-    data = np.ascontiguousarray(values, self._numpy)
-    for copy in (key, *self._copies(key)):
+    for copy, factor in self._copies(key).items():
+      data = np.ascontiguousarray(values if factor == 1 else values * np.float32(factor), self._numpy)
       file, place = self._places[copy]
       with open(self._shards / file, 'r+b' if (self._shards / file).exists() else 'w+b') as stream:
         stream.seek(place + first * self._numpy.itemsize)
@@ -134,7 +147,9 @@ class HuggingFaceWriter:
     if len(self._files) > 1:
       total = sum(math.prod(shape) for shape, _ in self._tensors.values()) * self._numpy.itemsize
       weight_map = {key: self._files[shard] for key, (_, shard) in self._tensors.items()}
-      _write_json(self._folder / huggingface.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map})
+      _write_json(
+        self._folder / huggingface_tensors.INDEX, {'metadata': {'total_size': total}, 'weight_map': weight_map}
+      )
     _write_json(self._folder / 'config.json', self._config)  # last: without it this is no checkpoint
 
 
@@ -142,19 +157,23 @@ def _write_json(path: epath.Path, content: dict[str, Any]) -> None:
   path.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + '\n')
 
 
-def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
-  """Returns what config.json says of a model.
+def to_config(config: ModelConfig, dtype: str = 'float32', row_length: int | None = None) -> dict[str, Any]:
+  """Returns what config.json says of a model; arguments as for the writer.
 
   Raises:
     ConfigError: no class of transformers 5.23 or 5.24 computes this model; says why.
   """
+  if config.is_decoder_only:
+    return huggingface_llama.to_config(config, dtype, row_length)
+  if config.positions != 'relative_bias':
+    names.refuse(f"ModelConfig.positions is {config.positions!r}: with an encoder it has 'relative_bias'", 'switch_jax')
   sparse = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
   moe, gated = config.moe if any(sparse.values()) else None, len(config.mlp_activations) == 2
-  activation = {'relu': 'relu', 'gelu': 'gelu_new', 'silu': 'silu', 'linear': 'linear'}[config.mlp_activations[0]]
+  activation = names.TO_HUGGINGFACE[config.mlp_activations[0]]
   if gated and config.mlp_activations[1] != 'linear':
-    _refuse(f'ModelConfig.mlp_activations is {config.mlp_activations!r}: the second one must be linear there')
+    names.refuse(f'ModelConfig.mlp_activations is {config.mlp_activations!r}: the second one must be linear there')
   if gated and moe:
-    _refuse(
+    names.refuse(
       f'ModelConfig.mlp_activations is {config.mlp_activations!r}: its SwitchTransformers classes have one input '
       'kernel (wi), and a gated layer has two (wi_0, wi_1)'
     )
@@ -185,11 +204,15 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
     result['feed_forward_proj'] = f'gated-{config.mlp_activations[0]}' if gated else activation
     return result
   if moe.router != 'top1':
-    _refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")
+    names.refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")
+  if moe.router_scores != 'softmax':
+    names.refuse(f"MoeConfig.router_scores is {moe.router_scores!r}: its only gates are those of 'softmax'")
   has_dense = any(len(sparse[stack]) < config.num_layers(stack) for stack in sparse)
   expert_dim = moe.expert_mlp_dim or config.mlp_dim
   if has_dense and expert_dim != config.mlp_dim:
-    _refuse(f'MoeConfig.expert_mlp_dim is {expert_dim} and ModelConfig.mlp_dim {config.mlp_dim}: there is one d_ff')
+    names.refuse(
+      f'MoeConfig.expert_mlp_dim is {expert_dim} and ModelConfig.mlp_dim {config.mlp_dim}: there is one d_ff'
+    )
   for stack, layers in sparse.items():
     # From the number alone transformers computes `count // number`, which misses layers 1 and 4 of 5, and puts experts
     # into a layer for 0 too. It writes the step beside the number itself, and where it reads one that is what counts.
@@ -220,11 +243,7 @@ def _sparse_step(stack: str, layers: tuple[int, ...], count: int) -> int:
   for step in (1, count, *range(2, count)):
     if tuple(i for i in range(count) if i % step == 1 or step == 1) == layers:
       return step
-  _refuse(
+  names.refuse(
     f'MoeConfig.{stack}_layers selects {layers} of {count}: it can place experts in layers 1, 1 + k, 1 + 2 k, ... or '
     'in all only'
   )
-
-
-def _refuse(reason: str) -> None:
-  raise ConfigError(f'Hugging Face cannot represent this model. {reason}. Convert it to t5x or switch_jax.')

@@ -44,11 +44,12 @@ def model_config(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ModelC
     config = checkpoint.config
   else:
     config = _from_shapes(path, shapes)
-    _check_parameters(path, shapes, parameter_shapes(config))
+    check_parameters(path, shapes, parameter_shapes(config))
     config = _with_recorded(checkpoint, config)
   if config.moe is None and (given := sorted(set(overrides) & set(_MOE_FIELDS))):
+    kind = 'Llama' if config.is_decoder_only else 'T5'
     raise ConfigError(
-      f'{path} is a dense T5, without experts; {", ".join(given)} can only be given for a model with Switch layers. '
+      f'{path} is a dense {kind}, without experts; {", ".join(given)} can only be given for a model with Switch layers. '
       'Load it without, and make experts of its feed-forward networks by upcycling.'
     )
   for name, problem in checkpoint.unclear.items():
@@ -84,10 +85,7 @@ def _with_recorded(checkpoint: Checkpoint, config: ModelConfig) -> ModelConfig:
   sizes = {name: getattr(config, name) for name in _MODEL_FIELDS} | (vars(config.moe) if config.moe else {})
   for name, value in recorded.items():
     if name in _SIZES and value != sizes[name]:
-      raise ConfigError(
-        f'config.json of {checkpoint.path} says {name} = {value!r}, but the shapes of its tensors say {sizes[name]!r}; '
-        'the two belong to different models.'
-      )
+      raise disagreement(checkpoint.path, name, value, sizes[name])
   return _replace(config, recorded)
 
 
@@ -118,13 +116,23 @@ def _contradiction(path: str, config: ModelConfig, overrides: Mapping[str, Any])
   )
 
 
-def _check_parameters(path: str, found: Shapes, expected: Shapes) -> None:
-  """Raises a `ConfigError` unless names and shapes are exactly the expected ones."""
+def disagreement(path: str, name: str, said: Any, found: Any) -> ConfigError:
+  """Returns the error that config.json says one size and the tensors another."""
+  return ConfigError(
+    f'config.json of {path} says {name} = {said!r}, but the shapes of its tensors say {found!r}; the two belong to '
+    'different models.'
+  )
+
+
+def check_parameters(
+  path: str, found: Shapes, expected: Shapes, kind: str = 'an encoder-decoder T5 or Switch model'
+) -> None:
+  """Raises a `ConfigError` unless names and shapes are exactly the expected ones, those of a model of this kind."""
   for what, names in (('lacks', expected.keys() - found.keys()), ('has the unknown', found.keys() - expected.keys())):
     if names:
       raise ConfigError(
         f'{path} {what} parameters {stored.enumerate_some(names, _LISTED)}; a checkpoint must have all parameters of '
-        'an encoder-decoder T5 or Switch model, and no others.'
+        f'{kind}, and no others.'
       )
   wrong = [f'{name} {found[name]} instead of {expected[name]}' for name in expected if found[name] != expected[name]]
   if wrong:
@@ -139,7 +147,7 @@ def _from_shapes(path: str, shapes: Shapes) -> ModelConfig:
 
   def shape(name: str, rank: int) -> tuple[int, ...]:
     if name not in shapes:
-      _check_parameters(path, shapes, {**shapes, name: ()})
+      check_parameters(path, shapes, {**shapes, name: ()})
     if len(shapes[name]) != rank:
       raise ConfigError(f'{name} in {path} has the shape {shapes[name]}; it must have {rank} axes.')
     if not all(0 < size <= _MAX_SIZE for size in shapes[name]):

@@ -21,7 +21,7 @@ from switch_jax.model import parameter_shapes
 _FORMATS = ('switch_jax', 't5x', 'huggingface')
 _SETTING = 'RunConfig.initial_checkpoint_path'
 # What changes the function that parameters compute, and is recorded by some formats.
-_RECORDED = ('mlp_activations', 'layer_norm_epsilon', 'relpos_max_distance', 'logits_via_embedding')
+_RECORDED = ('mlp_activations', 'layer_norm_epsilon', 'relpos_max_distance', 'logits_via_embedding', 'rotary_base')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,8 +190,9 @@ def _check(checkpoint: Checkpoint, config: ModelConfig) -> None:
   ]
   if differ:
     dense = config.moe is not None and not any('/expert/' in name for name in found)
+    kind = 'Llama' if config.is_decoder_only else 'T5'
     hint = (
-      'The checkpoint is a dense T5: set config.RunConfig.upcycle = @config.UpcycleConfig() to make experts of it.'
+      f'The checkpoint is a dense {kind}: set config.RunConfig.upcycle = @config.UpcycleConfig() to make experts of it.'
       if dense
       else 'Use the configuration that the checkpoint was made with, or another checkpoint.'
     )

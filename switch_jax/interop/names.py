@@ -1,10 +1,27 @@
-"""The table that ties T5X's names of parameters, used throughout, to Hugging Face's; and what has no name there."""
+"""The tables that tie T5X's names of parameters, used throughout, to Hugging Face's; and what has no name there."""
 
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Literal, NoReturn
 
 from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.folders.checked_json import shown
+
+# Of the models there: with an encoder, or without one.
+Family = Literal['t5', 'llama']
+
+# Hugging Face's `gelu` is the exact one; the model here has the tanh approximation that T5 uses.
+ACTIVATIONS = {
+  'relu': 'relu',
+  'gelu_new': 'gelu',
+  'gelu_pytorch_tanh': 'gelu',
+  'gelu_fast': 'gelu',
+  'silu': 'silu',
+  'swish': 'silu',
+  'linear': 'linear',
+}
+TO_HUGGINGFACE = {'relu': 'relu', 'gelu': 'gelu_new', 'silu': 'silu', 'linear': 'linear'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,29 +68,48 @@ def _stack(stack: str) -> Iterator[Rename]:
   yield Rename(f'{stack}/{stack}_norm/scale', f'{stack}.final_layer_norm.weight', False)
 
 
-TABLE = (
-  Rename('token_embedder/embedding', 'shared.weight', False),
-  *_stack('encoder'),
-  *_stack('decoder'),
-  Rename('decoder/logits_dense/kernel', 'lm_head.weight'),
-)
+def _llama() -> Iterator[Rename]:
+  """Yields the rows of Llama and, with experts, Mixtral."""
+  layer, block = 'decoder/layers_{i}', 'model.layers.{i}'
+  yield Rename('token_embedder/embedding', 'model.embed_tokens.weight', False)
+  for kernel, letter in (('query', 'q'), ('key', 'k'), ('value', 'v'), ('out', 'o')):
+    yield Rename(f'{layer}/self_attention/{kernel}/kernel', f'{block}.self_attn.{letter}_proj.weight')
+  yield Rename(f'{layer}/pre_self_attention_layer_norm/scale', f'{block}.input_layernorm.weight', False)
+  yield Rename(f'{layer}/pre_mlp_layer_norm/scale', f'{block}.post_attention_layernorm.weight', False)
+  for kernel, dense, expert in (('wi_0', 'gate', 'w1'), ('wi_1', 'up', 'w3'), ('wo', 'down', 'w2')):
+    yield Rename(f'{layer}/mlp/{kernel}/kernel', f'{block}.mlp.{dense}_proj.weight')
+    yield Rename(f'{layer}/mlp/expert/{kernel}/kernel', f'{block}.block_sparse_moe.experts.{{e}}.{expert}.weight')
+  yield Rename(f'{layer}/mlp/router/router_weights/w/kernel', f'{block}.block_sparse_moe.gate.weight')
+  yield Rename('decoder/decoder_norm/scale', 'model.norm.weight', False)
+  yield Rename('decoder/logits_dense/kernel', 'lm_head.weight')
+
+
+_TABLES: dict[Family, tuple[Rename, ...]] = {
+  't5': (
+    Rename('token_embedder/embedding', 'shared.weight', False),
+    *_stack('encoder'),
+    *_stack('decoder'),
+    Rename('decoder/logits_dense/kernel', 'lm_head.weight'),
+  ),
+  'llama': tuple(_llama()),
+}
 
 
 def _pattern(template: str) -> re.Pattern[str]:
   return re.compile(re.escape(template).replace(r'\{i\}', r'(?P<i>\d+)').replace(r'\{e\}', r'(?P<e>\d+)'))
 
 
-_FROM_HUGGINGFACE = tuple((_pattern(row.huggingface), row) for row in TABLE)
-_FROM_T5X = tuple((_pattern(row.t5x), row) for row in TABLE)
+_FROM_HUGGINGFACE = {f: tuple((_pattern(row.huggingface), row) for row in rows) for f, rows in _TABLES.items()}
+_FROM_T5X = {f: tuple((_pattern(row.t5x), row) for row in rows) for f, rows in _TABLES.items()}
 
 
-def from_huggingface(name: str) -> tuple[str, int | None, bool] | None:
+def from_huggingface(name: str, family: Family = 't5') -> tuple[str, int | None, bool] | None:
   """Returns the T5X name, the expert (None where nothing is stacked), and whether to transpose; None if unknown.
 
   The dense feed-forward network of `T5ForConditionalGeneration` (`DenseReluDense`) is known too.
   """
   name = name.replace('.DenseReluDense.', '.mlp.')
-  for pattern, row in _FROM_HUGGINGFACE:
+  for pattern, row in _FROM_HUGGINGFACE[family]:
     if match := pattern.fullmatch(name):
       found = match.groupdict()
       expert = int(found['e']) if 'e' in found else None
@@ -81,25 +117,64 @@ def from_huggingface(name: str) -> tuple[str, int | None, bool] | None:
   return None
 
 
-def to_huggingface(name: str, expert: int | None = None) -> tuple[str, bool] | None:
+def to_huggingface(name: str, expert: int | None = None, family: Family = 't5') -> tuple[str, bool] | None:
   """Returns the Hugging Face name of a parameter and whether to transpose; None if there is no counterpart.
 
   Args:
     name: the T5X name.
     expert: which expert's part of a stacked array.
+    family: of the model there.
   """
-  for pattern, row in _FROM_T5X:
+  for pattern, row in _FROM_T5X[family]:
     if match := pattern.fullmatch(name):
       layer = match.groupdict().get('i', '')
       return row.huggingface.replace('{i}', layer).replace('{e}', str(expert)), row.transposed
   return None
 
 
+def activations(act_fn: str, gated: bool) -> tuple[tuple[str, ...], str]:
+  """Returns `ModelConfig.mlp_activations` for Hugging Face's name of an activation.
+
+  And what to say unless the user overrides them, where they are only near it; else the empty string.
+  """
+  name = act_fn.removeprefix('gated-')
+  found = (ACTIVATIONS.get(name, 'gelu'), *(['linear'] if gated else []))
+  if name in ACTIVATIONS:
+    return found, ''
+  return found, (
+    f'the activation of config.json is {shown(act_fn)}; known are {", ".join(ACTIVATIONS)}. The override '
+    f'mlp_activations={found!r} would use the tanh approximation, which differs from the exact gelu by up to 5e-4.'
+  )
+
+
+def refuse(reason: str, others: str = 't5x or switch_jax') -> NoReturn:
+  """Raises the error that Hugging Face has no class for a model; `others` are formats that hold it."""
+  raise ConfigError(f'Hugging Face cannot represent this model. {reason}. Convert it to {others}.')
+
+
 def require_names(config: ModelConfig) -> None:
   """Raises a `ConfigError` if a model has parameters for which T5X and Hugging Face have no names."""
-  for stack in ('encoder', 'decoder'):
-    if config.switch_attention_layers(stack):
+  moe = config.moe
+  experts = 'experts in attention'
+  unnamed = {
+    'encoder_attention_layers': (config.switch_attention_layers('encoder'), experts),
+    'decoder_attention_layers': (config.switch_attention_layers('decoder'), experts),
+    'bias_update_rate': (moe and moe.bias_update_rate, 'biases of experts'),
+    'num_shared_experts': (moe and moe.num_shared_experts, 'shared experts'),
+  }
+  for field, (is_set, what) in unnamed.items():
+    if is_set:
       raise ConfigError(
-        f'MoeConfig.{stack}_attention_layers is {getattr(config.moe, f"{stack}_attention_layers")!r}; T5X and Hugging '
-        'Face have no names for experts in attention. Convert it to switch_jax.'
+        f'MoeConfig.{field} is {getattr(moe, field)!r}; T5X and Hugging Face have no names for {what}. Convert it to '
+        'switch_jax.'
+      )
+
+
+def require_encoder(config: ModelConfig) -> None:
+  """Raises a `ConfigError` if a model is none of T5X's: without an encoder, or with rotary positions."""
+  for field, is_other in (('num_encoder_layers', config.is_decoder_only), ('positions', config.positions == 'rotary')):
+    if is_other:
+      raise ConfigError(
+        f"ModelConfig.{field} is {getattr(config, field)!r}; T5X models are read and written with an encoder and T5's "
+        'relative positions only. Convert it to switch_jax or huggingface.'
       )

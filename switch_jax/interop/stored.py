@@ -61,7 +61,7 @@ class Checkpoint:
     recorded: fields of `ModelConfig` and `MoeConfig` that the files record beside the arrays (Hugging Face).
     unclear: fields that they record in terms that have no equal here, each with the message to show unless the caller
       overrides it.
-    config: the whole configuration, where the files record it (our own format).
+    config: the whole configuration, where the files record it (our own format, Llama, Mixtral).
     step: updates made, where the files say.
     moments: Adafactor's second moments by parameter and slot (`v`, or `v_row` and `v_col`), in T5X's convention
       (`switch_jax.interop.moments`); None where there are none.
