@@ -49,8 +49,8 @@ def model_config(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> ModelC
   if config.moe is None and (given := sorted(set(overrides) & set(_MOE_FIELDS))):
     kind = 'Llama' if config.is_decoder_only else 'T5'
     raise ConfigError(
-      f'{path} is a dense {kind}, without experts; {", ".join(given)} can only be given for a model with Switch layers. '
-      'Load it without, and make experts of its feed-forward networks by upcycling.'
+      f'{path} is a dense {kind}, without experts; {", ".join(given)} can only be given for a model with Switch '
+      'layers. Load it without, and make experts of its feed-forward networks by upcycling.'
     )
   for name, problem in checkpoint.unclear.items():
     if name not in overrides and (name in _MODEL_FIELDS or config.moe):

@@ -23,6 +23,8 @@ FIXTURES = pathlib.Path(__file__).parent.parent / 'fixtures'
 KINDS = ('t5x', 't5x_orbax', 'huggingface', 'own')
 FORMATS = {'t5x': 't5x', 't5x_orbax': 't5x', 'huggingface': 'huggingface', 'own': 'switch_jax'}
 
+_DECODERS = ('llama_tiny', 'mixtral_tiny')
+
 _DEEP: list = []
 for _ in range(200):
   _DEEP = [_DEEP]
@@ -55,7 +57,7 @@ def write_sources(folder):
   return {
     't5x': [FIXTURES / 't5x_switch_base_tiny'],
     't5x_orbax': orbax,
-    'huggingface': [FIXTURES / 'hf_switch_tiny', FIXTURES / 'hf_switch_untied_bf16_shards'],
+    'huggingface': [FIXTURES / f'hf_{name}' for name in ('switch_tiny', 'switch_untied_bf16_shards', *_DECODERS)],
     'own': own,
   }
 

@@ -10,7 +10,7 @@ from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import CheckpointConfig, ConfigError
 from switch_jax.interop import huggingface_files
 from switch_jax.tasks import train_vocabulary
-from tests.interop.own_checkpoints import MODELS, refused, run, save_own, state_of
+from tests.interop.own_checkpoints import DECODERS, MODELS, refused, run, save_own, state_of
 
 RUN = {
   'model_dir': '/secret/place',
@@ -100,6 +100,26 @@ def test_generation_is_that_of_infer():
   assert (content['max_new_tokens'], content['num_beams'], content['do_sample']) == (8, 1, False)
   assert content['suppress_tokens'] == [0, 259, 260, 261]
   assert not {'max_new_tokens', 'suppress_tokens'} & huggingface_files.generation_config(262, None, None).keys()
+
+
+@pytest.mark.parametrize('model', DECODERS)
+def test_a_model_without_an_encoder(model):
+  """A text is the beginning of a row: after the start symbol, and not ended."""
+  vocabulary = data.describe_vocabulary(data.make_vocabulary('byt5'))
+  record = {'vocabulary': vocabulary, 'run': RUN}
+  files, _ = huggingface_files.make_files(DECODERS[model], record, None, None, None)
+  card = files['README.md'].decode()
+  assert f'- {model}\n' in card
+  assert "AutoModelForCausalLM.from_pretrained('.')" in card
+  generation = json.loads(files['generation_config.json'])
+  assert generation['bos_token_id'] == 0
+  assert 'decoder_start_token_id' not in generation
+  tokenizer, settings = (json.loads(files[name]) for name in ('tokenizer.json', 'tokenizer_config.json'))
+  ids = [next(iter(part.values()))['id'] for part in tokenizer['post_processor']['single']]
+  assert ids == ['<pad>', 'A']
+  assert (settings['padding_side'], settings['model_max_length']) == ('left', 40)
+  assert huggingface_files.row_length(record) == 40
+  assert huggingface_files.row_length({'run': [1]}) is None
 
 
 def test_config_json_that_holds_something_else():

@@ -6,7 +6,8 @@ import pytest
 
 from switch_jax.config import ConfigError
 from switch_jax.interop import parameter_shapes
-from switch_jax.interop.names import from_huggingface, require_names, to_huggingface
+from switch_jax.interop.names import activations, from_huggingface, require_encoder, require_names, to_huggingface
+from tests.interop.own_checkpoints import DECODERS
 
 ROUTER = 'mlp/router/router_weights/w/kernel'
 
@@ -31,6 +32,16 @@ def test_table_reads_the_same_both_ways(sparse_model, fields):
   assert len(seen) == len(names)
 
 
+@pytest.mark.parametrize('model', DECODERS)
+def test_table_of_models_without_an_encoder_too(model):
+  untied = dataclasses.replace(DECODERS[model], logits_via_embedding=False)
+  for name in parameter_shapes(untied):
+    expert = 2 if '/expert/' in name else None
+    other, transposed = to_huggingface(name, expert, 'llama')
+    assert from_huggingface(other, 'llama') == (name, expert, transposed)
+    assert transposed == (not name.endswith(('scale', 'embedding')))
+
+
 @pytest.mark.parametrize(
   ('t5x', 'expert', 'huggingface'),
   [
@@ -49,6 +60,26 @@ def test_table_reads_the_same_both_ways(sparse_model, fields):
 def test_names_of_the_table(t5x, expert, huggingface):
   assert to_huggingface(t5x, expert)[0] == huggingface
   assert from_huggingface(huggingface)[:2] == (t5x, expert)
+
+
+def test_parameters_without_a_name_elsewhere(sparse_model):
+  for fields, what in (
+    ({'num_shared_experts': 2}, 'num_shared_experts is 2; .* shared experts'),
+    ({'bias_update_rate': 0.001, 'aux_loss_factor': 0.0}, 'bias_update_rate is 0.001; .* biases of experts'),
+  ):
+    with pytest.raises(ConfigError, match=f'{what}. Convert it to switch_jax'):
+      require_names(dataclasses.replace(sparse_model, moe=dataclasses.replace(sparse_model.moe, **fields)))
+  require_encoder(sparse_model)
+  with pytest.raises(ConfigError, match="positions is 'rotary'; T5X models"):
+    require_encoder(dataclasses.replace(sparse_model, positions='rotary', head_dim=4))
+
+
+def test_activations():
+  assert activations('swish', True) == (('silu', 'linear'), '')
+  assert activations('relu', False) == (('relu',), '')
+  found, problem = activations('gelu', True)
+  assert found == ('gelu', 'linear')
+  assert "is 'gelu'" in problem
 
 
 def test_unknown_names():

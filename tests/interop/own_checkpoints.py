@@ -33,6 +33,17 @@ ATTENTION = {
   'linear': ModelConfig(**SIZES, moe=MoeConfig(num_experts=3, encoder_attention_layers=2, attention_expert='linear')),
   'mlp': ModelConfig(**SIZES, moe=MoeConfig(num_experts=3, decoder_attention_layers=(1, 3))),
 }
+# Without an encoder; their logits are tied to the embedding, with a factor that Llama and Mixtral do not have.
+_DECODER = SIZES | dict(head_dim=4, num_encoder_layers=0, num_decoder_layers=2, positions='rotary')
+_DROP_FREE = dict(train_capacity_factor=None, eval_capacity_factor=None)
+DECODERS = {
+  'llama': ModelConfig(**_DECODER, mlp_activations=('silu', 'linear')),
+  'mixtral': ModelConfig(
+    **_DECODER,
+    mlp_activations=('silu', 'linear'),
+    moe=MoeConfig(num_experts=3, router='topk', decoder_layers=1, expert_mlp_dim=5, **_DROP_FREE),
+  ),
+}
 
 
 def save_own(folder, config, *, with_optimizer=True):

@@ -9,10 +9,12 @@ import pytest
 from switch_jax.interop import scanned, stored
 from switch_jax.model import abstract_parameters, parameter_shapes
 from switch_jax.parallel import Layout
-from tests.interop.own_checkpoints import ATTENTION, MODELS
+from tests.interop.own_checkpoints import ATTENTION, DECODERS, MODELS
+
+KINDS = {name: MODELS[name] for name in ('c', 'dense')} | ATTENTION | DECODERS
 
 
-@pytest.mark.parametrize('config', [MODELS['c'], MODELS['dense'], *ATTENTION.values()], ids=['c', 'dense', *ATTENTION])
+@pytest.mark.parametrize('config', KINDS.values(), ids=KINDS)
 def test_stacks_are_those_of_the_model(config):
   """Stacked layers have the shapes of a model with `scan_layers`, and come apart again."""
   config = dataclasses.replace(config, scan_layers=True)
