@@ -75,6 +75,8 @@ def mutated(source, folder, seed):
   done = []
   for _ in range(rng.choice([1, 1, 2, 3])):
     files = sorted(p for p in copy.rglob('*') if p.is_file() and not p.is_symlink() and p.suffix != '.npz')
+    if not files:
+      break
     described = [p for p in files if _is_described(p)]
     path = pathlib.Path(rng.choice(described if described and rng.random() < 0.6 else files))
     change = rng.choice(_FIELDS * 4 + _FILES if _is_described(path) else _FILES)
