@@ -72,7 +72,7 @@ MACROS = {
   'NUM_EXPERT_PARTITIONS': 'config.MeshConfig.expert',
   'NUM_HEADS': 'config.ModelConfig.num_heads',
   'NUM_MODEL_PARTITIONS': 'config.MeshConfig.model',
-  'NUM_SELECTED_EXPERTS': "config.MoeConfig.router, 'top1' or 'top2'",
+  'NUM_SELECTED_EXPERTS': "config.MoeConfig.router, 'top1', 'top2' or 'topk'",
   'OPTIMIZER': 'config.OptimizerConfig.name',
   'OUTPUT_FEATURES': f'{_LEAVE} the checkpoint records the vocabulary',
   'ROUTER_Z_LOSS_FACTOR': 'config.MoeConfig.router_z_loss_factor',

@@ -205,8 +205,6 @@ def to_config(config: ModelConfig, dtype: str = 'float32', row_length: int | Non
     return result
   if moe.router != 'top1':
     names.refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")
-  if moe.router_scores != 'softmax':
-    names.refuse(f"MoeConfig.router_scores is {moe.router_scores!r}: its only gates are those of 'softmax'")
   has_dense = any(len(sparse[stack]) < config.num_layers(stack) for stack in sparse)
   expert_dim = moe.expert_mlp_dim or config.mlp_dim
   if has_dense and expert_dim != config.mlp_dim:

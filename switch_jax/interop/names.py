@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NoReturn
 
-from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.config import ConfigError, ModelConfig, MoeConfig
 from switch_jax.folders.checked_json import shown
 
 # Of the models there: with an encoder, or without one.
@@ -152,21 +152,29 @@ def refuse(reason: str, others: str = 't5x or switch_jax') -> NoReturn:
   raise ConfigError(f'Hugging Face cannot represent this model. {reason}. Convert it to {others}.')
 
 
+# Of `MoeConfig`, what neither T5X nor Hugging Face's encoder-decoders compute.
+_ONLY_HERE = {
+  'bias_update_rate': 'biases of experts',
+  'num_shared_experts': 'shared experts',
+  'router_scores': 'scores but the softmax',
+  'gate_scale': 'factor of the gates',
+}
+
+
 def require_names(config: ModelConfig) -> None:
-  """Raises a `ConfigError` if a model has parameters for which T5X and Hugging Face have no names."""
-  moe = config.moe
-  experts = 'experts in attention'
-  unnamed = {
-    'encoder_attention_layers': (config.switch_attention_layers('encoder'), experts),
-    'decoder_attention_layers': (config.switch_attention_layers('decoder'), experts),
-    'bias_update_rate': (moe and moe.bias_update_rate, 'biases of experts'),
-    'num_shared_experts': (moe and moe.num_shared_experts, 'shared experts'),
-  }
-  for field, (is_set, what) in unnamed.items():
-    if is_set:
+  """Raises a `ConfigError` if a model has parameters or scores for which T5X and Hugging Face have no names."""
+  moe = None if config.is_decoder_only else config.moe  # what Mixtral computes `huggingface_llama` knows
+  for name, what in _ONLY_HERE.items():
+    if moe and (value := getattr(moe, name)) != getattr(MoeConfig, name):
       raise ConfigError(
-        f'MoeConfig.{field} is {getattr(moe, field)!r}; T5X and Hugging Face have no names for {what}. Convert it to '
+        f"MoeConfig.{name} is {value!r}; T5X and Hugging Face's Switch Transformers have no {what}. Convert it to "
         'switch_jax.'
+      )
+  for stack in ('encoder', 'decoder'):
+    if config.switch_attention_layers(stack):
+      raise ConfigError(
+        f'MoeConfig.{stack}_attention_layers is {getattr(config.moe, f"{stack}_attention_layers")!r}; T5X and Hugging '
+        'Face have no names for experts in attention. Convert it to switch_jax.'
       )
 
 

@@ -140,7 +140,7 @@ def share_rows(
   has_row = (routing.slot >= 0) & (place_in_run < _of_expert(queue.taken, routing, decisions))
   row = place_in_run + _of_expert(queue.place, routing, decisions)
   routing = Routing(routing.expert, jnp.where(has_row, row, -1), jnp.where(has_row, routing.gate, 0.0))
-  dropped = statistics.tokens - jnp.sum(jnp.any(has_row, axis=-1), axis=-1)
+  dropped = statistics.tokens - jnp.sum(has_row, axis=(1, 2)) / has_row.shape[2]
   return routing, dataclasses.replace(statistics, dropped=dropped), queue
 
 

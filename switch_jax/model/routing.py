@@ -41,7 +41,7 @@ class RoutingStatistics:
     balanced_tokens: float32 `[g, e]`, T f_i of equation 5: `expert_tokens`; of `topk` and No-Token-Left-Behind the mean
       over all choices of a token, as in OLMoE's code and the paper's.
     expert_probability: float32 `[g, e]`, sum of the router's probabilities (T P_i, equation 6); it has a gradient.
-    dropped: float32 `[g]`, tokens that no expert took.
+    dropped: float32 `[g]`, tokens that no expert took; of `topk` the choices that no expert took, divided by k.
     entropy: float32 `[g]`, sum of the entropies of the router's distributions, in nats.
     squared_log_partition: float32 `[g]`, sum of logsumexp(logits) ** 2; it has a gradient.
   """
@@ -361,13 +361,14 @@ def statistics(
   _, expert_tokens = decisions.positions(wanted, num_experts)
   expert_tokens = jax.lax.stop_gradient(expert_tokens.astype(jnp.float32))
   log_partition = scores.log_partition.astype(jnp.float32)
+  lost = jnp.mean(slot < 0, axis=-1) if chosen.shape == slot.shape else jnp.all(slot < 0, axis=-1)
   probability = jnp.einsum('gse,gs->ge', scores.probabilities, weight, precision=jax.lax.Precision.HIGHEST)
   return RoutingStatistics(
     tokens=jnp.sum(weight, axis=-1),
     expert_tokens=expert_tokens,
     balanced_tokens=expert_tokens / chosen.shape[-1],
     expert_probability=probability,
-    dropped=jnp.sum(weight * jnp.all(slot < 0, axis=-1), axis=-1),
+    dropped=jnp.sum(weight * lost, axis=-1),
     entropy=jax.lax.stop_gradient(jnp.sum(weight * scores.entropy, axis=-1)),
     squared_log_partition=jnp.sum(weight * jnp.square(log_partition), axis=-1),
   )

@@ -114,7 +114,7 @@ def in_buffers(data, shards, num_rows, choices=1):
 
 
 def dropped(has, data):
-  return (REAL & ~has.any(-1)).reshape(data, -1).sum(1)
+  return (REAL[..., None] & ~has).reshape(data, -1).sum(1) / has.shape[-1]
 
 
 @jax.jit
