@@ -1,8 +1,9 @@
 """From inputs to targets: greedy decoding, sampling and beam search, each one compiled loop.
 
-A loop ends when every row has ended. Rows lie on the mesh as in training. Padding (0) and ids beyond the vocabulary,
-which the padded embedding has rows for, are never chosen; log probabilities are over all ids all the same, so that
-they are those of a forward pass.
+A model without an encoder has the inputs at the beginning of the rows that it goes on with. A loop ends when every row
+has ended. Rows lie on the mesh as in training. Padding (0) and ids beyond the vocabulary, which the padded embedding
+has rows for, are never chosen; log probabilities are over all ids all the same, so that they are those of a forward
+pass.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from switch_jax.config import DecodingConfig, ModelConfig
 from switch_jax.model import Transformer
 from switch_jax.model.cache import Cache, Memory
-from switch_jax.model.decoding import decode_step, empty_cache, start_memory
+from switch_jax.model.decoding import decode_step, empty_cache, prefill, start_memory
 from switch_jax.parallel import Layout
 
 # Below every log probability there is, and far enough from float32's end that adding to it is safe.
@@ -92,6 +93,7 @@ def _follow(
   step: Step,
   choose: Callable[[jax.Array, jax.Array], jax.Array],
   cache: Cache,
+  newest: jax.Array,
   present: jax.Array,
   length: int,
   ids: Ids,
@@ -109,7 +111,7 @@ def _follow(
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, newest[:, None], position, axis=1)
     return position + 1, newest, ended | (newest == ids.eos), tokens, total, cache
 
-  start = (jnp.int32(0), jnp.zeros(rows, jnp.int32), ~present, jnp.zeros((rows, length), jnp.int32))
+  start = (jnp.int32(0), newest, ~present, jnp.zeros((rows, length), jnp.int32))
   carry = (*start, jnp.zeros(rows, jnp.float32), cache)
   carry = jax.lax.while_loop(lambda carry: (carry[0] < length) & ~jnp.all(carry[2]), body, carry)
   tokens, total = carry[3][:, None], carry[4][:, None]
@@ -151,7 +153,14 @@ class _Beams:
 
 
 def _beam_search(
-  step: Step, cache: Cache, cache_axis: int, present: jax.Array, length: int, ids: Ids, decoding: DecodingConfig
+  step: Step,
+  cache: Cache,
+  cache_axis: int,
+  first: jax.Array,
+  present: jax.Array,
+  length: int,
+  ids: Ids,
+  decoding: DecodingConfig,
 ) -> Decoded:
   """Keeps the `num_beams` best hypotheses that go on and the `num_beams` best that have ended.
 
@@ -170,7 +179,7 @@ def _beam_search(
   def body(state: _Beams):
     position = state.position
     last = jax.lax.dynamic_index_in_dim(state.live_tokens, jnp.maximum(position - 1, 0), axis=2, keepdims=False)
-    newest = jnp.where(position == 0, 0, last).reshape(-1)
+    newest = jnp.where(position == 0, first, last.reshape(-1))
     logits, cache = step(newest, state.cache, position)
     index = jnp.arange(logits.shape[-1])
     allowed = jnp.where((index > 0) & (index < ids.size), jax.nn.log_softmax(logits), _IMPOSSIBLE)
@@ -225,6 +234,32 @@ def _beam_search(
   )
 
 
+def padded_before(tokens: jax.Array) -> jax.Array:
+  """Returns tokens `[batch, length]` with the zeros that follow those of a row put before them."""
+  places = jnp.arange(tokens.shape[1]) + jnp.sum(tokens > 0, axis=1, keepdims=True)
+  return jnp.take_along_axis(tokens, places % tokens.shape[1], axis=1)
+
+
+def _read_inputs(config: ModelConfig, layout: Layout, params: Any, tokens: jax.Array, beams: int, length: int):
+  """Reads the inputs `[batch, n]` of a model without an encoder, which are the beginning of its rows.
+
+  Rows end together, so that the newest position is the same of all.
+
+  Returns:
+    A cache for n positions and `length` that follow, in which all are but the newest one; the token there, of each
+    hypothesis; and the positions of their start symbols.
+  """
+  batch, width = tokens.shape
+  # Padding is 0 and so is the start symbol, which comes after it.
+  rows, starts = jnp.pad(padded_before(tokens), ((0, 0), (1, 0))), width - jnp.sum(tokens > 0, axis=1)
+  # In a prefix each token sees the newest one, which the first step computes again.
+  seen = rows if config.prefix_lm else rows[:, :-1]
+  cache = prefill(config, layout, params, seen, empty_cache(config, layout, batch, width + length), starts)
+  repeat = lambda x, axis=0: jnp.repeat(x, beams, axis=axis)  # noqa: E731
+  cache = jax.tree.map(lambda x: repeat(x, int(config.scan_layers)), cache)
+  return cache, repeat(rows[:, -1]), repeat(starts)
+
+
 def decode(
   config: ModelConfig,
   layout: Layout,
@@ -232,7 +267,7 @@ def decode(
   ids: Ids,
   length: int,
   params: Any,
-  encoder_tokens: jax.Array,
+  inputs: jax.Array,
   present: jax.Array,
   numbers: jax.Array,
 ) -> Decoded:
@@ -245,31 +280,37 @@ def decode(
     ids: of the vocabulary.
     length: tokens decoded at most, EOS included.
     params: nested dict of arrays.
-    encoder_tokens: int32 `[batch, inputs length]`, one example a row, 0 for padding.
+    inputs: int32 `[batch, inputs length]`, one example a row, 0 for padding after it; nothing else is the empty text.
     present: bool `[batch]`, False for rows that only fill the batch; nothing is decoded for them.
     numbers: int32 `[batch]`: the number of each example, from which its sample is drawn, whatever batch it is in.
   """
-  encoded, _ = Transformer(config, layout).apply({'params': params}, encoder_tokens, method='encode')
-  memory: Memory = start_memory(config, layout, params, encoded, encoder_tokens)
+  beams = decoding.num_beams if decoding.method == 'beam' else 1
+  memory: Memory | None = None
+  if config.is_decoder_only:
+    first = inputs.shape[1]
+    cache, newest, starts = _read_inputs(config, layout, params, inputs, beams, length)
+  else:
+    encoded, _ = Transformer(config, layout).apply({'params': params}, inputs, method='encode')
+    memory = start_memory(config, layout, params, encoded, inputs)
+    newest, first, starts = jnp.zeros(inputs.shape[0] * beams, jnp.int32), 0, None
+    cache = empty_cache(config, layout, *newest.shape, length)
 
   def step(tokens, cache, position):
-    return decode_step(config, layout, params, tokens, cache, memory, position)
+    return decode_step(config, layout, params, tokens, cache, memory, first + position, starts)
 
-  beams = decoding.num_beams if decoding.method == 'beam' else 1
-  cache = empty_cache(config, layout, encoder_tokens.shape[0] * beams, length)
   if decoding.method == 'beam':
-    return _beam_search(step, cache, int(config.scan_layers), present, length, ids, decoding)
+    return _beam_search(step, cache, int(config.scan_layers), newest, present, length, ids, decoding)
   if decoding.method == 'greedy':
-    return _follow(step, lambda logits, position: jnp.argmax(logits, axis=-1), cache, present, length, ids)
+    return _follow(step, lambda logits, position: jnp.argmax(logits, axis=-1), cache, newest, present, length, ids)
   key = jax.random.key(decoding.seed)
   choose = lambda logits, position: _draw(decoding, logits, key, numbers, position)  # noqa: E731
-  return _follow(step, choose, cache, present, length, ids)
+  return _follow(step, choose, cache, newest, present, length, ids)
 
 
 @functools.lru_cache(maxsize=16)
 def make_decode(
   config: ModelConfig, layout: Layout, decoding: DecodingConfig, ids: Ids, length: int
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Decoded]:
-  """Returns the jitted `(params, encoder_tokens, present, numbers) -> Decoded`; the result is on every device."""
+  """Returns the jitted `(params, inputs, present, numbers) -> Decoded`; the result is on every device."""
   function = functools.partial(decode, config, layout, decoding, ids, length)
   return jax.jit(function, out_shardings=layout.replicated())

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
-from switch_jax.model.cache import Pair, StepContext, attend_to_cache, attend_to_memory, heads_first, heads_last
+from switch_jax.model.cache import (
+  Pair,
+  StepContext,
+  attend_to_cache,
+  attend_to_memory,
+  heads_first,
+  heads_last,
+  put_in,
+)
 from switch_jax.model.layers import Dense, Kernel, product
 from switch_jax.model.rotary import rotate
 from switch_jax.model.routing import RoutingStatistics
@@ -121,7 +129,8 @@ class MultiHeadAttention(nn.Module):
     bias: jax.Array | None = None,
     real: jax.Array | None = None,
     prefix: jax.Array | None = None,
-  ) -> tuple[jax.Array, dict[str, RoutingStatistics]]:
+    kept: Pair | None = None,
+  ) -> tuple[jax.Array, dict[str, RoutingStatistics], Pair | None]:
     """Attends from `x` `[batch, query length, embed]` to `memory` `[batch, key length, embed]`.
 
     Args:
@@ -130,9 +139,10 @@ class MultiHeadAttention(nn.Module):
       bias: float32 `[heads, query length, key length]`.
       real: which tokens are no padding, for attention that routes them; unused here.
       prefix: int32 `[batch, length]`, 1 for the tokens that see each other whichever comes first; None for none.
+      kept: keys and values `[batch, heads, at least length, kv]` of self-attention that is to be gone on with.
 
     Returns:
-      The shape of `x`; and the statistics of its routers, of which there are none.
+      The shape of `x`; the statistics of its routers, of which there are none; what is kept with these positions in it.
     """
     if memory is x:
       query, key, value = self._project(x, self.query(), self.key(), self.value())
@@ -141,7 +151,8 @@ class MultiHeadAttention(nn.Module):
       (query,), (key, value) = self._project(x, self.query()), self._project(memory, self.key(), self.value())
     keep = draw_keep(self, self.config, query.shape[0], key.shape[1])
     y = kernels.attention(self.layout, query, key, value, *segments, bias, keep, prefix, causal=self.causal)
-    return self.out(y.reshape(*y.shape[:-2], -1)), {}
+    kept = kept and put_in(kept, (key.swapaxes(1, 2), value.swapaxes(1, 2)), 0)
+    return self.out(y.reshape(*y.shape[:-2], -1)), {}, kept
 
   def step(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
     """Self-attention of the newest position, `[rows, 1, embed]`; returns what is kept, this position in it, too."""

@@ -40,8 +40,8 @@ class StepContext:
   Attributes:
     real: bool `[rows, 1]`: no row is padding.
     position: int32 scalar, the newest position.
-    bias: float32 `[heads or 1, 1, length]`: the relative-position bias from the newest position, if there is one,
-      `MASKED` after it.
+    bias: float32 `[heads or 1, 1, length]`, or with a first axis of rows: the relative-position bias from the newest
+      position, if there is one, `MASKED` after it and before the row's start.
     memory_bias: `Memory.bias`; None without an encoder.
   """
 
@@ -62,6 +62,15 @@ def heads_last(y: jax.Array) -> jax.Array:
   return y.reshape(*y.shape[:2], -1)
 
 
+def put_in(kept: Pair, new: Pair, position: jax.Array | int) -> Pair:
+  """Returns what is kept, `[rows, heads, length, kv]`, with keys and values of the positions from this one on in it."""
+
+  def put(old, y):
+    return jax.lax.dynamic_update_slice_in_dim(old, y.astype(old.dtype), position, axis=2)
+
+  return put(kept[0], new[0]), put(kept[1], new[1])
+
+
 def attend_to_cache(query: jax.Array, new: Pair, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
   """Attention of the newest position to the row up to and including itself; the softmax is in float32.
 
@@ -74,11 +83,7 @@ def attend_to_cache(query: jax.Array, new: Pair, kept: Pair, context: StepContex
   Returns:
     `[rows, heads, 1, kv]` in the dtype of `query`, and what is kept with the position in it.
   """
-
-  def put(old, y):
-    return jax.lax.dynamic_update_slice_in_dim(old, y.astype(old.dtype), context.position, axis=2)
-
-  kept = (put(kept[0], new[0]), put(kept[1], new[1]))
+  kept = put_in(kept, new, context.position)
   return attend_to_memory(query, kept, context.bias), kept
 
 

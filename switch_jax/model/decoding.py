@@ -58,6 +58,27 @@ def empty_cache(config: ModelConfig, layout: Layout, rows: int, length: int) -> 
   return {f'layers_{i}': (zeros(i), zeros(i)) for i in range(count)}
 
 
+def prefill(
+  config: ModelConfig, layout: Layout, params: Parameters, tokens: jax.Array, cache: Cache, starts: jax.Array
+) -> Cache:
+  """Reads the first positions of every row at once, as `decode_step` does one by one; of a model without an encoder.
+
+  With `prefix_lm` they all see each other.
+
+  Args:
+    config, layout, params: the model.
+    tokens: int32 `[rows, length]`, the decoder's inputs at the positions from 0 on; from its start symbol 0 on those of
+      a row are real, and what is before is padding: rows end together.
+    cache: an empty one, for at least so many positions.
+    starts: int32 `[rows]`, the positions of the start symbols.
+
+  Returns:
+    The cache with these positions.
+  """
+  model = Transformer(config, layout)
+  return model.apply({'params': params}, tokens, cache, starts, method='prefill')
+
+
 def decode_step(
   config: ModelConfig,
   layout: Layout,
@@ -66,6 +87,7 @@ def decode_step(
   cache: Cache,
   memory: Memory | None,
   position: jax.Array,
+  starts: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
   """Computes the newest position of every row.
 
@@ -76,9 +98,10 @@ def decode_step(
     cache: what the positions before have left.
     memory: of the examples; None for a model without an encoder.
     position: int32 scalar from 0 to the cache's length - 1.
+    starts: int32 `[rows]`, the position of each row's start symbol; None is 0.
 
   Returns:
     Float32 logits `[rows, vocab]` for the token that follows, and the cache with this position.
   """
   model = Transformer(config, layout)
-  return model.apply({'params': params}, tokens, cache, memory, position, method='decode_step')
+  return model.apply({'params': params}, tokens, cache, memory, position, starts, method='decode_step')

@@ -13,7 +13,7 @@ from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
 from switch_jax.model.attention import Segments, draw_keep, with_positions
-from switch_jax.model.cache import Pair, StepContext, attend_to_cache, heads_first, heads_last
+from switch_jax.model.cache import Pair, StepContext, attend_to_cache, heads_first, heads_last, put_in
 from switch_jax.model.layers import Dense
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.model.switch import Outputs, SwitchLayer
@@ -46,7 +46,8 @@ class SwitchSelfAttention(nn.Module):
     bias: jax.Array | None,
     real: jax.Array,
     prefix: jax.Array | None = None,
-  ) -> tuple[jax.Array, dict[str, RoutingStatistics]]:
+    kept: Pair | None = None,
+  ) -> tuple[jax.Array, dict[str, RoutingStatistics], Pair | None]:
     """Attends within `x`.
 
     Args:
@@ -54,18 +55,19 @@ class SwitchSelfAttention(nn.Module):
       segments: int32 segment ids of queries and of keys, each `[batch, length]`.
       bias: float32 `[heads, length, length]`.
       real: bool `[batch, length]`, False for padding.
-      prefix: as `MultiHeadAttention`.
+      prefix, kept: as `MultiHeadAttention`; nothing is dropped where something is kept.
 
     Returns:
-      `[batch, length, embed]` in the dtype of `x`, and the statistics of the router.
+      `[batch, length, embed]` in the dtype of `x`, the statistics of the router, and what is kept.
     """
-    y, statistics = self.query_key_value(x.astype(jnp.float32), real)
+    y, statistics = self.query_key_value(x.astype(jnp.float32), real, never_drop=kept is not None)
     query, value = (z.reshape(*z.shape[:-1], self.config.num_heads, -1) for z in jnp.split(y, 2, axis=-1))
     query, key = with_positions(self.config, query, value)
     keep = draw_keep(self, self.config, query.shape[0], key.shape[1])
     z = kernels.attention(self.layout, query, key, value, *segments, bias, keep, prefix, causal=self.causal)
     z = self.out(z.reshape(*z.shape[:-2], -1)).astype(x.dtype)
-    return z, {'attention': statistics}
+    kept = kept and put_in(kept, (key.swapaxes(1, 2), value.swapaxes(1, 2)), 0)
+    return z, {'attention': statistics}, kept
 
   def step(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
     """As `MultiHeadAttention.step`."""

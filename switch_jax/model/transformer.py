@@ -59,7 +59,7 @@ class Context:
 class Layer(nn.Module):
   """One encoder or decoder layer; pre-norm, residual around each part.
 
-  It serves whole rows, and the newest position of every row where it is given what was kept of the ones before.
+  It serves whole rows, which it keeps where it is given a cache, and the newest position beside those kept before.
   """
 
   config: ModelConfig
@@ -75,13 +75,13 @@ class Layer(nn.Module):
     """Applies the layer.
 
     Args:
-      x: `[batch, length, embed]`; `[rows, 1, embed]` with a cache.
-      context: a `Context`; a `StepContext` with a cache.
+      x: `[batch, length, embed]`; `[rows, 1, embed]` with a `StepContext`.
+      context: a `Context`; with a cache a `StepContext` for the newest position, a `Context` for the first ones.
       cache: keys and values of the positions before, and those of the encoder's output.
 
     Returns:
       The shape of `x`; without a cache, the statistics of the routers by name (`mlp`, ...); with one, the keys and
-      values with this position in them.
+      values with these positions in them.
     """
     config, is_decoder = self.config, self.stack == 'decoder'
     drop = lambda y: Dropout(config.dropout_rate, self.deterministic)(y)  # noqa: E731
@@ -95,18 +95,19 @@ class Layer(nn.Module):
     y = clean(norm(f'pre_{name}_layer_norm')(x))
     has_experts = self.index in config.switch_attention_layers(self.stack)
     attention = (SwitchSelfAttention if has_experts else MultiHeadAttention)(**common, causal=is_decoder, name=name)
-    if cache is None:
-      segments = context.query_segments, context.key_segments
-      y, statistics = attention(y, y, segments, context.bias, context.real, context.prefix)
-    else:
+    if isinstance(context, StepContext):
+      assert cache is not None
       y, kept = attention.step(y, cache[0], context)
+    else:
+      segments = context.query_segments, context.key_segments
+      y, statistics, kept = attention(y, y, segments, context.bias, context.real, context.prefix, cache and cache[0])
     x = x + drop(y)
 
     if is_decoder and not config.is_decoder_only:
       y = clean(norm('pre_cross_attention_layer_norm')(x))
       attention = MultiHeadAttention(**common, name='encoder_decoder_attention')
       if cache is None:
-        y, _ = attention(y, context.encoded, (context.memory_query_segments, context.memory_key_segments))
+        y, _, _ = attention(y, context.encoded, (context.memory_query_segments, context.memory_key_segments))
       else:
         assert cache[1] is not None
         y = attention.step_to_memory(y, cache[1], context)
@@ -199,9 +200,9 @@ class LayerStack(nn.Module):
     """Applies the stack.
 
     Args:
-      x: embedded tokens `[batch, length, embed]`; `[rows, 1, embed]` with a cache.
+      x: embedded tokens `[batch, length, embed]`; `[rows, 1, embed]` with a `StepContext`.
       context_of: given the stack's relative-position bias (None where positions are rotary), returns what the layers
-        share: a `Context`, or a `StepContext` with a cache.
+        share, as of `Layer`.
       cache: by layer, what is kept of earlier positions and of the encoder's output.
 
     Returns:
@@ -318,15 +319,33 @@ class Transformer(nn.Module):
     logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
     return self.layout.constrain(logits, 'batch', 'length', 'activation_vocab'), statistics
 
+  def prefill(self, tokens: jax.Array, cache: Cache, starts: jax.Array) -> Cache:
+    """Puts the first positions of every row into a cache; see `decoding.prefill`."""
+    length = tokens.shape[1]
+    real = jnp.arange(length) >= starts[:, None]
+    segments = real.astype(jnp.int32)
+    x = self.layout.constrain(self.token_embedder(tokens), 'batch', None, 'activation_embed')
+    prefix = segments if self.config.prefix_lm else None
+    context_of = lambda bias: Context(real, segments, segments, bias(length, length), prefix)  # noqa: E731
+    return self.decoder(x, context_of, {name: (kept, None) for name, kept in cache.items()})[2]
+
   def decode_step(
-    self, tokens: jax.Array, cache: Cache, memory: Memory | None, position: jax.Array
+    self,
+    tokens: jax.Array,
+    cache: Cache,
+    memory: Memory | None,
+    position: jax.Array,
+    starts: jax.Array | None = None,
   ) -> tuple[jax.Array, Cache]:
     """Computes the newest position of every row; see `decoding.decode_step`."""
     length = jax.tree.leaves(cache)[0].shape[-2]
 
     def context_of(bias):
-      row = bias(1, length, position)
-      row = jnp.where(jnp.arange(length) <= position, jnp.zeros((1, 1, length)) if row is None else row, kernels.MASKED)
+      row, places = bias(1, length, position), jnp.arange(length)
+      seen = places <= position
+      if starts is not None:
+        seen &= places >= starts[:, None, None, None]
+      row = jnp.where(seen, jnp.zeros((1, 1, length)) if row is None else row, kernels.MASKED)
       return StepContext(jnp.ones((tokens.shape[0], 1), bool), position, row, None if memory is None else memory.bias)
 
     x = self.layout.constrain(self.token_embedder(tokens[:, None]), 'batch', None, 'activation_embed')

@@ -2,11 +2,18 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from switch_jax.config import DataConfig, LossConfig, MeshConfig
+from switch_jax.data.quiet_tensorflow import tf
+from switch_jax.data.streams import to_rows
 from switch_jax.inference import make_score, scoring, with_capacity
-from switch_jax.parallel import Layout
+from switch_jax.model import Transformer
+from switch_jax.model.losses import token_sums
+from switch_jax.parallel import Layout, make_mesh
 from tests.inference.written_checkpoints import MODEL, random_parameters
 
 # Log probabilities of three tokens at each position of two rows.
@@ -52,3 +59,32 @@ def test_scores_at_a_capacity_differ_from_those_without_dropping():
   assert free.shape == (4,)
   assert free.max() < 0
   assert np.abs(tight - free).max() > 1e-3
+
+
+@pytest.mark.parametrize('fields', [{}, {'prefix_lm': True, 'positions': 'rotary'}], ids=['causal', 'prefix'])
+def test_the_scores_of_a_decoder_only_model_are_the_loss_of_its_rows(fields):
+  """Rows as training has them, of SeqIO's converter; and as scoring has them, on a mesh."""
+  model = dataclasses.replace(with_capacity(MODEL, None), num_encoder_layers=0, **fields)
+  random = np.random.default_rng(3)
+  params = random_parameters(10, model)
+  examples = [
+    {name: random.integers(3, 259, n, dtype=np.int32) for name, n in zip(('inputs', 'targets'), sizes, strict=True)}
+    for sizes in ((6, 4), (1, 2), (0, 4), (4, 1), (2, 3), (6, 1), (5, 4), (3, 3))
+  ]
+  padded = lambda name, n: np.stack([np.pad(e[name], (0, n - len(e[name]))) for e in examples])  # noqa: E731
+  layout = Layout(make_mesh(MeshConfig(data=2, expert=2, model=2), None))
+  found = np.asarray(make_score(model, layout)(params, padded('inputs', 6), padded('targets', 4)))
+
+  @jax.jit
+  def losses(params, batch):
+    logits, _ = Transformer(model, Layout.single_device()).apply({'params': params}, batch)
+    one = lambda *row: token_sums(*(x[None] for x in row), LossConfig()).cross_entropy  # noqa: E731
+    return jax.vmap(one)(logits, batch['decoder_target_tokens'], batch['decoder_loss_weights'])
+
+  data = DataConfig(mixture_or_task_name='any', feature_lengths={'inputs': 6, 'targets': 4}, batch_size=8, pack=False)
+  dataset = tf.data.Dataset.from_generator(
+    lambda: iter(examples), output_signature={name: tf.TensorSpec([None], tf.int32) for name in ('inputs', 'targets')}
+  )
+  [batch] = to_rows(dataset, data, decoder_only=True).batch(8).as_numpy_iterator()
+  batch['decoder_segment_ids'] = (batch['decoder_target_tokens'] > 0).astype(np.int32)
+  np.testing.assert_allclose(-found, losses(params, batch), rtol=1e-5)

@@ -21,10 +21,10 @@ STEPS = (10, 20)
 TEXTS = ['a small text', '', 'naïve 日本語', 'x' * 100, 'one', 'two', 'three', 'four', 'five', 'six']
 
 
-def random_parameters(seed):
+def random_parameters(seed, model=MODEL):
   random = np.random.default_rng(seed)
   draw = lambda x: random.normal(0.0 if x.ndim > 1 else 1.5, x.shape[-2] ** -0.5 if x.ndim > 1 else 0.3, x.shape)  # noqa: E731
-  return jax.tree.map(lambda x: draw(x).astype(np.float32), abstract_parameters(MODEL, Layout.single_device()))
+  return jax.tree.map(lambda x: draw(x).astype(np.float32), abstract_parameters(model, Layout.single_device()))
 
 
 def write_checkpoints(folder, steps=STEPS, train_steps=20, **record):

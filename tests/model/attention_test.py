@@ -118,7 +118,7 @@ def test_attention_is_the_formula(causal):
   bias = RANDOM.normal(size=(2, 5, 5)).astype(np.float32)
   segments = np.array([[1, 1, 2, 2, 2]], np.int32)
   params = meta.unbox(module.init(jax.random.key(0), x, x, (segments, segments), bias))
-  found, statistics = module.apply(params, x, x, (segments, segments), bias)
+  found, statistics, _ = module.apply(params, x, x, (segments, segments), bias)
   kernels = {name: np.asarray(leaf['kernel'], np.float64) for name, leaf in params['params'].items()}
   query, key, value = ((x[0] @ kernels[name]).reshape(5, 2, 4) for name in ('query', 'key', 'value'))
   allowed = segments[0][:, None] == segments[0][None]

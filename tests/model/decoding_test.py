@@ -10,7 +10,7 @@ import pytest
 
 from switch_jax.config import MeshConfig, ModelConfig, MoeConfig
 from switch_jax.model import Transformer, abstract_parameters
-from switch_jax.model.decoding import decode_step, empty_cache, start_memory
+from switch_jax.model.decoding import decode_step, empty_cache, prefill, start_memory
 from switch_jax.parallel import Layout, make_mesh
 
 ROWS, INPUTS, TARGETS, VOCAB = 8, 7, 6, 24
@@ -154,6 +154,36 @@ def test_a_step_never_drops():
   """With one slot an expert the step computes what it does without dropping."""
   config = model_config(dict(encoder_layers=()))
   assert difference(config, moe=dataclasses.replace(config.moe, expert_capacity=1)) < 2e-5
+
+
+PROMPTS = np.array([0, 1, 2, 3, 3, 4, 4, 4])  # tokens, without the start symbol
+
+
+@pytest.mark.parametrize(
+  ('name', 'mesh', 'prefix_lm'),
+  [('decoder-only', (1, 1, 1), True), ('decoder-only, scanned, rotary, switch attention', (2, 2, 2), False)],
+)
+def test_rows_that_were_begun_in_one_pass_go_on_as_whole_rows(name, mesh, prefix_lm):
+  """Rows of other lengths, with padding before them, against each alone in its row and the start symbol in front."""
+  config, where = dataclasses.replace(MODELS[name], prefix_lm=prefix_lm), layout(*mesh)
+  _, rows = tokens()
+  width, places = PROMPTS.max(), np.arange(TARGETS)
+  batch = {'decoder_input_tokens': rows, 'decoder_causal_attention': (places <= PROMPTS[:, None]).astype(np.int32)}
+  apply = jax.jit(Transformer(config, layout()).apply)
+  expected = np.asarray(apply({'params': parameters(config, layout())}, batch)[0])
+  starts = width - PROMPTS
+  begun = np.stack([np.pad(row[: n + 1], (width - n, 0)) for row, n in zip(rows, PROMPTS, strict=True)])
+
+  @jax.jit
+  def go_on(params, newest, following):
+    cache = empty_cache(config, where, ROWS, width + 2)
+    cache = prefill(config, where, params, newest if prefix_lm else newest[:, :-1], cache, starts)
+    first, cache = decode_step(config, where, params, newest[:, -1], cache, None, jnp.int32(width), starts)
+    return first, decode_step(config, where, params, following, cache, None, jnp.int32(width + 1), starts)[0]
+
+  each = np.arange(ROWS)
+  for i, logits in enumerate(go_on(parameters(config, where), begun, rows[each, PROMPTS + 1])):
+    np.testing.assert_allclose(logits, expected[each, PROMPTS + i], atol=1e-5)
 
 
 def test_hypotheses_share_the_memory_of_their_example():

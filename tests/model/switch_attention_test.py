@@ -30,7 +30,7 @@ def attend(config, x, params=None, causal=False):
   arguments = (x, x, (SEGMENTS, SEGMENTS), BIAS, REAL)
   if params is None:
     params = meta.unbox(jax.jit(module.init)(jax.random.key(0), *arguments))
-  return params, *jax.jit(module.apply)(params, *arguments)
+  return params, *jax.jit(module.apply)(params, *arguments)[:2]
 
 
 def attention(query, key, params, causal=False):
