@@ -214,7 +214,7 @@ def _field(path, rng, outside):
   """Replaces the value of a random field, at any depth, or takes it away."""
   try:
     tree, write = _read_fields(path)
-  except (ValueError, struct.error, msgpack.exceptions.UnpackException):
+  except (ValueError, RecursionError, struct.error, msgpack.exceptions.UnpackException):
     return 'damaged already'
   node, names = tree, []
   while True:
