@@ -172,6 +172,7 @@ _FILES = (
   (r'runs/export(_seqio)?\.gin', 'python -m switch_jax.convert'),
   (r'models/(switch_(?:base|large|xxl|c))\.gin', r'gin/models/\1.gin'),
   (r'models/tokens_choose_base\.gin', 'gin/models/moe_base.gin'),
+  (r'models/(st_moe_(?:base|32b))\.gin', r'gin/models/\1.gin'),
   (r't5_1_\d/(base|large|xxl)\.gin', r'gin/models/t5_\1.gin, with the sizes of the paper'),
   (r'mt5/base\.gin', 'gin/models/mt5_base.gin'),
   (r'(t5x|flaxformer)/.*\.gin', 'a file of gin/models/ with one of gin/runs/'),

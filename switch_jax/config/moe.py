@@ -73,6 +73,8 @@ class MoeConfig(Checked):
     num_shared_experts: experts beside the routed ones of a feed-forward Switch layer that every token goes through,
       without a gate (Dai et al. 2024): one dense network of their width together, `shared_expert`.
     shared_expert_mlp_dim: hidden width of each; None is that of a routed expert.
+    extra_mlp: one more dense feed-forward network of the model's `mlp_dim`, with norm and residual of its own, after
+      every feed-forward Switch layer (ST-MoE, Zoph et al. 2022).
     expert_dropout_rate: dropout inside the experts (section 2.4: 0.4 in fine-tuning).
     router_dtype: `float32` is selective precision; `bfloat16` only reproduces Table 2.
     dispatch: `slots` moves tokens by integer index; `einsum` by one-hot products, the reference. Both give every group
@@ -122,6 +124,7 @@ class MoeConfig(Checked):
   expert_mlp_dim: int | None = None
   num_shared_experts: int = 0
   shared_expert_mlp_dim: int | None = None
+  extra_mlp: bool = False
   expert_dropout_rate: float = 0.0
   router_dtype: Literal['float32', 'bfloat16'] = 'float32'
   dispatch: Literal['slots', 'einsum', 'ragged'] = 'slots'
@@ -203,9 +206,11 @@ class MoeConfig(Checked):
         'with bias_update_rate the choice maximises score and bias; use "argmax", "input_dropout" or "input_jitter".'
       )
       self.require(self.exploration != 'sample', 'exploration', rule)
-    rule = 'they stand beside the experts of feed-forward Switch layers, and there are none; set it to 0.'
     in_layers = self.encoder_layers != () or self.decoder_layers != ()
-    self.require(in_layers or self.num_shared_experts == 0, 'num_shared_experts', rule)
+    for name in ('num_shared_experts', 'extra_mlp'):
+      unset = getattr(type(self), name)
+      rule = f'it belongs to feed-forward Switch layers, and there are none; leave it {unset!r}.'
+      self.require(in_layers or getattr(self, name) == unset, name, rule)
     rule = 'there are no shared experts that it could be the width of; set num_shared_experts, or leave it None.'
     self.require(self.num_shared_experts > 0 or self.shared_expert_mlp_dim is None, 'shared_expert_mlp_dim', rule)
 

@@ -15,7 +15,7 @@ from switch_jax.config.validation import Checked, ConfigError
 # Fields of `MoeConfig` that older versions did not have; left at their defaults they change nothing.
 _NEWER_IN_MOE = (
   'ragged_buffer_factor', 'num_selected_experts', 'router_scores', 'gate_scale', 'bias_update_rate',
-  'num_shared_experts', 'shared_expert_mlp_dim',
+  'num_shared_experts', 'shared_expert_mlp_dim', 'extra_mlp',
 )  # fmt: skip
 
 

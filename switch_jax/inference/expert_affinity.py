@@ -26,7 +26,7 @@ from switch_jax.inference.loading import check_batch_size, latest_step, load_mod
 from switch_jax.interop.scanned import separate_layers
 from switch_jax.model import Transformer
 from switch_jax.model.parameters import Parameters
-from switch_jax.model.routing import preference
+from switch_jax.model.routing import preference, scores_of
 from switch_jax.model.switch import Router
 from switch_jax.parallel import Layout
 
@@ -65,7 +65,8 @@ def make_first_choices(config: ModelConfig, layout: Layout) -> Callable[[Paramet
   is_router = lambda module, method: isinstance(module, Router) and method == '__call__'  # noqa: E731
 
   def first(logits, bias):
-    return jnp.argmax(preference(logits, bias, config.experts), axis=-1).astype(jnp.int32)
+    wanted = preference(logits, scores_of(logits, config.experts), bias)
+    return jnp.argmax(wanted, axis=-1).astype(jnp.int32)
 
   def first_choices(params, batch):
     if config.scan_layers:

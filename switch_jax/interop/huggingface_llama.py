@@ -26,7 +26,7 @@ _UNUSED = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
 # What of `MoeConfig` Mixtral has one value of.
 _ROUTING: dict[str, Any] = {
   'router': 'topk', 'router_scores': 'softmax', 'normalize_gates': True, 'gate_scale': 1.0, 'bias_update_rate': None,
-  'num_shared_experts': 0, 'router_dtype': 'float32',
+  'num_shared_experts': 0, 'extra_mlp': False, 'router_dtype': 'float32',
 }  # fmt: skip
 
 

@@ -167,8 +167,8 @@ class RouterSums:
   Attributes:
     groups: groups that hold a token that counts.
     tokens: tokens that count.
-    expert_tokens: `[e]`, tokens whose first choice is that expert.
-    dropped, entropy, squared_log_partition: as in `RoutingStatistics`.
+    expert_tokens: `[e]`, as in `RoutingStatistics`.
+    dropped, entropy, squared_log_partition: as there.
     balance: `balance_loss_sum`; it has a gradient, as `squared_log_partition`.
   """
 

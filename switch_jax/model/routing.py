@@ -87,18 +87,15 @@ def scores_of(logits: jax.Array, config: MoeConfig) -> Scores:
   return Scores(values, probabilities, log_sum[..., 0].astype(jnp.float32) - mean, log_partition[..., 0])
 
 
-def preference(logits: jax.Array, bias: jax.Array | None, config: MoeConfig) -> jax.Array:
+def preference(logits: jax.Array, scores: Scores, bias: jax.Array | None) -> jax.Array:
   """Returns what the choice maximises, noise apart: the logits, or scores and biases (Wang et al. 2024).
 
   Args:
-    logits: `[..., e]` in `router_dtype`.
+    logits: `[g, s, e]` in `router_dtype`.
+    scores: of them.
     bias: float32 `[e]`; None without biases. No gradient comes back to it.
-    config: gives the scores.
   """
-  if bias is None:
-    return logits
-  score = jax.nn.sigmoid(logits) if config.router_scores == 'sigmoid' else jax.nn.softmax(logits, axis=-1)
-  return jax.lax.stop_gradient(score.astype(jnp.float32) + bias)
+  return logits if bias is None else jax.lax.stop_gradient(scores.values + bias)
 
 
 def expert_capacity(config: MoeConfig, group_tokens: int, deterministic: bool) -> int | None:
@@ -317,7 +314,7 @@ def route(
   counted = jnp.ones_like(real) if config.padding_takes_slots else real
   scores = scores_of(logits, config)
   probabilities = scores.probabilities
-  chosen_by = preference(logits, bias, config)
+  chosen_by = preference(logits, scores, bias)
   if config.router == 'top1':
     if gumbel is not None:
       chosen_by = logits / config.sample_temperature + gumbel

@@ -113,7 +113,11 @@ from switch_jax.config import ConfigError, MoeConfig
     (dict(num_shared_experts=-1), r'num_shared_experts is -1; it must be at least 0'),
     (
       dict(num_shared_experts=1, encoder_layers=(), decoder_layers=(), encoder_attention_layers=1),
-      r'num_shared_experts is 1; they stand beside the experts of feed-forward Switch layers, and there are none',
+      r'num_shared_experts is 1; it belongs to feed-forward Switch layers, and there are none; leave it 0\.$',
+    ),
+    (
+      dict(extra_mlp=True, encoder_layers=(), decoder_layers=(), encoder_attention_layers=1),
+      r'extra_mlp is True; it belongs to feed-forward Switch layers, and there are none; leave it False\.$',
     ),
   ],
 )

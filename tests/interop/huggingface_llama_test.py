@@ -146,6 +146,7 @@ def test_transformers_loads_them_with_our_logits(tmp_path, name):
     ({}, {'gate_scale': 2.5}, 'gate_scale is 2.5: in Mixtral it is 1.0'),
     ({}, {'bias_update_rate': 1e-3, 'aux_loss_factor': 0.0}, 'bias_update_rate is 0.001: in Mixtral it is None'),
     ({}, {'num_shared_experts': 1}, 'num_shared_experts is 1: in Mixtral it is 0'),
+    ({}, {'extra_mlp': True}, 'extra_mlp is True: in Mixtral it is False'),
     ({}, {'router_dtype': 'bfloat16'}, "router_dtype is 'bfloat16': in Mixtral it is 'float32'"),
     ({'moe': None, 'num_heads': 3}, {}, 'num_heads is 3: Llama wants a divisor of emb_dim, which is 10'),
   ],

@@ -109,7 +109,7 @@ MODELS = {
   ),
   'switch attention': model_config(SWITCH_ATTENTION),
   'top-2': model_config(dict(router='top2')),
-  'top-3, sigmoids, biases, shared': model_config(
+  'top-3, sigmoids, biases, shared and extra networks': model_config(
     dict(
       router='topk',
       num_selected_experts=3,
@@ -118,6 +118,7 @@ MODELS = {
       aux_loss_factor=0.0,
       expert_mlp_dim=8,
       num_shared_experts=2,
+      extra_mlp=True,
     )
   ),
   'released': model_config(dict(padding_takes_slots=True)),

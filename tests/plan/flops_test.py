@@ -88,3 +88,5 @@ def test_fine_grained_and_shared_experts():
     assert fine.experts - fine.empty_slots == pytest.approx(switch.experts - switch.empty_slots, rel=1e-9)
     assert fine.experts == pytest.approx(switch.experts, rel=0.01)
     assert fine.dense == dense.dense
+  st_moe = flops.forward_flops(paper_run('st_moe_large', 256), CORES)['encoder']
+  assert st_moe.dense == 24 * 3 * 2 * 1024 * 2816 * 256 * 512  # 18 dense layers, and the extra network of the others
