@@ -1,6 +1,7 @@
-"""What loss curves say: after how many steps a loss is reached, and how many steps of another model that is worth."""
+"""What loss curves say: after how many steps a loss is reached, and how many steps of another model that saves."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -45,10 +46,17 @@ def shared_steps(curves: Iterable[Curve]) -> list[int]:
   return sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
 
 
-def worth(slow: Curve, fast: Curve, step: int) -> tuple[float, bool]:
-  """Returns how many times more steps `slow` needs for the loss that `fast` has at a step, and whether it reaches it.
+def saved(slow: Curve, fast: Curve) -> list[tuple[int, float]]:
+  """Returns how many times fewer steps `fast` needs for the loss that `slow` has, by the steps of `slow`.
 
-  One that does not reach it needs more than all it has made, which the first number is then.
+  Both are the lowest so far, so that a curve that rises again saves nothing of what it had. As far as `fast` gets.
   """
-  steps = steps_to_reach(slow, dict(fast)[step])
-  return (steps or slow[-1][0]) / step, bool(steps)
+  found, best = [], math.inf
+  for step, loss in slow:
+    best = min(best, loss)
+    reached = steps_to_reach(fast, best)
+    if reached is None:
+      break
+    if reached:
+      found.append((step, step / reached))
+  return found
