@@ -164,11 +164,14 @@ def write(results: Results, folder: pathlib.Path = RESULTS) -> pathlib.Path:
   """Writes `STUDY.json`; returns its path."""
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f'{results.study}.json'
-  text = json.dumps(dataclasses.asdict(results), indent=1)
-  # A point of a curve, or the losses of a group, on a line of their own are easier to compare than one number a line.
-  on_a_line = lambda found: f'[{" ".join(found[1].split())}]'  # noqa: E731
-  path.write_text(_LIST.sub(on_a_line, text) + '\n', encoding='utf-8')
+  path.write_text(json_text(dataclasses.asdict(results)), encoding='utf-8')
   return path
+
+
+def json_text(value: Any) -> str:
+  """Returns JSON with every list of numbers on one line: easier to compare than one number a line."""
+  on_a_line = lambda found: f'[{" ".join(found[1].split())}]'  # noqa: E731
+  return _LIST.sub(on_a_line, json.dumps(value, indent=1)) + '\n'
 
 
 def load(study: str, folder: pathlib.Path = RESULTS) -> Results | None:

@@ -8,6 +8,7 @@ from studies import curves, pictures
 from studies.claims import Judged, Study
 from studies.intervals import estimate, seeds_needed
 from studies.records import Results
+from studies.step_times import StepTimes
 
 COLUMNS = ('claim', 'paper', 'here, ± the 95 % interval', 'seeds', 'could have seen', 'verdict')
 
@@ -127,8 +128,39 @@ def _spread(ratios: Sequence[float], seeds: int) -> str:
   return f'{statistics.fmean(ratios):.2f}{around}'
 
 
-def page(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]], results: Mapping[str, Results]) -> str:
-  """Returns the claims of the studies that have results, and for each of them its points, and where from."""
+def in_time(results: Results, times: StepTimes, dense: str = 'dense') -> str:
+  """Returns what fewer steps for the dense model's lowest loss are in time, by measured steps."""
+  said = []
+  for point in (
+    point for point in sorted(results.runs, key=pictures.order) if point in times.medians and point != dense
+  ):
+    slow, fast = times.medians[dense], times.medians[point]
+    pairs = [
+      (results.runs[dense][seed].curve, results.runs[point][seed].curve) for seed in results.seeds((dense, point))
+    ]
+    goals = [(curves.lowest(long), curves.steps_to_reach(short, curves.lowest(long)[1])) for long, short in pairs]
+    found = [step * slow / (steps * fast) for (step, _), steps in goals if steps]
+    if len(found) == len(pairs):
+      said.append(
+        f'A step takes {1e3 * slow:.1f} ms (dense) and {1e3 * fast:.1f} ms ({point.replace("_", " ")}), medians of '
+        f'{times.steps} in turns on {times.device}: in time the lowest loss of the dense model is reached '
+        f'{estimate(found)} times sooner (paper: 7 times).'
+      )
+  return '\n\n'.join(said)
+
+
+def page(
+  studies: Mapping[str, Study],
+  judged: Mapping[str, Sequence[Judged]],
+  results: Mapping[str, Results],
+  times: StepTimes | None = None,
+) -> str:
+  """Returns the claims of the studies that have results, and for each of them its points, and where from.
+
+  Args:
+    studies, judged, results: by name.
+    times: of the steps of `horizon`.
+  """
   shown = {name: study for name, study in studies.items() if name in results}
   parts = [claims_table(shown, judged)] if shown else []
   if missing := [name for name in studies if name not in results]:
@@ -144,5 +176,7 @@ def page(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]], r
         "How many times fewer steps for the dense model's lowest loss so far, mean of the seeds, lowest and highest:"
       ]
       parts += [horizon_table(found)]
+      if times:
+        parts += [in_time(found, times)]
     parts += [made]
   return '\n\n'.join(parts)
