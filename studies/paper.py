@@ -226,7 +226,7 @@ STUDIES = {
       gain(
         'recipe',
         'recipe_8',
-        'a teacher of 32 experts makes a better student than one of 8',
+        'a teacher of 64 experts makes a better student than one of 8',
         'a shrinking share of a growing gain',
         effect=0.01,
       ),
