@@ -1,11 +1,12 @@
-"""Span corruption on the prose of the installed packages' docstrings: real English that needs no download.
+"""Span corruption, or language modelling, on the docstrings of the installed packages: prose that needs no download.
 
 The text is read where it is installed, so it changes with the installed versions, and losses of different environments
 do not compare. It is collected once (a few seconds) into a cache folder whose name depends on those versions. The same
 paragraph never stands twice, and 1.5 % of the paragraphs, chosen by their hash, are held out; a paragraph that differs
 from a held-out one by a word may well be in training.
 
-Registers `docstrings_span_corruption`: bytes, 359 ids, unless `VOCABULARY` names a SentencePiece model.
+Registers `docstrings_span_corruption` and, for models without an encoder, `docstrings_lm`: bytes, 359 ids, unless
+`VOCABULARY` names a SentencePiece model.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from switch_jax.data import corpus, text_task
 from switch_jax.data.vocabularies import BYTES, make_vocabulary
 
 NAME = 'docstrings_span_corruption'
+LM = 'docstrings_lm'
 # Raise this when the rules below change: caches of older rules are then left alone.
 BUILDER_VERSION = 1
 HELD_OUT_FRACTION = 0.015
@@ -141,8 +143,11 @@ def corpus_digest(data: DataConfig) -> str:
 
 
 def register(data: DataConfig) -> None:
-  """Registers the task with the vocabulary of the configuration; bytes if it names none."""
-  text_task.add_span_corruption_task(NAME, get_corpus, make_vocabulary(data.vocabulary or BYTES))
+  """Registers the tasks with the vocabulary of the configuration; bytes if it names none."""
+  vocabulary = make_vocabulary(data.vocabulary or BYTES)
+  text_task.add_span_corruption_task(NAME, get_corpus, vocabulary)
+  text_task.add_lm_task(LM, get_corpus, vocabulary)
 
 
 text_task.add_span_corruption_task(NAME, get_corpus)
+text_task.add_lm_task(LM, get_corpus)

@@ -14,8 +14,9 @@ What is taken, so that the size stays bounded and the text is worth reading:
 The hash of a file's name decides whether it is held out (1.5 %). A block that occurs in any held-out file is left out
 of the training files, so no held-out block is a copy of one that was trained on.
 
-Registers `source_code_span_corruption`, `source_code_prefix_lm` (cut at a random place) and `source_code_continuation`
-(cut after as many tokens as the inputs have), when `register` is called with a configuration. The vocabulary is a
+Registers `source_code_span_corruption`, `source_code_prefix_lm` (cut at a random place), `source_code_continuation`
+(cut after as many tokens as the inputs have) and `source_code_lm` (targets alone, for models without an encoder), when
+`register` is called with a configuration. The vocabulary is a
 SentencePiece model of 1,000 pieces that is trained on a fortieth of the training text when it is first needed, unless
 `VOCABULARY` is `bytes` or names another. SentencePiece makes one space of several and of line ends: with pieces,
 indentation is not part of the text.
@@ -36,6 +37,7 @@ from switch_jax.tasks import docstrings, train_vocabulary
 SPAN_CORRUPTION = 'source_code_span_corruption'
 PREFIX_LM = 'source_code_prefix_lm'
 CONTINUATION = 'source_code_continuation'
+LM = 'source_code_lm'
 # Raise this when the rules below change: caches of older rules are then left alone.
 BUILDER_VERSION = 2
 HELD_OUT_FRACTION = 0.015
@@ -162,6 +164,7 @@ def register(data: DataConfig) -> None:
   text_task.add_span_corruption_task(SPAN_CORRUPTION, source, vocabulary)
   text_task.add_prefix_lm_task(PREFIX_LM, source, vocabulary)
   text_task.add_continuation_task(CONTINUATION, source, vocabulary)
+  text_task.add_lm_task(LM, source, vocabulary)
 
 
 def corpus_digest(data: DataConfig) -> str:

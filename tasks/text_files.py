@@ -1,4 +1,4 @@
-"""Span corruption on the user's own text: `TEXT_FILES` is a pattern of `.txt`, `.jsonl` and `.parquet` files.
+"""Objectives on the user's own text: `TEXT_FILES` is a pattern of `.txt`, `.jsonl` and `.parquet` files.
 
     --gin.TEXT_FILES='/data/books/*.txt'
 
@@ -16,8 +16,8 @@ The files are read once, checked from end to end, and copied into the cache fold
 line. Later runs compare the contents, or, when the files are more than 64 MB in all, only the paths, sizes, and
 modification times.
 
-Registers `text_files_span_corruption` when `register` is called with a configuration: bytes, 359 ids,
-unless `VOCABULARY` names a SentencePiece model.
+Registers `text_files_span_corruption` and, for models without an encoder, `text_files_lm`, when `register` is called
+with a configuration: bytes, 359 ids, unless `VOCABULARY` names a SentencePiece model.
 """
 
 import collections
@@ -38,6 +38,7 @@ from switch_jax.data.vocabularies import BYTES, make_vocabulary
 from switch_jax.tasks import user_files
 
 NAME = 'text_files_span_corruption'
+LM = 'text_files_lm'
 SETTING = 'DataConfig.text_files'
 BUILDER_VERSION = 1
 SUFFIXES = ('.txt', '.jsonl', '.parquet')
@@ -298,7 +299,8 @@ def _why_nothing_is_held_out(made: corpus.Corpus) -> str:
 
 def _check_size(made: corpus.Corpus, data: DataConfig) -> None:
   """Raises unless there is a row to train on, and a held-out example."""
-  raw_length = span_corruption.find_raw_length(data.feature_lengths)
+  lengths = data.feature_lengths
+  raw_length = span_corruption.find_raw_length(lengths) if 'inputs' in lengths else lengths['targets']
   train, held_out = (made.num_bytes(split) for split in (corpus.TRAIN, corpus.VALIDATION))
   # A piece of a SentencePiece model is three to five bytes, near enough for saying that there is far too little.
   bytes_per_token = 1 if data.vocabulary in (None, BYTES) else 4
@@ -313,14 +315,16 @@ def _check_size(made: corpus.Corpus, data: DataConfig) -> None:
 
 
 def register(data: DataConfig) -> None:
-  """Reads and checks the files of `data.text_files`, and registers the task that trains on them.
+  """Reads and checks the files of `data.text_files`, and registers the tasks that train on them.
 
   Raises:
     ConfigError: what `get_corpus` raises, or too little text for a row.
   """
   made = get_corpus(data.text_files, data.undecodable)
   _check_size(made, data)
-  text_task.add_span_corruption_task(NAME, lambda: made, make_vocabulary(data.vocabulary or BYTES))
+  vocabulary = make_vocabulary(data.vocabulary or BYTES)
+  text_task.add_span_corruption_task(NAME, lambda: made, vocabulary)
+  text_task.add_lm_task(LM, lambda: made, vocabulary)
 
 
 def describe(data: DataConfig) -> str:

@@ -1,4 +1,4 @@
-"""What is computed: the T5 encoder-decoder and its Switch layers."""
+"""What is computed: the T5 encoder-decoder, or a decoder alone, and its Switch layers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -170,12 +170,17 @@ class MoeConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-  """A T5 encoder-decoder, dense or with Switch layers. Names are T5X's.
+  """A T5 encoder-decoder or a decoder-only model, dense or with Switch layers. Names are T5X's.
 
   Attributes:
     vocab_size: rows of the embedding table; at least the vocabulary's size, often padded (32,128 for T5).
     emb_dim, num_heads, head_dim, mlp_dim: widths; `d_model`, heads, `d_kv` and `d_ff` of the paper's Table 9.
-    num_encoder_layers, num_decoder_layers: layers of the two stacks.
+    num_encoder_layers, num_decoder_layers: layers of the two stacks. Without encoder layers it is a decoder-only model:
+      no cross-attention either; inputs and targets follow each other in one row.
+    prefix_lm: tokens that the batch marks as a prefix (its inputs) see each other in both directions; decoder-only.
+    positions: what self-attention knows of them: `relative_bias` is T5's, a number for each head and range of
+      distances; `rotary` turns queries and keys (Su et al. 2021; halves paired as in Llama).
+    rotary_base: wavelengths are from 2 pi to 2 pi times this, in tokens.
     mlp_activations: `('relu',)`, or two of them for a gated layer: `('gelu', 'linear')` is GEGLU.
     logits_via_embedding: tie the output projection to the embedding (then scaled by emb_dim ** -0.5).
     dropout_rate: dropout outside the experts.
@@ -204,6 +209,9 @@ class ModelConfig(Checked):
   mlp_dim: int
   num_encoder_layers: int
   num_decoder_layers: int
+  prefix_lm: bool = False
+  positions: Literal['relative_bias', 'rotary'] = 'relative_bias'
+  rotary_base: float = 10_000.0
   mlp_activations: tuple[Literal['relu', 'gelu', 'silu', 'linear'], ...] = ('relu',)
   logits_via_embedding: bool = True
   dropout_rate: float = 0.0
@@ -223,7 +231,13 @@ class ModelConfig(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     self.require_at_least(1, 'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim')
-    self.require_at_least(1, 'num_encoder_layers', 'num_decoder_layers', 'scan_unroll')
+    self.require_at_least(1, 'num_decoder_layers', 'scan_unroll')
+    self.require_at_least(0, 'num_encoder_layers')
+    rule = 'a prefix is for models without an encoder; set num_encoder_layers=0, or leave it False.'
+    self.require(not self.prefix_lm or self.is_decoder_only, 'prefix_lm', rule)
+    rule = f'rotary positions pair the two halves of a head, and head_dim is {self.head_dim}; use an even one.'
+    self.require(self.positions != 'rotary' or self.head_dim % 2 == 0, 'positions', rule)
+    self.require(self.rotary_base > 1, 'rotary_base', 'it must be greater than 1; 10,000 is usual.')
     rule = 'it must be an even number of at least 4: half of the buckets of an encoder are for each direction.'
     self.require(self.relpos_num_buckets >= 4 and self.relpos_num_buckets % 2 == 0, 'relpos_num_buckets', rule)
     exact = self.relpos_num_buckets // 2
@@ -238,6 +252,8 @@ class ModelConfig(Checked):
       num_layers = getattr(self, f'num_{stack}_layers')
       for kind in ('layers', 'attention_layers'):
         pattern = getattr(self.moe, f'{stack}_{kind}') if self.moe else ()
+        if isinstance(pattern, int) and not num_layers:  # every k-th of none
+          continue
         last = pattern if isinstance(pattern, int) else max(pattern, default=-1) + 1
         if last > num_layers:
           raise ConfigError(
@@ -255,6 +271,16 @@ class ModelConfig(Checked):
     if self.moe is None:
       raise ConfigError('ModelConfig.moe is None; this needs a model with experts: set it to a config.MoeConfig.')
     return self.moe
+
+  @property
+  def is_decoder_only(self) -> bool:
+    """Whether there is no encoder."""
+    return self.num_encoder_layers == 0
+
+  @property
+  def stacks(self) -> tuple[Literal['encoder', 'decoder'], ...]:
+    """The stacks that the model has."""
+    return ('decoder',) if self.is_decoder_only else ('encoder', 'decoder')
 
   @property
   def zeroes_padding(self) -> bool:

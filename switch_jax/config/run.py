@@ -21,7 +21,8 @@ class DataConfig(Checked):
     task_module: the Python module that registers it (imported only after the configuration has been checked). A
       function `register(data)` in it, if there is one, is called with this configuration.
     train_split, eval_split: splits of the task that are trained on, and that the held-out loss and metrics come from.
-    feature_lengths: tokens of `inputs` and `targets` in a row of the batch.
+    feature_lengths: tokens of `inputs` and `targets` in a row of the batch. A decoder-only model has both in one row,
+      one after the other; or `targets` alone, of a task without inputs.
     batch_size: rows of the global batch.
     num_data_shards: logical streams that are shuffled and packed alone; a multiple of the number of hosts. It is
       part of the data's identity, the number of hosts is not.
@@ -35,6 +36,7 @@ class DataConfig(Checked):
     sampling_exponent: a language is drawn with a probability proportional to its size to this power, for the same task
       modules; None is theirs, 0.3 as in mT5. 1 draws in proportion to the sizes, 0 draws all alike.
     cached_tasks_dir: where that lies; local or `gs://`. None is where SeqIO looks anyway.
+    loss_on_targets_only: of a decoder-only model: whether the inputs in a row are given, or have to be predicted too.
     pack: put several short examples into a row of training, each attending to itself alone; else each has its own.
     shuffle: draw the examples of training in a new order in every epoch; else they come as the source has them.
     use_cached_tasks: read what SeqIO's `seqio_cache_tasks` has written into `cached_tasks_dir`.
@@ -57,6 +59,7 @@ class DataConfig(Checked):
   sampling_exponent: float | None = None
   use_cached_tasks: bool = False
   cached_tasks_dir: str | None = None
+  loss_on_targets_only: bool = True
   pack: bool = True
   shuffle: bool = True
   shuffle_buffer_size: int = 1000
@@ -77,8 +80,11 @@ class DataConfig(Checked):
     self.require_at_least(1, 'batch_size', 'num_data_shards', 'shuffle_buffer_size', 'prefetch')
     rule = 'it is only read with use_cached_tasks=True; set --gin.USE_CACHED_TASKS=True, or leave it None.'
     self.require(self.use_cached_tasks or self.cached_tasks_dir is None, 'cached_tasks_dir', rule)
-    rule = "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}."
-    self.require(set(self.feature_lengths) == {'inputs', 'targets'}, 'feature_lengths', rule)
+    rule = (
+      "it must give the lengths of exactly these features, as {'inputs': 512, 'targets': 114}; or of targets alone, as "
+      "{'targets': 512}, for a decoder-only model and a task without inputs."
+    )
+    self.require(set(self.feature_lengths) in ({'inputs', 'targets'}, {'targets'}), 'feature_lengths', rule)
     self.require(min(self.feature_lengths.values()) >= 1, 'feature_lengths', 'lengths must be at least 1.')
     rule = f'the {self.batch_size} rows of the batch must divide into it; use a divisor of {self.batch_size}.'
     self.require(self.batch_size % self.num_data_shards == 0, 'num_data_shards', rule)
@@ -304,6 +310,7 @@ class RunConfig(Checked):
     self.require_at_least(1, 'num_microbatches', 'train_steps', 'eval_period', 'eval_steps', 'log_period')
     rule = f'the batch of {self.data.batch_size} rows must divide into it; use a divisor of it.'
     self.require(self.data.batch_size % self.num_microbatches == 0, 'num_microbatches', rule)
+    self._check_rows()
     period = self.checkpoint.period
     if self.checkpoint.keep_best and (self.eval_period is None or self.eval_period % period):
       raise ConfigError(
@@ -316,6 +323,31 @@ class RunConfig(Checked):
         f'MoeConfig.sequences_per_group is {rows}, which does not divide the batch of {self.data.batch_size} rows; '
         'use a divisor of it.'
       )
+
+  def _check_rows(self) -> None:
+    """Raises where the model cannot have the rows that the data gives."""
+    lengths, needs = f'DataConfig.feature_lengths is {self.data.feature_lengths!r}', None
+    if not self.model.is_decoder_only:
+      needs = 'and the model has an encoder, which needs inputs'
+      if not self.data.loss_on_targets_only:
+        raise ConfigError(
+          'DataConfig.loss_on_targets_only is False, and the model has an encoder, which predicts no inputs; leave it '
+          'True, or set ModelConfig.num_encoder_layers=0.'
+        )
+    elif self.model.prefix_lm:
+      needs = 'and ModelConfig.prefix_lm is True, whose prefix is the inputs'
+    if needs and 'inputs' not in self.data.feature_lengths:
+      raise ConfigError(
+        f"{lengths}, {needs}; give both lengths, as {{'inputs': 512, 'targets': 114}}, and such a task."
+      )
+
+  @property
+  def row_lengths(self) -> dict[Literal['encoder', 'decoder'], int]:
+    """Returns the tokens that each stack of the model has in a row of the batch."""
+    lengths = self.data.feature_lengths
+    if self.model.is_decoder_only:
+      return {'decoder': sum(lengths.values())}
+    return {'encoder': lengths['inputs'], 'decoder': lengths['targets']}
 
   def identity(self) -> dict[str, Any]:
     """Returns what a MODEL_DIR belongs to, as one flat dictionary of dotted names.
@@ -330,9 +362,14 @@ class RunConfig(Checked):
     for name in ('languages', 'sampling_exponent'):  # checkpoints of versions without languages do not have them
       if data[name] is None:
         data.pop(name)
+    if self.data.loss_on_targets_only:  # nor this
+      data.pop('loss_on_targets_only')
     model = self.model.to_json()
     for name in ('remat_policy', 'scan_unroll'):
       model.pop(name)
+    for name in ('prefix_lm', 'positions', 'rotary_base'):  # nor these; a base counts where something is turned by it
+      if model[name] == getattr(ModelConfig, name) or (name == 'rotary_base' and self.model.positions != 'rotary'):
+        model.pop(name)
     if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it, nor a buffer of experts
       model.pop('gradient_dtype')
     if self.model.moe:  # as older versions recorded what was left at its default and what had no effect

@@ -26,7 +26,7 @@ EVALUATION_SEED = 0
 
 
 def read_held_out(
-  config: DataConfig, num_batches: int, num_ids: int | None = None
+  config: DataConfig, num_batches: int, num_ids: int | None = None, decoder_only: bool = False
 ) -> tuple[list[HostBatch], tuple[str, ...]]:
   """Returns the first batches of the held-out split, in its own order, as NumPy arrays, and the names of its groups.
 
@@ -36,6 +36,7 @@ def read_held_out(
     config: which task, and how its examples become batches.
     num_batches: how many, at least 1; fewer come if the split has no more.
     num_ids: ids that the model has rows for; None is the size of the vocabulary.
+    decoder_only: whether the model has no encoder; groups are not told apart then.
 
   Returns:
     Dictionaries of int32 arrays [batch_size, length], named as those of `TrainingSource`; of a task with groups
@@ -47,7 +48,7 @@ def read_held_out(
   """
   providers.import_task_module(config)
   provider = providers.find_provider(config, config.eval_split)
-  groups = group_names(provider)
+  groups = () if decoder_only else group_names(provider)
   with reading(config):
     dataset = with_named_errors(provider, config).get_dataset(
       config.feature_lengths,
@@ -58,7 +59,7 @@ def read_held_out(
       num_epochs=1,
       try_in_mem_cache=False,
     )
-    dataset = to_rows(dataset, config, with_groups=bool(groups))
+    dataset = to_rows(dataset, config, bool(groups), decoder_only)
   dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
   try:
     batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
@@ -67,7 +68,7 @@ def read_held_out(
   if not batches:
     raise no_example(config.mixture_or_task_name, config.eval_split)
   check_ids(batches, num_ids or provider.output_features['targets'].vocabulary.vocab_size, config.mixture_or_task_name)
-  missing = config.batch_size - len(batches[-1]['encoder_input_tokens'])
+  missing = config.batch_size - len(batches[-1]['decoder_target_tokens'])
   batches[-1] = {name: np.pad(rows, ((0, missing), (0, 0))) for name, rows in batches[-1].items()}
   return batches, tuple(groups)
 
@@ -107,7 +108,11 @@ class EvaluationBatches(Iterable[Batch]):
 
 
 def open_evaluation(
-  config: DataConfig, rows_sharding: jax.sharding.Sharding, num_batches: int, num_ids: int | None = None
+  config: DataConfig,
+  rows_sharding: jax.sharding.Sharding,
+  num_batches: int,
+  num_ids: int | None = None,
+  decoder_only: bool = False,
 ) -> EvaluationBatches:
   """Reads the first `num_batches` batches of the held-out split; see `read_held_out`.
 
@@ -119,9 +124,10 @@ def open_evaluation(
     rows_sharding: of arrays [batch, length].
     num_batches: how many, at least 1.
     num_ids: ids that the model has rows for; None is the size of the vocabulary.
+    decoder_only: whether the model has no encoder.
 
   Raises:
     ConfigError: the task cannot be found or read, or its split has no example.
   """
-  batches, groups = read_held_out(config, num_batches, num_ids)
+  batches, groups = read_held_out(config, num_batches, num_ids, decoder_only)
   return EvaluationBatches(batches, rows_sharding, groups)

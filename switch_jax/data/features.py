@@ -59,16 +59,34 @@ def with_observed_eos(
     `ends_with_eos` is True or False where all examples agree that were not cut at the length, and else None.
   """
   batches, found = list(batches), {}
-  for name, tokens, side in (('inputs', 'encoder_input', 'encoder'), ('targets', 'decoder_target', 'decoder')):
+  for name, facts in features.items():
     ends: set[bool] = set()
     for batch in batches:
-      rows, segments = batch[f'{tokens}_tokens'], batch[f'{side}_segment_ids']
-      following = np.pad(segments, ((0, 0), (0, 1)))[:, 1:]
-      is_last = (segments > 0) & (segments != following)
-      is_last[batch[f'{side}_positions'] == rows.shape[1] - 1] = False  # as long as a row: perhaps cut
-      ends |= set((rows[is_last] == eos_id).tolist())
+      rows, is_last, is_full = _last_tokens(batch, name, facts['length'])
+      ends |= set((rows[is_last & ~is_full] == eos_id).tolist())  # as long as it may be: perhaps cut
     found[name] = {**features[name], 'ends_with_eos': ends.pop() if len(ends) == 1 else None}
   return found
+
+
+def _last_tokens(batch: Mapping[str, np.ndarray], name: str, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the rows that hold a feature, where it ends in them, and where it is as long as it may be."""
+  is_encoder = name == 'inputs' and 'encoder_input_tokens' in batch
+  side, tokens = ('encoder', 'encoder_input_tokens') if is_encoder else ('decoder', 'decoder_target_tokens')
+  segments, sizes = batch[f'{side}_segment_ids'], batch[f'{side}_positions'] + 1
+  following = lambda x: np.pad(x, ((0, 0), (0, 1)))[:, 1:]  # noqa: E731
+  is_last = (segments > 0) & (segments != following(segments))
+  if is_encoder or 'decoder_causal_attention' not in batch:
+    length = segments.shape[1]
+  else:  # it marks one token more than there are inputs
+    marked = batch['decoder_causal_attention'] > 0
+    is_input = marked & following(marked) & ~is_last
+    if name == 'inputs':
+      is_last = is_input & ~following(is_input)
+    else:
+      inputs = np.cumsum(is_input, axis=1)
+      before = np.maximum.accumulate(np.where(sizes == 1, inputs - is_input, 0), axis=1)
+      sizes = sizes - (inputs - before)
+  return batch[tokens], is_last, sizes == length
 
 
 def recorded_add_eos(record: Mapping[str, Any], name: str) -> bool | None:

@@ -63,7 +63,8 @@ class TrainingSource(Iterator[Batch]):
   Iterating gives dictionaries of int32 global arrays laid out by `rows_sharding`: encoder_input_tokens,
   encoder_segment_ids, encoder_positions [batch_size, inputs length]; decoder_input_tokens, decoder_target_tokens,
   decoder_segment_ids, decoder_positions, decoder_loss_weights [batch_size, targets length]. Padding is token 0 in
-  segment 0.
+  segment 0. Rows of a decoder-only model have inputs and targets one after the other in the features of the decoder,
+  and decoder_causal_attention, which is 1 for the inputs; none of this of the encoder.
 
   Attributes:
     vocabulary: SeqIO's vocabulary of inputs and targets.
@@ -83,6 +84,7 @@ class TrainingSource(Iterator[Batch]):
     rows_sharding: jax.sharding.Sharding,
     num_ids: int | None = None,
     snapshot_period: int = SNAPSHOT_PERIOD,
+    decoder_only: bool = False,
   ):
     """Builds the pipelines of this host's streams; the thread starts with `start`, or the first `next`.
 
@@ -92,6 +94,7 @@ class TrainingSource(Iterator[Batch]):
       rows_sharding: of arrays [batch, length].
       num_ids: ids that the model has rows for; None is the size of the vocabulary.
       snapshot_period: batches between snapshots; how many may have to be dropped when restoring.
+      decoder_only: whether the model has no encoder.
 
     Raises:
       ConfigError: the task cannot be found or read, has no example, or does not divide over hosts and devices.
@@ -101,7 +104,7 @@ class TrainingSource(Iterator[Batch]):
     self.vocabulary: seqio.Vocabulary = provider.output_features['targets'].vocabulary
     self.vocabulary_size: int = self.vocabulary.vocab_size
     self.features = describe_features(provider, config.feature_lengths)
-    self.fingerprint = providers.fingerprint(config, seed, module, provider)
+    self.fingerprint = providers.fingerprint(config, seed, module, provider, decoder_only)
     self.description = providers.describe_text(config, module)
     self.template = providers.inputs_template(config, module)
     self.has_metrics = any(task.metric_fns for task in seqio.get_subtasks(provider))
@@ -109,7 +112,7 @@ class TrainingSource(Iterator[Batch]):
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)
     streams = Streams(
-      {s: make_stream(provider, config, s, seeds[s], len(held)) for s in held},
+      {s: make_stream(provider, config, s, seeds[s], len(held), decoder_only) for s in held},
       functools.partial(explain_reading, provider, config, config.train_split),
       functools.partial(check_ids, num_ids=num_ids or self.vocabulary_size, task=config.mixture_or_task_name),
     )
@@ -179,7 +182,11 @@ class TrainingSource(Iterator[Batch]):
 
 
 def open_training(
-  config: DataConfig, seed: int, rows_sharding: jax.sharding.Sharding, num_ids: int | None = None
+  config: DataConfig,
+  seed: int,
+  rows_sharding: jax.sharding.Sharding,
+  num_ids: int | None = None,
+  decoder_only: bool = False,
 ) -> TrainingSource:
   """Opens the training data of a configuration; see `TrainingSource`."""
-  return TrainingSource(config, seed, rows_sharding, num_ids)
+  return TrainingSource(config, seed, rows_sharding, num_ids, decoder_only=decoder_only)

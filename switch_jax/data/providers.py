@@ -105,11 +105,8 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
       f'{name} has no split {split!r}; it has {", ".join(splits)}.{suggest(split, splits)} '
       'Set train_split and eval_split of DataConfig.'
     )
-  if not {'inputs', 'targets'} <= set(features):
-    raise ConfigError(
-      f'{name} has the features {sorted(features)}; an encoder-decoder needs inputs and targets; use another task.'
-    )
-  if features['inputs'].vocabulary != features['targets'].vocabulary:
+  _check_features(name, set(features), config)
+  if 'inputs' in features and features['inputs'].vocabulary != features['targets'].vocabulary:
     raise ConfigError(f'{name} has different vocabularies for inputs and targets; the model has one; use another task.')
   check_features(provider, features)
   vocabulary = features['targets'].vocabulary
@@ -128,6 +125,21 @@ def find_provider(config: DataConfig, split: str) -> seqio.Task | seqio.Mixture:
     check_rates(provider, split)
   _check_weights(provider, split)
   return provider
+
+
+def _check_features(name: str, features: set[str], config: DataConfig) -> None:
+  """Raises where a task's features are not those whose lengths the configuration gives."""
+  if not (missing := set(config.feature_lengths) - features):
+    if 'inputs' in features and 'inputs' not in config.feature_lengths:
+      raise ConfigError(
+        f'DataConfig.feature_lengths is {config.feature_lengths!r}, and {name} has inputs too; give both lengths, as '
+        "{'inputs': 512, 'targets': 114}, or use a task without inputs."
+      )
+    return
+  other = ", or a decoder-only model with TASK_FEATURE_LENGTHS={'targets': 512}" if missing == {'inputs'} else ''
+  raise ConfigError(
+    f'{name} has the features {sorted(features)}; an encoder-decoder needs inputs and targets; use another task{other}.'
+  )
 
 
 def _check_weights(provider: seqio.Task | seqio.Mixture, split: str) -> None:
@@ -209,7 +221,11 @@ def inputs_template(config: DataConfig, module: types.ModuleType | None) -> str 
 
 
 def fingerprint(
-  config: DataConfig, seed: int, module: types.ModuleType | None, provider: seqio.Task | seqio.Mixture
+  config: DataConfig,
+  seed: int,
+  module: types.ModuleType | None,
+  provider: seqio.Task | seqio.Mixture,
+  decoder_only: bool = False,
 ) -> dict[str, str | int]:
   """Returns everything that decides which rows training sees; a data position is good only where all of it agrees."""
   rates = ''
@@ -219,8 +235,8 @@ def fingerprint(
     'task': config.mixture_or_task_name,
     'mixing_rates': rates,
     'split': config.train_split,
-    'inputs_length': config.feature_lengths['inputs'],
-    'targets_length': config.feature_lengths['targets'],
+    **{f'{feature}_length': length for feature, length in config.feature_lengths.items()},
+    **({'decoder_only': 1, 'loss_on_targets_only': int(config.loss_on_targets_only)} if decoder_only else {}),
     'batch_size': config.batch_size,
     'seed': seed,
     'num_data_shards': config.num_data_shards,

@@ -27,6 +27,8 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
   """
   result = dict(batch)
   for side, tokens in (('encoder', 'encoder_input_tokens'), ('decoder', 'decoder_target_tokens')):
+    if tokens not in batch:
+      continue
     real = (batch[tokens] != 0).astype(np.int32)
     result.setdefault(f'{side}_segment_ids', real)
     result.setdefault(f'{side}_positions', np.arange(real.shape[1], dtype=np.int32) * real)
@@ -36,7 +38,7 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
 def check_ids(batches: Iterable[HostBatch], num_ids: int, task: str) -> None:
   """Raises a `ConfigError` where a token is none of the ids that the model has rows for: its loss would be NaN."""
   for batch in batches:
-    for name in ('encoder_input_tokens', 'decoder_target_tokens'):
+    for name in batch.keys() & {'encoder_input_tokens', 'decoder_target_tokens'}:
       for token in (batch[name].min(initial=0), batch[name].max(initial=0)):
         if not 0 <= token < num_ids:
           raise ConfigError(
@@ -162,23 +164,34 @@ def with_named_errors(provider: seqio.Task | seqio.Mixture, config: DataConfig) 
   return mixture
 
 
-def to_rows(dataset: tf.data.Dataset, config: DataConfig, with_groups: bool = False) -> tf.data.Dataset:
+def to_rows(
+  dataset: tf.data.Dataset, config: DataConfig, with_groups: bool = False, decoder_only: bool = False
+) -> tf.data.Dataset:
   """Packs, or else pads, examples into rows of the configured lengths, with the features of the batch.
 
   Args:
     dataset: examples of a task or mixture.
     config: lengths, and whether to pack.
     with_groups: also give every token the number of its example's group; see `switch_jax.data.groups`.
+    decoder_only: put inputs and targets into one row, for a model without an encoder; it has no groups.
   """
   if with_groups:
     return to_grouped_rows(dataset, config.feature_lengths, config.pack)
   if GROUP in dataset.element_spec:  # SeqIO would say at length that it leaves it out
     dataset = dataset.map(lambda example: {name: example[name] for name in config.feature_lengths})
-  return seqio.EncDecFeatureConverter(pack=config.pack)(dataset, task_feature_lengths=config.feature_lengths)
+  converter: seqio.FeatureConverter = seqio.EncDecFeatureConverter(pack=config.pack)
+  if decoder_only:
+    converter = seqio.DecoderFeatureConverter(loss_on_targets_only=config.loss_on_targets_only, pack=config.pack)
+  return converter(dataset, task_feature_lengths=config.feature_lengths)
 
 
 def make_stream(
-  provider: seqio.Task | seqio.Mixture, config: DataConfig, stream: int, seed: int, num_pipelines: int
+  provider: seqio.Task | seqio.Mixture,
+  config: DataConfig,
+  stream: int,
+  seed: int,
+  num_pipelines: int,
+  decoder_only: bool = False,
 ) -> tf.data.Dataset:
   """Returns the endless dataset of one stream.
 
@@ -188,6 +201,7 @@ def make_stream(
     stream: its number, below `config.num_data_shards`.
     seed: of its order and of its preprocessors.
     num_pipelines: streams that share this host's cores.
+    decoder_only: see `to_rows`.
 
   Returns:
     Batches of the stream's rows: a dict of int32 [batch_size / num_data_shards, length].
@@ -208,7 +222,7 @@ def make_stream(
     _check_tasks(provider, config, read)
     provider = _with_shuffle_buffer(provider, config.shuffle_buffer_size)
     dataset = provider.get_dataset(**read, shuffle=config.shuffle, num_epochs=None)
-    dataset = to_rows(dataset, config)
+    dataset = to_rows(dataset, config, decoder_only=decoder_only)
   rows = config.batch_size // config.num_data_shards
   return dataset.batch(rows, drop_remainder=True).with_options(bounded_options(num_pipelines))
 

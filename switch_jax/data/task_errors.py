@@ -152,7 +152,7 @@ def check_features(provider: seqio.Task | seqio.Mixture, features: Mapping[str, 
     features: those of its first task.
   """
   for task in seqio.get_subtasks(provider):
-    for name in ('inputs', 'targets'):
+    for name in [name for name in ('inputs', 'targets') if name in features]:
       first, own = features[name], task.output_features[name]
       if own.vocabulary != first.vocabulary:
         others = seqio.get_subtasks(provider)[0].name

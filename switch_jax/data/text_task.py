@@ -1,9 +1,10 @@
-"""SeqIO tasks over a corpus: span corruption and prefix language modelling."""
+"""SeqIO tasks over a corpus: span corruption, prefix language modelling and language modelling."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from switch_jax.data.corpus import NEWLINE_MARK, TRAIN, VALIDATION, Corpus
+from switch_jax.data.language_model import language_model
 from switch_jax.data.prefix_lm import continuation, prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.span_corruption import span_corruption
@@ -91,8 +92,17 @@ def add_continuation_task(
   _add_task(name, get_corpus, vocabulary, [continuation])
 
 
+def add_lm_task(name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY) -> None:
+  """Registers language modelling over a corpus, with targets alone; as `add_span_corruption_task`."""
+  _add_task(name, get_corpus, vocabulary, [language_model], features=('targets',))
+
+
 def _add_task(
-  name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary, objective: Sequence[Callable[..., Any]]
+  name: str,
+  get_corpus: Callable[[], Corpus],
+  vocabulary: seqio.Vocabulary,
+  objective: Sequence[Callable[..., Any]],
+  features: Sequence[str] = ('inputs', 'targets'),
 ) -> None:
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
@@ -100,6 +110,6 @@ def _add_task(
     name,
     source=CorpusSource(get_corpus),
     preprocessors=[restore_text, tokenize, seqio.CacheDatasetPlaceholder(), *objective],
-    output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in ('inputs', 'targets')},
+    output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in features},
     metric_fns=[],
   )

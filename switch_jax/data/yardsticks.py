@@ -35,7 +35,7 @@ def target_entropies(
 
   Args:
     batches: each with `decoder_target_tokens`, `decoder_input_tokens` (the tokens before them), and
-      `decoder_segment_ids`, integers [batch, targets length].
+      `decoder_loss_weights`, integers [batch, targets length].
     sentinel_ids: ids that stand for spans.
     eos_id: id of the end of a sequence.
     pad_id: id of padding.
@@ -50,7 +50,7 @@ def target_entropies(
   found = []
   for batch in batches:
     targets = np.asarray(batch['decoder_target_tokens'])
-    is_text = (np.asarray(batch['decoder_segment_ids']) > 0) & ~np.isin(targets, special)
+    is_text = (np.asarray(batch['decoder_loss_weights']) > 0) & ~np.isin(targets, special)
     found.append(np.stack([np.asarray(batch['decoder_input_tokens'])[is_text], targets[is_text]], axis=1))
   pairs: np.ndarray = np.concatenate(found) if found else np.zeros((0, 2), np.int32)
   if not len(pairs):

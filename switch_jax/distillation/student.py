@@ -86,6 +86,8 @@ class Distillation:
     if not (_computes_teacher(config) or (config.initialize and begins)):
       return cls(run, recorded=recorded)
     teacher = Teacher.open(config)
+    if _computes_teacher(config):
+      teacher.check_rows(run)
     if recorded and recorded['digest'] != (digest := teacher.digest()):
       raise ConfigError(
         f'DistillationConfig.teacher_path is {config.teacher_path!r}, which is step {teacher.facts.step} of a teacher '
@@ -154,7 +156,7 @@ class Distillation:
       return NO_LESSONS
     data, vocab_size = self.run.data, self.run.model.vocab_size
     top_k = min(self.run.distillation.top_k or vocab_size, vocab_size)
-    shape, sharding = (data.batch_size, data.feature_lengths['targets'], top_k), layout.batch_sharding()
+    shape, sharding = (data.batch_size, self.run.row_lengths['decoder'], top_k), layout.batch_sharding()
     dtypes = {LOG_PROBABILITIES: jnp.float32} | ({IDS: jnp.int32} if top_k < vocab_size else {})
     entries = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
     return dataclasses.replace(_FROM_FILES, abstract_entries=entries)

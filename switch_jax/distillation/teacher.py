@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switch_jax.config import ConfigError, DistillationConfig, ModelConfig
+from switch_jax.config import ConfigError, DistillationConfig, ModelConfig, RunConfig
 from switch_jax.inference import with_capacity
 from switch_jax.interop import CheckpointFacts, describe_checkpoint, initial_parameters
 from switch_jax.interop.inheritance import kind_of
@@ -43,6 +43,20 @@ class Teacher:
     if model.moe and model.moe.router != 'expert_choice':  # experts that choose tokens need their capacity
       model = with_capacity(model, None)
     return cls(facts, dataclasses.replace(model, activation_dtype=config.teacher_dtype, remat_policy='none'))
+
+  def check_rows(self, run: RunConfig) -> None:
+    """Raises a `ConfigError` unless the teacher can compute the rows of the student's batches."""
+    kind = lambda model: 'no encoder' if model.is_decoder_only else 'an encoder'  # noqa: E731
+    if kind(self.model) != kind(run.model):
+      raise ConfigError(
+        f'{SETTING}: {self.facts.path} has {kind(self.model)} and the student has {kind(run.model)}; their rows '
+        'differ. Use a teacher of the same kind, or set ModelConfig.num_encoder_layers accordingly.'
+      )
+    if self.model.prefix_lm and 'inputs' not in run.data.feature_lengths:
+      raise ConfigError(
+        f'{SETTING}: {self.facts.path} is a prefix LM, and the rows of the student have no inputs (DataConfig.'
+        f'feature_lengths is {run.data.feature_lengths!r}); use a task with inputs, or another teacher.'
+      )
 
   def check_vocabulary(self, rows: int, vocabulary: dict[str, Any]) -> None:
     """Raises a `ConfigError` unless the ids of student and teacher mean the same.

@@ -43,11 +43,13 @@ def write_teacher_logits(run: RunConfig) -> int:
       '--gin.TEACHER_LOGITS=/some/dir.'
     )
   teacher = Teacher.open(config)
+  teacher.check_rows(run)
   # The teacher alone has to divide over the mesh; the student comes later, perhaps on another one.
   layout = make_layout(dataclasses.replace(run, model=teacher.model, distillation=None, num_microbatches=1))
   progress = Progress(active=jax.process_index() == 0)
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
+  rows = layout.batch_sharding()
+  source = data.open_training(run.data, run.random_seed, rows, run.model.vocab_size, run.model.is_decoder_only)
   place = epath.Path(config.teacher_logits) / OWNER
   try:
     require_agreement('data', source.fingerprint)
@@ -74,7 +76,7 @@ def _write(
   writer = TeacherLogitsWriter(
     config.teacher_logits,
     facts,
-    (run.data.batch_size, run.data.feature_lengths['targets'], top_k),
+    (run.data.batch_size, run.row_lengths['decoder'], top_k),
     run.train_steps,
     vocab_size,
     # Half precision is as much as a teacher in bfloat16 knows.

@@ -252,7 +252,11 @@ def measure_experts(model_dir: str | os.PathLike[str], step: int | None = None) 
   model = load_model(store, step, MeshConfig())
   check_batch_size(config.batch_size, model.layout, 'DataConfig')
   held_out = data.open_evaluation(
-    config, model.layout.batch_sharding(), record['run']['eval_steps'], model.config.vocab_size
+    config,
+    model.layout.batch_sharding(),
+    record['run']['eval_steps'],
+    model.config.vocab_size,
+    model.config.is_decoder_only,
   )
   groups = tuple(getattr(held_out, 'groups', ()))
   counts = count_choices(

@@ -25,6 +25,7 @@ def attention(
   key_segments: jax.Array,
   bias: jax.Array | None = None,
   keep: jax.Array | None = None,
+  prefix: jax.Array | None = None,
   *,
   causal: bool = False,
 ) -> jax.Array:
@@ -36,12 +37,14 @@ def attention(
     query_segments, key_segments: int32 `[batch, length]`; a query sees the keys of its own segment, none of segment 0.
     bias: float32 `[heads, query length, key length]`.
     keep: dropout factors of the weights `[batch, heads, key length]` (0 or 1 / (1 - rate)), equal for all queries.
+    prefix: int32 `[batch, length]` of self-attention, 1 for positions that see each other though they be later; None
+      for none.
     causal: hide later keys.
 
   Returns:
     `[batch, query length, heads, kv]` in the dtype of `query`.
   """
-  arguments = (query, key, value, query_segments, key_segments, bias, keep)
+  arguments = (query, key, value, query_segments, key_segments, bias, keep, prefix)
   form = forms(layout)['attention']
   if form == 'by_row':
     return attend_by_row(layout, *arguments, causal=causal)
@@ -51,21 +54,24 @@ def attention(
   return jax.checkpoint(functools.partial(attend, causal=causal))(*arguments)
 
 
-def _scores_bias(query_segments, key_segments, bias, causal):
+def _scores_bias(query_segments, key_segments, bias, prefix, causal):
   """Returns the float32 additive bias `[..., heads or 1, query, key]` of one row or many, masks included."""
   key_segments = jnp.where(key_segments > 0, key_segments, -1)  # which no query has
   allowed = query_segments[..., :, None] == key_segments[..., None, :]
   if causal:
     query_length, key_length = allowed.shape[-2:]
-    allowed &= jnp.tril(jnp.ones((query_length, key_length), bool))
+    visible = jnp.tril(jnp.ones((query_length, key_length), bool))
+    if prefix is not None:
+      visible |= (prefix[..., :, None] & prefix[..., None, :]) > 0
+    allowed &= visible
   mask = jnp.where(allowed, 0.0, MASKED)[..., None, :, :]
   return mask if bias is None else mask + bias
 
 
-def attend(query, key, value, query_segments, key_segments, bias=None, keep=None, *, causal=False):
+def attend(query, key, value, query_segments, key_segments, bias=None, keep=None, prefix=None, *, causal=False):
   """The plain form of `attention`: whole arrays of scores."""
   scores = jnp.einsum('bqhk,bshk->bhqs', query, key, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(scores + _scores_bias(query_segments, key_segments, bias, causal), axis=-1)
+  weights = jax.nn.softmax(scores + _scores_bias(query_segments, key_segments, bias, prefix, causal), axis=-1)
   if keep is not None:
     weights = weights * keep[:, :, None, :]
   return jnp.einsum('bhqs,bshk->bqhk', weights.astype(query.dtype), value)
@@ -76,20 +82,23 @@ def attend(query, key, value, query_segments, key_segments, bias=None, keep=None
 _ROWS_WRITTEN_OUT, _LARGE_SCORES = 16, 1 << 18
 
 
-def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=None, keep=None, *, causal=False):
+def attend_by_row(
+  layout, query, key, value, query_segments, key_segments, bias=None, keep=None, prefix=None, *, causal=False
+):
   """The form for XLA:CPU: one row of the batch at a time.
 
   The scores of one row fit the cache, and computing them again in the backward pass costs less than storing them: a
   third of the time of `attend` there. The rows of a shard are mapped inside the shard, since a map over a split axis
   would gather it.
   """
-  has_bias, has_keep = bias is not None, keep is not None
+  has_bias, has_keep, has_prefix = bias is not None, keep is not None, prefix is not None
 
   @jax.checkpoint
   def one_row(row, bias):
-    q, k, v, query_segments, key_segments, keep = row
+    q, k, v, query_segments, key_segments, keep, prefix = row
     q, k, v = (x.swapaxes(0, 1) for x in (q, k, v))  # [heads, length, kv]
-    weights = jax.nn.softmax(_score(q, k) + _scores_bias(query_segments, key_segments, bias, causal), axis=-1)
+    scores_bias = _scores_bias(query_segments, key_segments, bias, prefix, causal)
+    weights = jax.nn.softmax(_score(q, k) + scores_bias, axis=-1)
     if has_keep:
       weights = weights * keep[:, None, :]
     return _weigh(weights.astype(q.dtype), v).swapaxes(0, 1)
@@ -98,9 +107,10 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
     rest = list(optional)
     bias = lift(rest.pop(0), layout.token_axes) if has_bias else None
     keep = rest.pop(0) if has_keep else None
+    prefix = rest.pop(0) if has_prefix else None
     scores = query.shape[1] * query.shape[2] * key.shape[1]
     unroll = _ROWS_WRITTEN_OUT if scores >= _LARGE_SCORES else 1
-    arrays = (query, key, value, query_segments, key_segments, keep)
+    arrays = (query, key, value, query_segments, key_segments, keep, prefix)
     return jax.lax.scan(lambda _, row: ((), one_row(row, bias)), (), arrays, unroll=unroll)[1]
 
   by_row = P(layout.token_axes)
@@ -110,6 +120,8 @@ def attend_by_row(layout, query, key, value, query_segments, key_segments, bias=
     arguments, specs = [*arguments, bias], [*specs, P()]
   if has_keep:
     arguments, specs = [*arguments, keep], [*specs, by_row]
+  if has_prefix:
+    arguments, specs = [*arguments, prefix], [*specs, by_row]
   return layout.per_token_shard(rows, tuple(specs), by_row)(*arguments)
 
 

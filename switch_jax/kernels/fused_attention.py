@@ -53,11 +53,11 @@ Arrays = tuple[jax.Array | None, ...]
 
 def fits(layout: Layout, query: jax.Array, key: jax.Array) -> bool:
   """Whether the keys of a row fit the memory of a core: 2,048 in v2 to v4, 4,096 and more in the others."""
-  return _Cut(core_of(layout), query, key, key, None, None, None, None).block > 0
+  return _Cut(core_of(layout), query, key, key, None, None, None, None, None).block > 0
 
 
 def attend_fused(layout: Layout, *arguments: jax.Array | None, causal: bool = False) -> jax.Array:
-  """The form of `attention` for TPUs; arguments, from the query to what dropout keeps, and result are those of it."""
+  """The form of `attention` for TPUs; arguments, from the query to the prefix, and result are those of it."""
   return _attend(layout, causal, *arguments)
 
 
@@ -82,7 +82,7 @@ def _attend_backward(layout: Layout, causal: bool, arguments: Arrays, gradient: 
 
   outputs = specs[:3] + ([specs[5]] if has_bias else [])
   found = _by_shard(layout, backward, arguments, outputs, gradient)
-  return (*found[:3], None, None, found[3] if has_bias else None, None)
+  return (*found[:3], None, None, found[3] if has_bias else None, None, None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -99,7 +99,8 @@ def _specs(layout: Layout, arguments: Arrays) -> list[Any]:
   rows, heads = layout.token_axes or None, layout.spec('heads')[0]
   found: list[Any] = [P(rows, None, heads, None)] * 3 + [P(rows, None)] * 2
   found += [None if arguments[5] is None else P(heads, None, None)]
-  return [*found, None if arguments[6] is None else P(rows, heads, None)]
+  found += [None if arguments[6] is None else P(rows, heads, None)]
+  return [*found, None if arguments[7] is None else P(rows, None)]
 
 
 def _by_shard(layout: Layout, function: Callable[..., Any], arguments: Arrays, outputs: Any, *queries: Any) -> Any:
@@ -185,7 +186,10 @@ class _Part:
     if causal:
       first = 0 if cut.is_whole else inputs['first_query']() * cut.block
       position = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-      allowed &= jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) <= position
+      visible = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) <= position
+      if cut.has_prefix:
+        visible |= (inputs['query_prefix'][0] & inputs['key_prefix'][0]) > 0
+      allowed &= visible
     mask = jnp.where(allowed, 0.0, MASKED)
     scores += mask + inputs['bias'][head] if cut.has_bias else mask
     exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
@@ -230,9 +234,18 @@ class _Cut:
   """The arrays as the kernels see them, heads side by side, and how they are cut into blocks."""
 
   def __init__(
-    self, core: Core, query: Any, key: Any, value: Any, query_segments: Any, key_segments: Any, bias: Any, keep: Any
+    self,
+    core: Core,
+    query: Any,
+    key: Any,
+    value: Any,
+    query_segments: Any,
+    key_segments: Any,
+    bias: Any,
+    keep: Any,
+    prefix: Any,
   ):
-    self.core = core
+    self.core, self.has_prefix = core, prefix is not None
     self.rows, self.queries, self.heads, self.width = query.shape
     self.keys, self.dtype = key.shape[1], query.dtype
     self.has_bias, self.has_keep = bias is not None, keep is not None
@@ -247,11 +260,13 @@ class _Cut:
 
   def prepare(self, arguments: Any, gradient: Any = None) -> dict[str, jax.Array]:
     """Returns the kernels' inputs by name; queries are padded to whole blocks, of segment 0 and with gradient 0."""
-    query, key, value, query_segments, key_segments, bias, keep = arguments
+    query, key, value, query_segments, key_segments, bias, keep, prefix = arguments
     flat = lambda x: x.reshape(*x.shape[:2], -1)  # noqa: E731
     pad = lambda x: jnp.pad(x, [(0, 0), (0, self.padded - self.queries)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
     found = {'query': pad(flat(query)), 'key': flat(key), 'value': flat(value)}
     found |= {'query_segments': pad(query_segments)[:, :, None], 'key_segments': key_segments[:, None, :]}
+    if self.has_prefix:
+      found |= {'query_prefix': pad(prefix)[:, :, None], 'key_prefix': prefix[:, None, :]}
     if gradient is not None:
       found['gradient'] = pad(flat(gradient))
     if self.has_bias:
@@ -292,6 +307,8 @@ class _Cut:
       'value': of_keys,
       'query_segments': spec((1, self.block, 1), lambda h, b, q: (b, q, 0)),
       'key_segments': spec((1, 1, self.keys), lambda h, b, q: (b, 0, 0)),
+      'query_prefix': spec((1, self.block, 1), lambda h, b, q: (b, q, 0)),
+      'key_prefix': spec((1, 1, self.keys), lambda h, b, q: (b, 0, 0)),
       'bias': of_bias,
       'keep': spec((1, 1, self.block_heads, self.keys), lambda h, b, q: (b, h, 0, 0)),
     }

@@ -1,4 +1,4 @@
-"""T5 attention in Flax: relative-position bias and projections, for whole rows or for the newest position."""
+"""T5 attention in Flax: positions and projections, for whole rows or for the newest position."""
 
 import bisect
 import functools
@@ -12,6 +12,7 @@ from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
 from switch_jax.model.cache import Pair, StepContext, attend_to_cache, attend_to_memory, heads_first, heads_last
 from switch_jax.model.layers import Dense, Kernel, product
+from switch_jax.model.rotary import rotate
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
 
@@ -119,6 +120,7 @@ class MultiHeadAttention(nn.Module):
     segments: Segments,
     bias: jax.Array | None = None,
     real: jax.Array | None = None,
+    prefix: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, RoutingStatistics]]:
     """Attends from `x` `[batch, query length, embed]` to `memory` `[batch, key length, embed]`.
 
@@ -127,21 +129,24 @@ class MultiHeadAttention(nn.Module):
       segments: int32 segment ids of queries and of keys, each `[batch, length]`.
       bias: float32 `[heads, query length, key length]`.
       real: which tokens are no padding, for attention that routes them; unused here.
+      prefix: int32 `[batch, length]`, 1 for the tokens that see each other whichever comes first; None for none.
 
     Returns:
       The shape of `x`; and the statistics of its routers, of which there are none.
     """
     if memory is x:
       query, key, value = self._project(x, self.query(), self.key(), self.value())
+      query, key = with_positions(self.config, query, key)
     else:
       (query,), (key, value) = self._project(x, self.query()), self._project(memory, self.key(), self.value())
     keep = draw_keep(self, self.config, query.shape[0], key.shape[1])
-    y = kernels.attention(self.layout, query, key, value, *segments, bias, keep, causal=self.causal)
+    y = kernels.attention(self.layout, query, key, value, *segments, bias, keep, prefix, causal=self.causal)
     return self.out(y.reshape(*y.shape[:-2], -1)), {}
 
   def step(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
     """Self-attention of the newest position, `[rows, 1, embed]`; returns what is kept, this position in it, too."""
     query, key, value = (self._heads_first(x, kernel()) for kernel in (self.query, self.key, self.value))
+    query, key = with_positions(self.config, query, key, context.position)
     y, kept = attend_to_cache(query, (key, value), kept, context)
     return self.out(heads_last(y)), kept
 
@@ -153,6 +158,7 @@ class MultiHeadAttention(nn.Module):
 
   def step_to_memory(self, x: jax.Array, memory: Pair, context: StepContext) -> jax.Array:
     """Attention of the newest position, `[rows, 1, embed]`, to keys and values kept once for each example."""
+    assert context.memory_bias is not None  # there is an encoder
     # The hypotheses of an example are the queries of one attention.
     x_of_examples = x.reshape(memory[0].shape[0], -1, x.shape[-1])
     y = attend_to_memory(self._heads_first(x_of_examples, self.query()), memory, context.memory_bias)
@@ -174,6 +180,22 @@ class MultiHeadAttention(nn.Module):
     else:
       parts = [multiply(matrix) for matrix in matrices]
     return [y.reshape(*y.shape[:-1], self.config.num_heads, self.config.head_dim) for y in parts]
+
+
+def with_positions(
+  config: ModelConfig, query: jax.Array, key: jax.Array, position: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Returns queries and keys of self-attention, turned where the model's positions are rotary.
+
+  Args:
+    config: says so.
+    query, key: `[batch, length, heads, kv]`; any shape if all are at one position.
+    position: int32 scalar; None for the places in the row. Packed examples need no others: only distances count.
+  """
+  if config.positions != 'rotary':
+    return query, key
+  positions = jnp.arange(query.shape[1])[:, None] if position is None else position
+  return rotate(query, positions, config.rotary_base), rotate(key, positions, config.rotary_base)
 
 
 def draw_keep(module: nn.Module, config: ModelConfig, rows: int, key_length: int) -> jax.Array | None:

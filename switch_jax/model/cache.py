@@ -40,14 +40,15 @@ class StepContext:
   Attributes:
     real: bool `[rows, 1]`: no row is padding.
     position: int32 scalar, the newest position.
-    bias: float32 `[heads, 1, length]`: the relative-position bias from the newest position, `MASKED` after it.
-    memory_bias: `Memory.bias`.
+    bias: float32 `[heads or 1, 1, length]`: the relative-position bias from the newest position, if there is one,
+      `MASKED` after it.
+    memory_bias: `Memory.bias`; None without an encoder.
   """
 
   real: jax.Array
   position: jax.Array
   bias: jax.Array
-  memory_bias: jax.Array
+  memory_bias: jax.Array | None
 
 
 def heads_first(y: jax.Array, num_heads: int) -> jax.Array:

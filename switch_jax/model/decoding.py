@@ -64,7 +64,7 @@ def decode_step(
   params: Parameters,
   tokens: jax.Array,
   cache: Cache,
-  memory: Memory,
+  memory: Memory | None,
   position: jax.Array,
 ) -> tuple[jax.Array, Cache]:
   """Computes the newest position of every row.
@@ -74,7 +74,7 @@ def decode_step(
     tokens: int32 `[rows]`, the decoder's input at this position; the start symbol 0 at position 0. Rows that belong to
       one example of the memory follow each other.
     cache: what the positions before have left.
-    memory: of the examples.
+    memory: of the examples; None for a model without an encoder.
     position: int32 scalar from 0 to the cache's length - 1.
 
   Returns:

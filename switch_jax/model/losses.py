@@ -95,7 +95,11 @@ def group_sums(
 
 
 def example_sums(
-  logits: jax.Array, targets: jax.Array, segment_ids: jax.Array, positions: jax.Array
+  logits: jax.Array,
+  targets: jax.Array,
+  segment_ids: jax.Array,
+  positions: jax.Array,
+  prefix: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
   """Returns how many targets there are, `count`, and how many are right from end to end, `right`, float32 scalars.
 
@@ -105,9 +109,15 @@ def example_sums(
   Args:
     logits: float32 `[batch, length, vocab]`.
     targets, segment_ids, positions: int32 `[batch, length]`; of packed rows or not. Padding is segment 0.
+    prefix: where inputs are in the same rows, `decoder_causal_attention`: 1 for them and the first target; they may be
+      wrong. None for none.
   """
-  wrong = jnp.cumsum(jnp.pad(jnp.argmax(logits, axis=-1) != targets, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
-  is_last = (segment_ids > 0) & (segment_ids != jnp.pad(segment_ids, ((0, 0), (0, 1)))[:, 1:])
+  following = lambda x: jnp.pad(x, ((0, 0), (0, 1)))[:, 1:]  # noqa: E731
+  is_last = (segment_ids > 0) & (segment_ids != following(segment_ids))
+  is_wrong = jnp.argmax(logits, axis=-1) != targets
+  if prefix is not None:
+    is_wrong &= ~((prefix > 0) & (following(prefix) > 0) & ~is_last)
+  wrong = jnp.cumsum(jnp.pad(is_wrong, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
   before = jnp.take_along_axis(wrong, jnp.arange(targets.shape[1]) - positions, axis=1)
   is_right = is_last & (wrong[:, 1:] == before)
   return {name: jnp.sum(x, dtype=jnp.float32) for name, x in (('count', is_last), ('right', is_right))}

@@ -23,8 +23,8 @@ Shapes = dict[str, tuple[int, ...]]
 # Fields on which no parameter's name, shape or axes depend: models that differ in nothing else are traced once. A field
 # that is missing here costs a trace.
 _IDLE_IN_MODEL = (
-  'dropout_rate', 'activation_dtype', 'gradient_dtype', 'init', 'init_scale', 'relpos_max_distance',
-  'layer_norm_epsilon', 'scan_unroll', 'remat_policy', 'mask_padding_queries',
+  'dropout_rate', 'activation_dtype', 'gradient_dtype', 'init', 'init_scale', 'relpos_max_distance', 'rotary_base',
+  'layer_norm_epsilon', 'scan_unroll', 'remat_policy', 'mask_padding_queries', 'prefix_lm',
 )  # fmt: skip
 _IDLE_IN_MOE = (
   'router', 'train_capacity_factor', 'eval_capacity_factor', 'expert_capacity', 'min_expert_capacity',
@@ -42,7 +42,8 @@ def _boxed_init(config: ModelConfig, layout: Layout) -> Callable[[jax.Array], Pa
 
   def init(key):
     tokens = jnp.ones((rows, 1), jnp.int32)
-    return model.init(key, {'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens})['params']
+    names = ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_causal_attention')
+    return model.init(key, dict.fromkeys(names, tokens))['params']
 
   return init
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from switch_jax import kernels
 from switch_jax.config import ModelConfig
 from switch_jax.model import initializers
-from switch_jax.model.attention import Segments, draw_keep
+from switch_jax.model.attention import Segments, draw_keep, with_positions
 from switch_jax.model.cache import Pair, StepContext, attend_to_cache, heads_first, heads_last
 from switch_jax.model.layers import Dense
 from switch_jax.model.routing import RoutingStatistics
@@ -39,7 +39,13 @@ class SwitchSelfAttention(nn.Module):
     self.out = Dense(config, self.layout, (joined, config.emb_dim), ('joined_kv', 'embed'), init)
 
   def __call__(
-    self, x: jax.Array, memory: jax.Array, segments: Segments, bias: jax.Array, real: jax.Array
+    self,
+    x: jax.Array,
+    memory: jax.Array,
+    segments: Segments,
+    bias: jax.Array | None,
+    real: jax.Array,
+    prefix: jax.Array | None = None,
   ) -> tuple[jax.Array, dict[str, RoutingStatistics]]:
     """Attends within `x`.
 
@@ -48,20 +54,23 @@ class SwitchSelfAttention(nn.Module):
       segments: int32 segment ids of queries and of keys, each `[batch, length]`.
       bias: float32 `[heads, length, length]`.
       real: bool `[batch, length]`, False for padding.
+      prefix: as `MultiHeadAttention`.
 
     Returns:
       `[batch, length, embed]` in the dtype of `x`, and the statistics of the router.
     """
     y, statistics = self.query_key_value(x.astype(jnp.float32), real)
-    query, key = (z.reshape(*z.shape[:-1], self.config.num_heads, -1) for z in jnp.split(y, 2, axis=-1))
+    query, value = (z.reshape(*z.shape[:-1], self.config.num_heads, -1) for z in jnp.split(y, 2, axis=-1))
+    query, key = with_positions(self.config, query, value)
     keep = draw_keep(self, self.config, query.shape[0], key.shape[1])
-    z = kernels.attention(self.layout, query, key, key, *segments, bias, keep, causal=self.causal)
+    z = kernels.attention(self.layout, query, key, value, *segments, bias, keep, prefix, causal=self.causal)
     z = self.out(z.reshape(*z.shape[:-2], -1)).astype(x.dtype)
     return z, {'attention': statistics}
 
   def step(self, x: jax.Array, kept: Pair, context: StepContext) -> tuple[jax.Array, Pair]:
     """As `MultiHeadAttention.step`."""
     y, _ = self.query_key_value(x.astype(jnp.float32), context.real, never_drop=True)
-    query, key = (heads_first(z, self.config.num_heads) for z in jnp.split(y, 2, axis=-1))
-    z, kept = attend_to_cache(query, (key, key), kept, context)
+    query, value = (heads_first(z, self.config.num_heads) for z in jnp.split(y, 2, axis=-1))
+    query, key = with_positions(self.config, query, value, context.position)
+    z, kept = attend_to_cache(query, (key, value), kept, context)
     return self.out(heads_last(z)).astype(x.dtype), kept

@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder with Switch layers: assembly of layers into stacks, the only place that scans and remats."""
+"""T5 with Switch layers, or its decoder alone: layers assembled into stacks, the only place that scans and remats."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,8 +21,10 @@ from switch_jax.parallel import Layout
 
 Stack = Literal['encoder', 'decoder']
 Statistics = dict[str, RoutingStatistics]
-# By layer, the keys and values of earlier positions and those of the encoder's output.
-LayerCaches = dict[str, tuple[Pair, Pair]]
+# The arguments of `RelativePositionBias` to what it returns, or to None.
+Bias = Callable[..., jax.Array | None]
+# By layer, the keys and values of earlier positions and those of the encoder's output, if there is one.
+LayerCaches = dict[str, tuple[Pair, Pair | None]]
 
 # What remat keeps by name in every policy but `full`: or all-to-alls, and products with a derivative of their own,
 # would run again.
@@ -37,15 +39,18 @@ class Context:
   Attributes:
     real: bool `[batch, length]`, False for padding.
     query_segments, key_segments: int32 `[batch, length]` for self-attention.
-    bias: float32 `[heads, length, length]`.
-    encoded: the encoder's output `[batch, inputs length, embed]`, or None in the encoder.
+    bias: float32 `[heads, length, length]`; None where positions are rotary.
+    prefix: int32 `[batch, length]` of causal self-attention, 1 for the tokens that see each other whichever comes
+      first; None for none.
+    encoded: the encoder's output `[batch, inputs length, embed]`; None in the encoder and where there is none.
     memory_query_segments, memory_key_segments: the same for attention to `encoded`.
   """
 
   real: jax.Array
   query_segments: jax.Array
   key_segments: jax.Array
-  bias: jax.Array
+  bias: jax.Array | None
+  prefix: jax.Array | None = None
   encoded: jax.Array | None = None
   memory_query_segments: jax.Array | None = None
   memory_key_segments: jax.Array | None = None
@@ -65,7 +70,7 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, context: Any, cache: tuple[Pair, Pair] | None = None
+    self, x: jax.Array, context: Any, cache: tuple[Pair, Pair | None] | None = None
   ) -> tuple[jax.Array, Statistics, Pair | None]:
     """Applies the layer.
 
@@ -91,17 +96,19 @@ class Layer(nn.Module):
     has_experts = self.index in config.switch_attention_layers(self.stack)
     attention = (SwitchSelfAttention if has_experts else MultiHeadAttention)(**common, causal=is_decoder, name=name)
     if cache is None:
-      y, statistics = attention(y, y, (context.query_segments, context.key_segments), context.bias, context.real)
+      segments = context.query_segments, context.key_segments
+      y, statistics = attention(y, y, segments, context.bias, context.real, context.prefix)
     else:
       y, kept = attention.step(y, cache[0], context)
     x = x + drop(y)
 
-    if is_decoder:
+    if is_decoder and not config.is_decoder_only:
       y = clean(norm('pre_cross_attention_layer_norm')(x))
       attention = MultiHeadAttention(**common, name='encoder_decoder_attention')
       if cache is None:
         y, _ = attention(y, context.encoded, (context.memory_query_segments, context.memory_key_segments))
       else:
+        assert cache[1] is not None
         y = attention.step_to_memory(y, cache[1], context)
       x = x + drop(y)
 
@@ -185,14 +192,14 @@ class LayerStack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, context_of: Callable[[RelativePositionBias], Any], cache: LayerCaches | None = None
+    self, x: jax.Array, context_of: Callable[[Bias], Any], cache: LayerCaches | None = None
   ) -> tuple[jax.Array, Statistics, Cache]:
     """Applies the stack.
 
     Args:
       x: embedded tokens `[batch, length, embed]`; `[rows, 1, embed]` with a cache.
-      context_of: given the stack's relative-position bias, returns what the layers share: a `Context`, or a
-        `StepContext` with a cache.
+      context_of: given the stack's relative-position bias (None where positions are rotary), returns what the layers
+        share: a `Context`, or a `StepContext` with a cache.
       cache: by layer, what is kept of earlier positions and of the encoder's output.
 
     Returns:
@@ -200,7 +207,10 @@ class LayerStack(nn.Module):
       the embedding; without a cache the statistics by layer (`encoder_1`, `decoder_3`, ...); with one what is kept.
     """
     config = self.config
-    context = context_of(RelativePositionBias(config, self.stack == 'encoder', name='relpos_bias'))
+    bias: Bias = lambda *positions: None  # noqa: E731
+    if config.positions == 'relative_bias':
+      bias = RelativePositionBias(config, self.stack == 'encoder', name='relpos_bias')
+    context = context_of(bias)
     x = Dropout(config.dropout_rate, self.deterministic)(x)
     found: Statistics = {}
     if config.scan_layers:
@@ -234,7 +244,7 @@ class LayerStack(nn.Module):
 
 
 class Transformer(nn.Module):
-  """The encoder-decoder.
+  """The encoder-decoder, or the decoder alone where the configuration has no encoder layers.
 
   Attributes:
     config: what is computed.
@@ -249,7 +259,8 @@ class Transformer(nn.Module):
   def setup(self) -> None:
     arguments = (self.config, self.layout, self.deterministic)
     self.token_embedder = Embed(self.config, self.layout)
-    self.encoder = LayerStack(*arguments, 'encoder')
+    if not self.config.is_decoder_only:
+      self.encoder = LayerStack(*arguments, 'encoder')
     self.decoder = LayerStack(*arguments, 'decoder')
 
   def encode(self, tokens: jax.Array, segments: jax.Array | None = None) -> tuple[jax.Array, Statistics]:
@@ -270,18 +281,24 @@ class Transformer(nn.Module):
 
   def decode(
     self,
-    encoded: jax.Array,
-    encoder_tokens: jax.Array,
     tokens: jax.Array,
-    encoder_segments: jax.Array | None = None,
     segments: jax.Array | None = None,
+    prefix: jax.Array | None = None,
+    encoded: jax.Array | None = None,
+    encoder_segments: jax.Array | None = None,
   ) -> tuple[jax.Array, Statistics]:
     """Returns float32 logits `[batch, length, vocab]` for the decoder's int32 input tokens, and statistics.
 
     Without `segments` every row is one example whose first token is the start symbol (0), so only zeros after it are
     padding; causal attention needs no mask for them.
+
+    Args:
+      tokens: `[batch, length]`.
+      segments: int32 segment ids of packed examples, 0 for padding; None for one example a row.
+      prefix: int32 `[batch, length]`, 1 for the tokens of a segment that see each other; None for none.
+      encoded: the encoder's output `[batch, inputs length, embed]`; None without one.
+      encoder_segments: int32 `[batch, inputs length]`, those of `encoded`.
     """
-    memory_keys = (encoder_tokens > 0).astype(jnp.int32) if encoder_segments is None else encoder_segments
     if segments is None:
       queries = jnp.ones_like(tokens)
       if self.config.zeroes_padding:  # a target is the next input; the last one is taken to be there
@@ -293,24 +310,25 @@ class Transformer(nn.Module):
     length = tokens.shape[1]
 
     def context_of(bias):
-      return Context(real, queries, queries, bias(length, length), encoded, queries, memory_keys)
+      return Context(real, queries, queries, bias(length, length), prefix, encoded, queries, encoder_segments)
 
     x, statistics, _ = self.decoder(x, context_of)
     logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
     return self.layout.constrain(logits, 'batch', 'length', 'activation_vocab'), statistics
 
   def decode_step(
-    self, tokens: jax.Array, cache: Cache, memory: Memory, position: jax.Array
+    self, tokens: jax.Array, cache: Cache, memory: Memory | None, position: jax.Array
   ) -> tuple[jax.Array, Cache]:
     """Computes the newest position of every row; see `decoding.decode_step`."""
     length = jax.tree.leaves(cache)[0].shape[-2]
 
     def context_of(bias):
-      row = jnp.where(jnp.arange(length) <= position, bias(1, length, position), kernels.MASKED)
-      return StepContext(jnp.ones((tokens.shape[0], 1), bool), position, row, memory.bias)
+      row = bias(1, length, position)
+      row = jnp.where(jnp.arange(length) <= position, jnp.zeros((1, 1, length)) if row is None else row, kernels.MASKED)
+      return StepContext(jnp.ones((tokens.shape[0], 1), bool), position, row, None if memory is None else memory.bias)
 
     x = self.layout.constrain(self.token_embedder(tokens[:, None]), 'batch', None, 'activation_embed')
-    caches = {name: (kept, memory.layers[name]) for name, kept in cache.items()}
+    caches: LayerCaches = {n: (kept, None if memory is None else memory.layers[n]) for n, kept in cache.items()}
     x, _, cache = self.decoder(x, context_of, caches)
     logits = self.token_embedder.attend(x) if self.config.logits_via_embedding else x
     return self.layout.constrain(logits[:, 0], 'batch', 'activation_vocab'), cache
@@ -319,12 +337,15 @@ class Transformer(nn.Module):
     """Returns float32 logits `[batch, targets length, vocab]` and the statistics of all routers by layer.
 
     Args:
-      batch: `encoder_input_tokens`, `decoder_input_tokens` and, for packed examples, `encoder_segment_ids` and
-        `decoder_segment_ids`, int32 `[batch, length]`.
+      batch: `decoder_input_tokens` and, for packed examples, `decoder_segment_ids`; with an encoder its
+        `encoder_input_tokens` and `encoder_segment_ids`; for prefix LM `decoder_causal_attention`, 1 for the tokens
+        that see each other. All int32 `[batch, length]`.
     """
+    tokens, segments = batch['decoder_input_tokens'], batch.get('decoder_segment_ids')
+    if self.config.is_decoder_only:
+      return self.decode(tokens, segments, batch['decoder_causal_attention'] if self.config.prefix_lm else None)
     encoder_tokens, encoder_segments = batch['encoder_input_tokens'], batch.get('encoder_segment_ids')
     encoded, statistics = self.encode(encoder_tokens, encoder_segments)
-    logits, decoder_statistics = self.decode(
-      encoded, encoder_tokens, batch['decoder_input_tokens'], encoder_segments, batch.get('decoder_segment_ids')
-    )
+    memory_segments = (encoder_tokens > 0).astype(jnp.int32) if encoder_segments is None else encoder_segments
+    logits, decoder_statistics = self.decode(tokens, segments, encoded=encoded, encoder_segments=memory_segments)
     return logits, statistics | decoder_statistics

@@ -163,20 +163,22 @@ def available_hbm(device: Any) -> int:
 def abstract_batch(run: RunConfig, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the batch that the data pipeline would hand to the step, as shapes."""
   features = {
-    'inputs': ('encoder_input_tokens', 'encoder_segment_ids', 'encoder_positions'),
-    'targets': (
+    'encoder': ['encoder_input_tokens', 'encoder_segment_ids', 'encoder_positions'],
+    'decoder': [
       'decoder_input_tokens',
       'decoder_target_tokens',
       'decoder_segment_ids',
       'decoder_positions',
       'decoder_loss_weights',
-    ),
+    ],
   }
+  if run.model.is_decoder_only and 'inputs' in run.data.feature_lengths:
+    features['decoder'].append('decoder_causal_attention')
   sharding = layout.batch_sharding()
   return {
-    name: jax.ShapeDtypeStruct((run.data.batch_size, run.data.feature_lengths[feature]), jnp.int32, sharding=sharding)
-    for feature, names in features.items()
-    for name in names
+    name: jax.ShapeDtypeStruct((run.data.batch_size, length), jnp.int32, sharding=sharding)
+    for stack, length in run.row_lengths.items()
+    for name in features[stack]
   }
 
 

@@ -56,8 +56,7 @@ def forward_flops(run: RunConfig, layout: Layout) -> dict[str, ForwardFlops]:
     run: the model, the batch and the lengths.
     layout: gives the shards that the batch is split into; a routing group is a shard where nothing else is set.
   """
-  model, moe, lengths = run.model, run.model.moe, run.data.feature_lengths
-  length = {'encoder': lengths['inputs'], 'decoder': lengths['targets']}
+  model, moe, length = run.model, run.model.moe, run.row_lengths
   tokens = {stack: run.data.batch_size * n for stack, n in length.items()}
   routings = {routing.stack: routing for routing in stack_routing(run, layout)}
   choices = 2 if moe and moe.router == 'top2' else 1
@@ -83,8 +82,9 @@ def forward_flops(run: RunConfig, layout: Layout) -> dict[str, ForwardFlops]:
       router = (switch + switch_attention) * 2 * model.emb_dim * moe.num_experts * count
       empty_slots = experts * max(0.0, 1 - choices * count / slots)
     if stack == 'decoder':
-      projections += layers * 2 * projection * (count + tokens['encoder'])
-      scores += layers * 2 * 2 * joined * length['encoder'] * count
+      if not model.is_decoder_only:
+        projections += layers * 2 * projection * (count + tokens['encoder'])
+        scores += layers * 2 * 2 * joined * length['encoder'] * count
       logits = 2 * model.emb_dim * model.vocab_size * count
     found[stack] = ForwardFlops(projections, scores, dense, experts, empty_slots, router, logits)
   return found

@@ -118,10 +118,10 @@ def _knobs(plan: Plan, run: RunConfig) -> list[str]:
 def describe(plan: Plan, run: RunConfig) -> str:
   """Returns a plan as the table that `--run_mode=plan` prints."""
   axes = ', '.join(f'{name}={size}' for name, size in plan.mesh.items())
-  lengths = run.data.feature_lengths
+  lengths = ' and '.join(f'{length} {feature}' for feature, length in run.data.feature_lengths.items())
   lines = [
     f'topology    {plan.topology}: {plan.cores} {plan.device_kind} cores, mesh {axes}',
-    f'batch       {run.data.batch_size} rows of {lengths["inputs"]} inputs and {lengths["targets"]} targets',
+    f'batch       {run.data.batch_size} rows of {lengths}',
     f'parameters  {plan.parameters:,} ({plan.active_parameters:,} active per token)',
     *_memory_lines(plan),
     f'checkpoint  {_gib(plan.checkpoint_bytes)}, of which a host writes {_gib(plan.checkpoint_bytes_per_host)} '

@@ -118,7 +118,7 @@ def group_by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _data_in_words(run: Run) -> str:
   lengths = (run.settings.get('data') or {}).get('feature_lengths') or {}
   size = (run.record.get('vocabulary') or {}).get('size')
-  words = [f'{lengths.get("inputs")} / {lengths.get("targets")} tokens'] if lengths else []
+  words = [f'{" / ".join(map(str, lengths.values()))} tokens'] if lengths else []
   return ', '.join([*words, f'vocabulary of {size}'] if size else words) or 'settings not recorded'
 
 

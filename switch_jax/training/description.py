@@ -6,7 +6,7 @@ import re
 import jax
 
 from switch_jax import data, kernels
-from switch_jax.config import RunConfig
+from switch_jax.config import ModelConfig, RunConfig
 from switch_jax.distillation.student import Distillation
 from switch_jax.model import abstract_parameters, parameter_count
 from switch_jax.model.placement import make_layout
@@ -48,9 +48,9 @@ def stack_routing(run: RunConfig, layout: Layout) -> list[StackRouting]:
   rows = moe.sequences_per_group or run.data.batch_size // layout.num_token_shards // run.num_microbatches
   if moe.dispatch == 'ragged':
     rows *= layout.num_expert_shards
-  for stack, feature in (('encoder', 'inputs'), ('decoder', 'targets')):
+  for stack, length in run.row_lengths.items():
     if run.model.switch_layers(stack) or run.model.switch_attention_layers(stack):
-      tokens = rows * run.data.feature_lengths[feature]
+      tokens = rows * length
       capacities = [expert_capacity(moe, tokens, deterministic) for deterministic in (False, True)]
       found.append(StackRouting(stack, run.data.batch_size // rows, tokens, *capacities, moe.num_experts))
   return found
@@ -86,6 +86,13 @@ def _routing_lines(run: RunConfig, layout: Layout) -> list[str]:
   return lines or ['none: a dense model']
 
 
+def _layers_in_words(model: ModelConfig) -> str:
+  if not model.is_decoder_only:
+    return f'{model.num_encoder_layers} + {model.num_decoder_layers} layers'
+  kind = 'prefix LM' if model.prefix_lm else 'decoder-only'
+  return f'{kind}, {model.num_decoder_layers} layers, {model.positions} positions'
+
+
 def _data_lines(run: RunConfig) -> list[str]:
   """Returns what is in the user's own files, which are read and checked as a run does."""
   if run.data.tables is None and run.data.text_files is None:
@@ -111,7 +118,7 @@ def describe(run: RunConfig) -> str:
   lines = [
     f'parameters  {total:,} ({active_parameters(run, layout):,} active per token), {total * 4 / 2**20:.1f} MiB; '
     f'optimizer {optimizer_bytes / 2**20:.1f} MiB',
-    f'model       {model.num_encoder_layers} + {model.num_decoder_layers} layers, emb_dim {model.emb_dim}, '
+    f'model       {_layers_in_words(model)}, emb_dim {model.emb_dim}, '
     f'{model.num_heads} heads of {model.head_dim}, mlp_dim {model.mlp_dim}, {model.activation_dtype}',
     f'mesh        {axes} over {layout.mesh.size} {layout.mesh.devices.flat[0].platform} devices',
     f'kernels     {kernels.describe(layout)}',

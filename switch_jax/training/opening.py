@@ -161,7 +161,8 @@ def open_run(
 
   run = with_inherited_vocabulary(run, recorded)
   progress.note(f'data: {run.data.mixture_or_task_name}')
-  source = same_data or data.open_training(run.data, run.random_seed, layout.batch_sharding(), run.model.vocab_size)
+  rows, num_ids, decoder_only = layout.batch_sharding(), run.model.vocab_size, run.model.is_decoder_only
+  source = same_data or data.open_training(run.data, run.random_seed, rows, num_ids, decoder_only)
   stack.callback(source.close)
   if source.description:
     progress.note(f'text: {source.description}')
@@ -179,7 +180,7 @@ def open_run(
     data.keep_vocabulary(source.vocabulary, run.model_dir)
   source.start()
   if like is None:
-    held_out = data.open_evaluation(run.data, layout.batch_sharding(), run.eval_steps, run.model.vocab_size)
+    held_out = data.open_evaluation(run.data, rows, run.eval_steps, num_ids, decoder_only)
   else:
     held_out = like.held_out
   task_metrics = open_task_metrics(run, layout) if run.task_metrics else None

@@ -76,7 +76,8 @@ class Objective:
     if num_groups:
       groups = group_sums(logits, targets, weights, batch['decoder_group_ids'], num_groups)
     if count_examples:
-      examples = example_sums(logits, targets, batch['decoder_segment_ids'], batch['decoder_positions'])
+      places = batch['decoder_segment_ids'], batch['decoder_positions'], batch.get('decoder_causal_attention')
+      examples = example_sums(logits, targets, *places)
     hard = token_sums(logits, targets, weights, self.loss, self.special_tokens)
     return Sums(hard, {layer: RouterSums.of(value) for layer, value in statistics.items()}, soft, groups, examples)
 

@@ -115,6 +115,14 @@ def test_patterns_select_layers():
   assert every.switch_layers('decoder') == ()
 
 
+def test_a_model_without_an_encoder_has_no_experts_there():
+  model = dataclasses.replace(MODEL, num_encoder_layers=0, moe=MoeConfig(num_experts=4, encoder_attention_layers=1))
+  assert (model.is_decoder_only, MODEL.is_decoder_only) == (True, False)
+  assert model.switch_layers('encoder') == model.switch_attention_layers('encoder') == ()
+  with pytest.raises(ConfigError, match=r'encoder_layers is \(1,\), but the encoder has 0 layers'):
+    dataclasses.replace(model, moe=MoeConfig(num_experts=4, encoder_layers=(1,)))
+
+
 def test_experts_of_a_model_without_any_are_an_error():
   moe = MoeConfig(num_experts=4)
   assert dataclasses.replace(MODEL, moe=moe).experts is moe
@@ -136,6 +144,10 @@ def test_experts_of_a_model_without_any_are_an_error():
       'relpos_max_distance is 16; of 32 buckets 16 are for exact distances; it must exceed 16',
     ),
     (dict(relpos_max_distance=2**31), 'relpos_max_distance is 2147483648; .*up to 2'),
+    (dict(num_encoder_layers=-1), 'num_encoder_layers is -1; it must be at least 0'),
+    (dict(prefix_lm=True), r'prefix_lm is True; a prefix is for models without an encoder; set num_encoder_layers=0'),
+    (dict(positions='rotary', head_dim=7), "positions is 'rotary'; .* head_dim is 7; use an even one"),
+    (dict(rotary_base=1.0), 'rotary_base is 1.0; it must be greater than 1'),
   ],
 )
 def test_impossible_models_are_refused(fields, message):

@@ -72,6 +72,26 @@ def test_what_the_examples_do_goes_before_what_the_task_says(inputs, segments, e
   assert features.recorded_add_eos({'features': found}, 'inputs') is expected
 
 
+def test_what_examples_do_that_follow_each_other_in_a_row():
+  """Of a model without an encoder: inputs 5 6 1, targets 7 8; inputs 5 6, targets 9 1; neither as long as may be."""
+  batch = {
+    'decoder_target_tokens': np.array([[5, 6, 1, 7, 8, 5, 6, 9, 1, 0]]),
+    'decoder_segment_ids': np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0]]),
+    'decoder_positions': np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0]]),
+    'decoder_causal_attention': np.array([[1, 1, 1, 1, 0, 1, 1, 1, 0, 0]]),
+  }
+
+  def ends(inputs, targets):
+    declared = features.describe_features(task('plain'), {'inputs': inputs, 'targets': targets})
+    found = features.with_observed_eos(declared, [batch], 1)
+    return found['inputs']['ends_with_eos'], found['targets']['ends_with_eos']
+
+  assert ends(9, 9) == (None, None)  # they do not agree
+  assert ends(2, 9) == (True, None)  # the second inputs may have been cut
+  assert ends(3, 9) == (False, None)
+  assert ends(9, 2) == (None, None)
+
+
 def test_differences_in_words():
   record = features.describe_features(task('plain'), LENGTHS)
   other = task('plain', add_eos=False)

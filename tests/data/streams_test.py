@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from switch_jax.config import ConfigError
+from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data import streams
 from switch_jax.data.quiet_tensorflow import seqio, tf
 
@@ -80,3 +80,48 @@ def test_what_seqio_says_of_a_task_becomes_our_error(add_copy_task):
   message = r"is 'read', which cannot be read as configured: no such thing"
   with pytest.raises(ConfigError, match=message), streams.reading(config):
     raise ValueError('no such thing')
+
+
+PAIRS = [([7, 8, 5, 1], [3, 9, 1]), ([8, 4, 9, 3, 1], [4, 1])]
+
+
+def decoder_rows(examples, lengths, **fields):
+  """Returns the first row of a model without an encoder, lists by name."""
+  features = [{'inputs': inputs, 'targets': targets} for inputs, targets in examples]
+  signature = {name: tf.TensorSpec([None], tf.int32) for name in lengths}
+  generate = lambda: ({name: example[name] for name in lengths} for example in features)  # noqa: E731
+  dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+  config = DataConfig(mixture_or_task_name='none', feature_lengths=lengths, batch_size=1, **fields)
+  rows = streams.to_rows(dataset, config, decoder_only=True).batch(1)
+  first = streams.add_missing_features(next(rows.as_numpy_iterator()))
+  return {name.removeprefix('decoder_'): row[0].tolist() for name, row in first.items()}
+
+
+def test_inputs_and_targets_of_a_model_without_an_encoder_follow_each_other():
+  """The example of SeqIO's documentation."""
+  found = decoder_rows(PAIRS, {'inputs': 7, 'targets': 8})
+  assert found == {
+    'target_tokens': [7, 8, 5, 1, 3, 9, 1, 8, 4, 9, 3, 1, 4, 1, 0],
+    'input_tokens': [0, 7, 8, 5, 1, 3, 9, 0, 8, 4, 9, 3, 1, 4, 0],
+    'loss_weights': [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0],
+    'positions': [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5, 6, 0],
+    'segment_ids': [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0],
+    'causal_attention': [1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0],
+  }
+  everything = decoder_rows(PAIRS, {'inputs': 7, 'targets': 8}, loss_on_targets_only=False)
+  assert everything == found | {'loss_weights': [1] * 14 + [0]}
+  apart = decoder_rows(PAIRS, {'inputs': 6, 'targets': 3}, pack=False)
+  assert apart['target_tokens'] == [7, 8, 5, 1, 3, 9, 1, 0, 0]
+  assert apart['segment_ids'] == [1] * 7 + [0] * 2
+  assert apart['positions'] == [*range(7), 0, 0]
+
+
+def test_rows_of_targets_alone():
+  found = decoder_rows(PAIRS, {'targets': 6})
+  assert found == {
+    'target_tokens': [3, 9, 1, 4, 1, 0],
+    'input_tokens': [0, 3, 9, 0, 4, 0],
+    'loss_weights': [1, 1, 1, 1, 1, 0],
+    'positions': [0, 1, 2, 0, 1, 0],
+    'segment_ids': [1, 1, 1, 2, 2, 0],
+  }

@@ -16,7 +16,7 @@ def batch(*rows):
   targets = np.array(rows, np.int32)
   previous = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
   real = (targets != 0).astype(np.int32)
-  return {'decoder_target_tokens': targets, 'decoder_input_tokens': previous, 'decoder_segment_ids': real}
+  return {'decoder_target_tokens': targets, 'decoder_input_tokens': previous, 'decoder_loss_weights': real}
 
 
 def test_sentinels_eos_and_padding_are_not_counted():

@@ -55,6 +55,12 @@ def test_blocks_of_queries(monkeypatch, causal, has_bias, has_keep, dtype):
   compare(arguments(dtype, 7 if causal else 5, has_bias, has_keep), causal)
 
 
+def test_tokens_of_a_prefix_see_each_other(monkeypatch):
+  mesh = make_mesh(MeshConfig(data=2, expert=2, model=2), None)
+  monkeypatch.setattr(fused_attention, 'queries_of_block', lambda core, *sizes: 2)
+  compare(arguments('float32', 7, has_prefix=True), True, Layout(mesh, kernels=(('attention', 'fused'),)))
+
+
 @pytest.mark.parametrize('axes', [{'data': 2, 'expert': 4}, {'data': 2, 'expert': 2, 'model': 2}], ids=str)
 def test_on_a_mesh(axes):
   mesh = make_mesh(MeshConfig(**axes), None)
@@ -62,7 +68,7 @@ def test_on_a_mesh(axes):
 
 
 def test_a_query_without_keys_averages_all_values():
-  query, key, value, of_queries, of_keys, _, _ = arguments('float32', has_bias=False, has_keep=False)
+  query, key, value, of_queries, of_keys, *_ = arguments('float32', has_bias=False, has_keep=False)
   layout = Layout(Layout.single_device().mesh, kernels=(('attention', 'fused'),))
   y = kernels.attention(layout, query, key, value, of_queries + 5, of_keys)
   np.testing.assert_allclose(y[:, 0], value.mean(axis=1), atol=1e-6)

@@ -51,8 +51,10 @@ def full(config, where, params, inputs, targets):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def step_by_step(config, where, params, inputs, targets):
-  encoded, _ = Transformer(config, where).apply({'params': params}, inputs, method='encode')
-  memory = start_memory(config, where, params, encoded, inputs)
+  memory = None
+  if not config.is_decoder_only:
+    encoded, _ = Transformer(config, where).apply({'params': params}, inputs, method='encode')
+    memory = start_memory(config, where, params, encoded, inputs)
 
   def step(cache, at):
     position, newest = at
@@ -106,6 +108,10 @@ MODELS = {
   'released': model_config(dict(padding_takes_slots=True)),
   'scanned, padding queries see all': model_config(
     dict(padding_takes_slots=True), mask_padding_queries=False, scan_layers=True, num_decoder_layers=4
+  ),
+  'decoder-only': model_config({}, num_encoder_layers=0),
+  'decoder-only, scanned, rotary, switch attention': model_config(
+    SWITCH_ATTENTION, num_encoder_layers=0, scan_layers=True, num_decoder_layers=4, positions='rotary'
   ),
   'scanned, switch attention': model_config(SWITCH_ATTENTION, scan_layers=True, num_decoder_layers=4, scan_unroll=2),
 }

@@ -52,6 +52,10 @@ MODELS = {
     moe=MoeConfig(num_experts=4, encoder_attention_layers=(1,), attention_expert='mlp'),
   ),
   'dense': dataclasses.replace(SWITCH, num_encoder_layers=1, num_decoder_layers=1, moe=None),
+  'decoder_only': dataclasses.replace(
+    SWITCH, num_encoder_layers=0, num_decoder_layers=2, logits_via_embedding=False, prefix_lm=True
+  ),
+  'decoder_only_rotary': dataclasses.replace(SWITCH, num_encoder_layers=0, num_decoder_layers=2, positions='rotary'),
 }
 
 

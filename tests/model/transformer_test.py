@@ -11,6 +11,7 @@ from switch_jax.config import MoeConfig
 from switch_jax.model import Transformer, init_parameters
 from switch_jax.model.transformer import block_length
 from switch_jax.parallel import Layout
+from tests.model.decoding_test import parameters
 from tests.training.short_runs import MODEL, MOE, batch
 
 
@@ -118,3 +119,78 @@ def test_the_decoder_does_not_see_later_tokens(dense):
   before, after = dense(rows), dense(changed)
   np.testing.assert_array_equal(before[0, :4], after[0, :4])
   assert not np.allclose(before[0, 4:], after[0, 4:])
+
+
+DECODER = dataclasses.replace(
+  MODEL, num_encoder_layers=0, dropout_rate=0.0, init_scale=1.0, moe=MoeConfig(num_experts=4, eval_capacity_factor=None)
+)
+DECODERS = {
+  'relative': DECODER,
+  'rotary, prefix': dataclasses.replace(DECODER, prefix_lm=True, positions='rotary'),
+}
+
+
+@pytest.fixture(scope='module', params=DECODERS)
+def decoder(request):
+  """Returns a decoder-only model, and its logits of tokens that have segments and a prefix."""
+  model = DECODERS[request.param]
+  params = parameters(model, Layout.single_device())
+  apply = jax.jit(Transformer(model, Layout.single_device()).apply)
+
+  def logits(tokens, segments, prefix):
+    rows = {'decoder_input_tokens': tokens, 'decoder_segment_ids': segments, 'decoder_causal_attention': prefix}
+    found, statistics = apply({'params': params}, rows)
+    assert list(statistics) == ['decoder_1']
+    return np.asarray(found)
+
+  return model, params, logits
+
+
+def test_a_decoder_only_model_sees_earlier_tokens_and_its_prefix(decoder):
+  """Every token is changed in turn: where the logits move is where it is seen."""
+  model, _, logits = decoder
+  tokens = np.random.default_rng(0).integers(1, 64, 9, dtype=np.int32)
+  segments, prefix = np.array([1, 1, 1, 1, 1, 2, 2, 2, 0]), np.array([1, 1, 1, 0, 0, 1, 1, 0, 0])
+  rows = np.tile(tokens, (10, 1))
+  rows[np.arange(9), np.arange(9)] = tokens % 63 + 1
+  found = logits(rows, np.tile(segments, (10, 1)), np.tile(prefix, (10, 1)))
+  moved = np.abs(found[:9] - found[9]).max(-1).T > 0  # [query, key]
+  sees = np.tri(9, dtype=bool) | ((prefix[:, None] & prefix) > 0 if model.prefix_lm else False)
+  sees &= segments[:, None] == segments
+  np.testing.assert_array_equal(moved[:8, :8], sees[:8, :8])
+  assert not moved[:8, 8].any(), 'padding is seen by none'
+
+
+def test_packed_rows_of_a_decoder_only_model_are_separate_rows(decoder):
+  _, _, logits = decoder
+  tokens = np.random.default_rng(1).integers(1, 64, (2, 5), dtype=np.int32)
+  segments, prefix = np.ones((2, 5), np.int32), np.array([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+  alone = logits(*(np.pad(x, ((0, 0), (0, 5))) for x in (tokens, segments, prefix)))
+  packed = logits(*(np.tile(x.reshape(1, 10), (2, 1)) for x in (tokens, segments * [[1], [2]], prefix)))
+  np.testing.assert_allclose(packed[0, :5], alone[0, :5], atol=2e-5)
+  np.testing.assert_allclose(packed[0, 5:], alone[1, :5], atol=2e-5)
+
+
+def test_a_decoder_only_model_has_no_parameters_that_it_does_not_use(decoder):
+  model, params, _ = decoder
+  assert set(params) == {'token_embedder', 'decoder'}
+  positions = {'relpos_bias'} if model.positions == 'relative_bias' else set()
+  assert set(params['decoder']) == {'layers_0', 'layers_1', 'decoder_norm'} | positions
+  parts = {'pre_self_attention_layer_norm', 'self_attention', 'pre_mlp_layer_norm', 'mlp'}
+  assert set(params['decoder']['layers_0']) == parts
+
+
+def test_a_scanned_decoder_only_model_is_the_loop():
+  model = dataclasses.replace(DECODERS['rotary, prefix'], num_decoder_layers=4)
+  layout = Layout.single_device()
+  params = parameters(model, layout)
+  layers = params['decoder']
+  stack = lambda i: jax.tree.map(lambda a, b: jnp.stack([a, b]), layers[f'layers_{i}'], layers[f'layers_{i + 2}'])  # noqa: E731
+  blocks = {f'layers_{i}': stack(i) for i in range(2)}
+  stacked = params | {'decoder': {'decoder_norm': layers['decoder_norm'], 'blocks': blocks}}
+  tokens = np.random.default_rng(1).integers(1, 64, (8, 6), dtype=np.int32)
+  rows = {'decoder_input_tokens': tokens, 'decoder_causal_attention': (np.arange(6) < 3) * np.ones_like(tokens)}
+  scanned = dataclasses.replace(model, scan_layers=True, remat_policy='minimal')
+  loop, scan = (Transformer(m, layout) for m in (model, scanned))
+  expected = jax.jit(loop.apply)({'params': params}, rows)[0]
+  np.testing.assert_allclose(jax.jit(scan.apply)({'params': stacked}, rows)[0], expected, atol=2e-5)
