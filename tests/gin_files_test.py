@@ -28,7 +28,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 class TestShippedFiles:
   def test_there_are_some(self):
-    assert len(MODELS) >= 13
+    assert len(MODELS) >= 16
     assert QUICKSTART in EXAMPLES
 
   @pytest.mark.parametrize('name', MODELS)
@@ -77,6 +77,8 @@ class TestShippedFiles:
       ('switch_c', 1571),
       ('mt5_base', 0.5824),
       ('mswitch_base', 7.774),
+      ('st_moe_large', 4.103),  # the paper: 4.1B and 269B
+      ('st_moe_32b', 269.1),
     ],
   )
   def test_number_of_parameters_is_the_papers(self, name, billions):
@@ -88,7 +90,7 @@ class TestShippedFiles:
       sparse = len(m.switch_layers(stack))
       experts = m.moe.num_experts if m.moe else 1
       total += m.num_layers(stack) * attentions * attention + (m.num_layers(stack) - sparse) * mlp
-      total += sparse * (experts * mlp + m.emb_dim * experts)
+      total += sparse * (experts * mlp + m.emb_dim * experts) + (sparse * mlp if m.moe and m.moe.extra_mlp else 0)
     assert total / 1e9 == pytest.approx(billions, rel=0.005)
 
   def test_operative_configuration_describes_the_same_run(self):

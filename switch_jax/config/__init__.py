@@ -6,7 +6,8 @@ gin files bind these classes (`from switch_jax import config`); notebooks call t
 from switch_jax.config.distillation import INHERITED_KINDS, DistillationConfig
 from switch_jax.config.inference import DecodingConfig, EvaluationConfig, PredictionConfig
 from switch_jax.config.mesh import MeshConfig
-from switch_jax.config.model import LayerPattern, ModelConfig, MoeConfig, layer_indices
+from switch_jax.config.model import ModelConfig
+from switch_jax.config.moe import LayerPattern, MoeConfig, layer_indices
 from switch_jax.config.run import (
   CheckpointConfig,
   DataConfig,

@@ -6,10 +6,17 @@ from typing import Any, Literal
 from switch_jax.config.distillation import DistillationConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
+from switch_jax.config.moe import MoeConfig
 from switch_jax.config.named_objects import is_object_name, known_or_object
 from switch_jax.config.table import TableConfig
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError
+
+# Fields of `MoeConfig` that older versions did not have; left at their defaults they change nothing.
+_NEWER_IN_MOE = (
+  'ragged_buffer_factor', 'num_selected_experts', 'router_scores', 'gate_scale', 'bias_update_rate',
+  'num_shared_experts', 'shared_expert_mlp_dim', 'extra_mlp',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -370,11 +377,12 @@ class RunConfig(Checked):
     for name in ('prefix_lm', 'positions', 'rotary_base'):  # nor these; a base counts where something is turned by it
       if model[name] == getattr(ModelConfig, name) or (name == 'rotary_base' and self.model.positions != 'rotary'):
         model.pop(name)
-    if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it, nor a buffer of experts
+    if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it
       model.pop('gradient_dtype')
     if self.model.moe:  # as older versions recorded what was left at its default and what had no effect
-      if self.model.moe.ragged_buffer_factor is None:
-        model['moe'].pop('ragged_buffer_factor')
+      for name in _NEWER_IN_MOE:
+        if model['moe'][name] == getattr(MoeConfig, name):
+          model['moe'].pop(name)
       model['moe']['exploration'] = self.model.moe.exploration or 'input_jitter'
       if not any(self.model.switch_attention_layers(stack) for stack in ('encoder', 'decoder')):
         model['moe']['attention_expert'] = 'linear'

@@ -12,7 +12,8 @@ class UpcycleConfig(Checked):
   A Switch layer multiplies an expert's output by its gate, which is about 1 / num_experts under a new router, so copies
   alone would shrink every such layer. `compensate_gate` multiplies the copied output kernels by the number of copies:
   with drop-free routing a new Switch layer then computes `num_experts * gate` times the dense network's output, which
-  is the dense function as far as the router is uniform; without it, `gate` times.
+  is the dense function as far as the router is uniform; without it, `gate` times. Where the gates of a token have
+  another sum (`topk`, sigmoid scores) they are divided by that.
 
   Attributes:
     compensate_gate: multiply the copies' output kernel by the number of copies made of each network.

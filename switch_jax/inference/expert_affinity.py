@@ -26,6 +26,7 @@ from switch_jax.inference.loading import check_batch_size, latest_step, load_mod
 from switch_jax.interop.scanned import separate_layers
 from switch_jax.model import Transformer
 from switch_jax.model.parameters import Parameters
+from switch_jax.model.routing import preference
 from switch_jax.model.switch import Router
 from switch_jax.parallel import Layout
 
@@ -49,10 +50,11 @@ class LayerCounts:
 
 
 def make_first_choices(config: ModelConfig, layout: Layout) -> Callable[[Parameters, Any], dict[str, jax.Array]]:
-  """Returns the jitted `(params, batch) -> {layer: int32 [batch, length]}`: every router's likeliest expert.
+  """Returns the jitted `(params, batch) -> {layer: int32 [batch, length]}`: every router's first choice.
 
-  It is the expert of a top-1 router, and the first choice of the others; of expert choice, where experts choose, it is
-  the expert that the token has the highest probability for. Layers are named as in metrics (`encoder_1`).
+  It is the likeliest expert, or the one that biases prefer; a top-1 router has no other choice. Of expert choice, where
+  experts choose, it is the expert that the token has the highest probability for. Layers are named as in metrics
+  (`encoder_1`).
 
   Args:
     config: the model, with scanned layers or separate ones; its evaluation capacity holds.
@@ -62,18 +64,18 @@ def make_first_choices(config: ModelConfig, layout: Layout) -> Callable[[Paramet
   model = Transformer(separate, layout)
   is_router = lambda module, method: isinstance(module, Router) and method == '__call__'  # noqa: E731
 
+  def first(logits, bias):
+    return jnp.argmax(preference(logits, bias, config.experts), axis=-1).astype(jnp.int32)
+
   def first_choices(params, batch):
     if config.scan_layers:
       params = separate_layers(params, config)
     _, caught = model.apply({'params': params}, batch, capture_intermediates=is_router, mutable=['intermediates'])
-    found = jax.tree_util.tree_flatten_with_path(caught['intermediates'])[0]
-    return {_layer_name([key.key for key in path if hasattr(key, 'key')]): _first(logits) for path, logits in found}
+    is_call = lambda x: isinstance(x, tuple)  # noqa: E731
+    found = jax.tree_util.tree_flatten_with_path(caught['intermediates'], is_leaf=is_call)[0]
+    return {_layer_name([key.key for key in path]): first(*output) for path, (output,) in found}
 
   return jax.jit(first_choices, out_shardings=layout.replicated())
-
-
-def _first(logits: jax.Array) -> jax.Array:
-  return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _layer_name(path: Sequence[str]) -> str:

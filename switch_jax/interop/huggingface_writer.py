@@ -186,6 +186,8 @@ def to_config(config: ModelConfig, dtype: str = 'float32') -> dict[str, Any]:
     return result
   if moe.router != 'top1':
     _refuse(f"MoeConfig.router is {moe.router!r}: its only router is 'top1'")
+  if moe.extra_mlp:
+    _refuse('MoeConfig.extra_mlp is True: it has no dense network after a layer with experts')
   has_dense = any(len(sparse[stack]) < config.num_layers(stack) for stack in sparse)
   expert_dim = moe.expert_mlp_dim or config.mlp_dim
   if has_dense and expert_dim != config.mlp_dim:

@@ -188,6 +188,7 @@ def _from_shapes(path: str, shapes: Shapes) -> ModelConfig:
       encoder_layers=_pattern(sparse['encoder'], layers['encoder']),
       decoder_layers=_pattern(sparse['decoder'], layers['decoder']),
       expert_mlp_dim=None if dims['sparse'] == mlp_dim else dims['sparse'],
+      extra_mlp=any('/extra_mlp/' in name for name in shapes),
       **_released_settings(gated, tied, all_sparse='dense' not in dims),
     )
   return ModelConfig(
@@ -237,7 +238,15 @@ def assumptions(checkpoint: Checkpoint, config: ModelConfig, overrides: Mapping[
   """
   if checkpoint.config is not None:
     return {}
-  of_shapes = {*_SIZES, 'logits_via_embedding', 'encoder_layers', 'decoder_layers', 'expert_mlp_dim', 'moe'}
+  of_shapes = {
+    *_SIZES,
+    'logits_via_embedding',
+    'encoder_layers',
+    'decoder_layers',
+    'expert_mlp_dim',
+    'moe',
+    'extra_mlp',
+  }
   told = {*checkpoint.recorded, *overrides, *of_shapes}
   values = {name: getattr(config, name) for name in ('mlp_activations', 'relpos_max_distance', 'layer_norm_epsilon')}
   if config.moe:

@@ -61,7 +61,7 @@ def kind_of(name: str) -> str | None:
     return 'embedding'
   if parts[-1] == 'scale':
     return 'layer_norm'
-  return 'mlp' if 'mlp' in parts else 'attention'
+  return 'mlp' if {'mlp', 'extra_mlp'} & set(parts) else 'attention'
 
 
 def find_inheritance(path: str, kinds: Sequence[str], student: ModelConfig) -> Inheritance:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from switch_jax.config import ConfigError, ModelConfig
+from switch_jax.config import ConfigError, ModelConfig, MoeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,23 @@ def to_huggingface(name: str, expert: int | None = None) -> tuple[str, bool] | N
   return None
 
 
+# Of `MoeConfig`, what neither T5X nor Hugging Face's encoder-decoders compute.
+_ONLY_HERE = {
+  'bias_update_rate': 'biases of experts',
+  'num_shared_experts': 'shared experts',
+  'router_scores': 'scores but the softmax',
+  'gate_scale': 'factor of the gates',
+}
+
+
 def require_names(config: ModelConfig) -> None:
-  """Raises a `ConfigError` if a model has parameters for which T5X and Hugging Face have no names."""
+  """Raises a `ConfigError` if a model has parameters or scores for which T5X and Hugging Face have no names."""
+  for name, what in _ONLY_HERE.items():
+    if config.moe and (value := getattr(config.moe, name)) != getattr(MoeConfig, name):
+      raise ConfigError(
+        f"MoeConfig.{name} is {value!r}; T5X and Hugging Face's Switch Transformers have no {what}. Convert it to "
+        'switch_jax.'
+      )
   for stack in ('encoder', 'decoder'):
     if config.switch_attention_layers(stack):
       raise ConfigError(

@@ -13,7 +13,7 @@ from switch_jax.interop import infer_config, stored
 from switch_jax.interop.stored import Checkpoint, Index, StoredArray
 from switch_jax.model import parameter_shapes
 
-_ROUTER = '/router/router_weights/w/kernel'
+_ROUTER, _BIAS = '/router/router_weights/w/kernel', '/router/expert_bias'
 # The output kernels of an expert, in feed-forward networks and in attention.
 _MULTIPLIED_BY_GATE = ('/wo/kernel', '/expert/query/kernel', '/expert/key_value/kernel')
 
@@ -34,7 +34,7 @@ def upcycle(checkpoint: Checkpoint, target: ModelConfig, how: UpcycleConfig) -> 
   """
   if target.moe is None:
     raise ConfigError('upcycling makes experts, and the model has none (ModelConfig.moe is None); set moe.')
-  maker = _Maker(checkpoint, target.moe.num_experts, how)
+  maker = _Maker(checkpoint, target.moe, how)
   arrays, problems = {}, []
   for name, shape in parameter_shapes(target).items():
     array = maker.make(name, shape)
@@ -58,14 +58,17 @@ def upcycle(checkpoint: Checkpoint, target: ModelConfig, how: UpcycleConfig) -> 
 class _Maker:
   """Makes the parameters of the new model, one at a time."""
 
-  def __init__(self, checkpoint: Checkpoint, num_experts: int, how: UpcycleConfig):
-    self.old, self.num_experts, self.how = checkpoint.arrays, num_experts, how
+  def __init__(self, checkpoint: Checkpoint, moe: MoeConfig, how: UpcycleConfig):
+    self.old, self.moe, self.num_experts, self.how = checkpoint.arrays, moe, moe.num_experts, how
     self.used: set[str] = set()
 
   def make(self, name: str, shape: tuple[int, ...]) -> StoredArray | None:
     """Returns one parameter, or None if there is nothing to make it of."""
     if name.endswith(_ROUTER):
       return self._router(name, shape)
+    if name.endswith(_BIAS):
+      old = self._take(name)
+      return old if old is not None and old.shape == shape else stored.in_memory(np.zeros(shape, np.float32))
     if '/expert/' in name and name not in self.old:
       return self._copies(self._take(name.replace('/expert/', '/')), name, 1, is_stack=False)
     array = self._take(name)
@@ -82,9 +85,11 @@ class _Maker:
       return None
     if count == self.num_experts and is_stack:
       return array
-    # Gates of fewer experts grow by themselves: the softmax is over those that are left.
-    compensated = self.how.compensate_gate and name.endswith(_MULTIPLIED_BY_GATE)
-    scale = np.float32(max(1.0, self.num_experts / count)) if compensated else np.float32(1)
+    scale = np.float32(1)
+    if self.how.compensate_gate and name.endswith(_MULTIPLIED_BY_GATE):
+      new = _gates_together(self.moe, self.num_experts)
+      # Gates of fewer experts grow by themselves: the softmax is over those that are left.
+      scale = np.float32(max(1.0, _gates_together(self.moe, count) / new) if is_stack else 1 / new)
 
     def fetch(box: Index) -> np.ndarray:
       experts, *matrix = box
@@ -113,6 +118,14 @@ class _Maker:
       new[:, columns < old.shape[1]] = 0
       new += old.read()[:, columns % old.shape[1]]
     return stored.in_memory(new)
+
+
+def _gates_together(moe: MoeConfig, num_experts: int) -> float:
+  """Returns the sum of a token's gates where the router prefers none of so many experts."""
+  one = 0.5 if moe.router_scores == 'sigmoid' else 1 / num_experts
+  if moe.router != 'topk':
+    return one
+  return moe.gate_scale * (1.0 if moe.normalize_gates else moe.num_selected_experts * one)
 
 
 def target_config(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> ModelConfig:

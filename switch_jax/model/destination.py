@@ -1,13 +1,14 @@
 """Capacity at the destination: the rows of a shard's experts are one queue of all shards that exchange tokens.
 
 Every shard knows how many tokens it has for each expert. Exchanges of such counts tell it which rows they get where the
-expert lies: shard 0's tokens come first, in their order, then shard 1's. Whoever finds no room is dropped and never
-sent. Either every expert has slots, and the numbers are those of `slots` on one device that has all these tokens as one
-group; or the experts of a shard share a buffer, in which the run of each is as long as it needs to be.
+expert lies: shard 0's tokens come first, in their order, then shard 1's; where a token has several choices, the first
+choices of all shards and then the second ones. Whoever finds no room is dropped and never sent. Either every expert has
+slots, and the numbers are those of `slots` on one device that has all these tokens as one group; or the experts of a
+shard share a buffer, in which the run of each is as long as it needs to be.
 
 Two ways of moving the tokens, chosen by `kernels.forms`: ordinary collectives, which give every shard all tokens; and
-`jax.lax.ragged_all_to_all`, in which only those move that have a row. Axes: n tokens of a shard, e experts, l experts
-of a shard, r rows of a shard's experts, d width.
+`jax.lax.ragged_all_to_all`, in which only those move that have a row. Axes: n tokens of a shard, k choices of a token,
+e experts, l experts of a shard, r rows of a shard's experts, d width.
 """
 
 import dataclasses
@@ -32,10 +33,11 @@ class Queue:
   """What a shard sends and what it is sent, as runs of rows, all int32.
 
   Attributes:
-    offset: `[e]`, where the run of each expert begins among this shard's tokens, sorted by expert.
-    place: `[e]`, the row at which it begins where the expert lies.
-    taken: `[e]`, how many tokens of the run, from its beginning, get a row there.
-    their_offset, their_place, their_taken: `[shards, l]`, the same of each shard's runs for the experts that are here.
+    offset: `[e, k]`, where the run of each expert and choice begins among this shard's choices, sorted by these two.
+    place: `[e, k]`, the row at which it begins where the expert lies.
+    taken: `[e, k]`, how many tokens of the run, from its beginning, get a row there.
+    their_offset, their_place, their_taken: `[shards, l, k]`, the same of each shard's runs for the experts that are
+      here.
     num_rows: r.
     axes: the mesh axes of the shards.
   """
@@ -52,12 +54,12 @@ class Queue:
   @property
   def expert_of_row(self) -> jax.Array:
     """Int32 `[r]`: of a buffer, which of the experts here a row belongs to; l for the rows behind the last run."""
-    ends = jnp.cumsum(jnp.sum(self.their_taken, axis=0))
+    ends = jnp.cumsum(jnp.sum(self.their_taken, axis=(0, 2)))
     return jnp.sum(jnp.arange(self.num_rows)[:, None] >= ends, axis=-1, dtype=jnp.int32)
 
 
-# Int32 `[shards, l]`, the lengths of the runs that arrive, to the rows where they begin, how much of each is taken, and
-# how many rows there are.
+# Int32 `[k * shards, l]`, the lengths of the runs that arrive in their order, to the rows where they begin, how much of
+# each is taken, and how many rows there are.
 Rule = Callable[[jax.Array], tuple[jax.Array, jax.Array, int]]
 
 
@@ -87,19 +89,23 @@ def join_queue(counts: jax.Array, rule: Rule, axes: tuple[str, ...]) -> Queue:
   """Returns where this shard's tokens stand in the queues of all experts.
 
   Args:
-    counts: int32 `[e]`, tokens that this shard has for each expert.
+    counts: int32 `[e, k]`, tokens that this shard has for each expert by choice.
     rule: how many are taken where they arrive.
     axes: the mesh axes of the shards.
   """
 
+  shards, choices = jax.lax.axis_size(axes), counts.shape[1]
+
   def exchange(*values):
-    pairs = jnp.stack(values, axis=-1).reshape(jax.lax.axis_size(axes), -1, len(values))
+    pairs = jnp.stack(values, axis=-1).reshape(shards, -1, choices, len(values))
     return jnp.unstack(jax.lax.all_to_all(pairs, axes, split_axis=0, concat_axis=0, tiled=True), axis=-1)
 
-  offset = jnp.cumsum(counts) - counts
+  offset = (jnp.cumsum(counts.reshape(-1)) - counts.reshape(-1)).reshape(counts.shape)
   their_counts, their_offset = exchange(counts, offset)
-  their_place, their_taken, num_rows = rule(their_counts)
-  place, taken = (value.reshape(-1) for value in exchange(their_place, their_taken))
+  in_order = their_counts.transpose(2, 0, 1)  # [k, shards, l]
+  *rows, num_rows = rule(in_order.reshape(choices * shards, -1))
+  their_place, their_taken = (value.reshape(in_order.shape).transpose(1, 2, 0) for value in rows)
+  place, taken = (value.reshape(counts.shape) for value in exchange(their_place, their_taken))
   queue = Queue(offset, place, taken, their_offset, their_place, their_taken, num_rows, axes)
   return checkpoint_name(queue, 'to_experts')  # so that remat does not exchange it again
 
@@ -114,7 +120,7 @@ def share_rows(
   """Turns positions in a shard's own queues into rows of the experts' shards.
 
   Args:
-    routing: of the one group `[1, n, 1]` of this shard, without a capacity.
+    routing: of the one group `[1, n, k]` of this shard, without a capacity.
     statistics: of the same.
     rule: how many are taken where they arrive.
     axes: the mesh axes of the shards.
@@ -124,25 +130,32 @@ def share_rows(
     The routing, whose slots are rows of the expert's shard, -1 where there was no room; the statistics with `dropped`
     corrected; and the queue.
   """
-  queue = join_queue(statistics.expert_tokens[0].astype(jnp.int32), rule, axes)
-  has_row = (routing.slot >= 0) & (routing.slot < _of_expert(queue.taken, routing, decisions))
-  row = routing.slot + _of_expert(queue.place, routing, decisions)
+  if routing.expert.shape[2] == 1:
+    counts, place_in_run = statistics.expert_tokens.T.astype(jnp.int32), routing.slot
+  else:
+    num_experts = statistics.expert_tokens.shape[1]
+    wanted = jnp.where(routing.slot >= 0, routing.expert, num_experts)[0].T
+    place_in_run, counts = (value.T for value in decisions.positions(wanted, num_experts))
+  queue = join_queue(counts, rule, axes)
+  has_row = (routing.slot >= 0) & (place_in_run < _of_expert(queue.taken, routing, decisions))
+  row = place_in_run + _of_expert(queue.place, routing, decisions)
   routing = Routing(routing.expert, jnp.where(has_row, row, -1), jnp.where(has_row, routing.gate, 0.0))
-  dropped = statistics.tokens - jnp.sum(has_row, axis=(1, 2))
+  dropped = statistics.tokens - jnp.sum(has_row, axis=(1, 2)) / has_row.shape[2]
   return routing, dataclasses.replace(statistics, dropped=dropped), queue
 
 
 def by_gathering(routing: Routing, queue: Queue, decisions: kernels.Decisions = kernels.SORTED) -> tuple[Send, Receive]:
   """The plain form: every shard gets all tokens, keeps those of its experts, and the results are summed."""
+  choices = routing.expert.shape[2]
   everyone: Routing = jax.tree.map(lambda x: jax.lax.all_gather(x, queue.axes, axis=1, tiled=True), routing)
   is_here = everyone.expert // queue.their_taken.shape[1] == jax.lax.axis_index(queue.axes)
   index = _index(everyone.slot, is_here & (everyone.slot >= 0), queue.num_rows, decisions)
 
   def send(x):
-    return kernels.to_slots(gather_over_experts(x, queue.axes), index, 1)
+    return kernels.to_slots(gather_over_experts(x, queue.axes), index, choices)
 
   def receive(y):
-    y = kernels.from_slots(checkpoint_name(y, 'from_experts'), everyone.gate.reshape(-1, 1), index)
+    y = kernels.from_slots(checkpoint_name(y, 'from_experts'), everyone.gate.reshape(-1, choices), index)
     return sum_over_experts(y, queue.axes)
 
   return send, receive
@@ -151,17 +164,17 @@ def by_gathering(routing: Routing, queue: Queue, decisions: kernels.Decisions = 
 def by_ragged_exchange(
   routing: Routing, queue: Queue, decisions: kernels.Decisions = kernels.SORTED
 ) -> tuple[Send, Receive]:
-  """The form for TPUs: tokens are sorted by expert, and of each run the part that is taken is sent."""
-  tokens = routing.expert.shape[1]
+  """The form for TPUs: choices are sorted by expert, and of each run the part that is taken is sent."""
+  _, tokens, choices = routing.expert.shape
   sorted_row = routing.slot + _of_expert(queue.offset - queue.place, routing, decisions)
-  index = _index(sorted_row, routing.slot >= 0, tokens, decisions)
+  index = _index(sorted_row, routing.slot >= 0, tokens * choices, decisions)
 
   def send(x):
-    return _to_experts(kernels.to_slots(x, index, 1), queue, tokens)
+    return _to_experts(kernels.to_slots(x, index, choices), queue, tokens * choices)
 
   def receive(y):
-    rows = checkpoint_name(_from_experts(y, queue, tokens), 'from_experts')
-    return kernels.from_slots(rows, routing.gate.reshape(tokens, 1), index)
+    rows = checkpoint_name(_from_experts(y, queue, tokens * choices), 'from_experts')
+    return kernels.from_slots(rows, routing.gate.reshape(tokens, choices), index)
 
   return send, receive
 
@@ -172,12 +185,14 @@ MOVERS: dict[str, Mover] = {'gathered': by_gathering, 'ragged': by_ragged_exchan
 
 
 def _of_expert(values: jax.Array, routing: Routing, decisions: kernels.Decisions) -> jax.Array:
-  """Returns the value `[1, n, 1]` of each token's expert, of values `[e]`."""
-  return decisions.pick(jnp.broadcast_to(values, (*routing.expert.shape[:2], values.size)), routing.expert)
+  """Returns the value `[1, n, k]` of each token's experts, of values `[e, k]`."""
+  by_choice = routing.expert.transpose(2, 1, 0)  # [k, n, 1]
+  every_expert = jnp.broadcast_to(values.T[:, None], (*by_choice.shape[:2], len(values)))
+  return decisions.pick(every_expert, by_choice).transpose(2, 1, 0)
 
 
 def _index(row: jax.Array, has_row: jax.Array, num_rows: int, decisions: kernels.Decisions) -> kernels.SlotIndex:
-  """Returns which of `num_rows` rows each token has, `[1, n, 1]`, where it has one; and the inverse."""
+  """Returns which of `num_rows` rows each choice has, `[1, n, k]`, where it has one; and the inverse."""
   blocks = -(-num_rows // _BLOCK)
   index = decisions.slot_index(row // _BLOCK, jnp.where(has_row, row % _BLOCK, -1), blocks, _BLOCK)
   return kernels.SlotIndex(index.of_choice, index.choice_of[:num_rows])
@@ -185,7 +200,7 @@ def _index(row: jax.Array, has_row: jax.Array, num_rows: int, decisions: kernels
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _to_experts(tokens: jax.Array, queue: Queue, num_tokens: int) -> jax.Array:
-  """Sends sorted tokens `[num_tokens, d]` to their rows `[r, d]`; empty rows are 0."""
+  """Sends the sorted tokens `[num_tokens, d]` of all choices to their rows `[r, d]`; empty rows are 0."""
   runs = (queue.offset, queue.taken, queue.place, queue.their_taken)
   return _exchange(tokens, queue.num_rows, runs, queue.axes)
 

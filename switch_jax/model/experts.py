@@ -59,6 +59,7 @@ def apply(
   noise: dict[str, jax.Array],
   kernels: Kernels,
   dropout_key: jax.Array | None,
+  bias: jax.Array | None = None,
 ) -> tuple[jax.Array, RoutingStatistics]:
   """Sends every token through its experts.
 
@@ -70,6 +71,7 @@ def apply(
     noise: `gumbel` or `uniform` for `routing.route`, first axes as `x`.
     kernels: float32 `[num_experts, fan_in, fan_out]` by name.
     dropout_key: of expert dropout; None for none.
+    bias: float32 `[num_experts]`, what is added to the scores for the choice; None for nothing.
 
   Returns:
     As `switch.SwitchLayer`.
@@ -84,13 +86,13 @@ def apply(
     kernel_parts['wo'] = P(layout.expert_axes, model)
   return layout.per_token_shard(
     functools.partial(_apply_on_shard, how),
-    (x_part, per_token, per_token, jax.tree.map(lambda _: per_token, noise), kernel_parts, P()),
+    (x_part, per_token, per_token, jax.tree.map(lambda _: per_token, noise), kernel_parts, P(), P()),
     (y_part, per_token),
     by_width=True,
-  )(x, logits, real, noise, kernels, dropout_key)
+  )(x, logits, real, noise, kernels, dropout_key, bias)
 
 
-def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
+def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key, bias):
   """What one (data, expert) shard computes of `apply`."""
   moe, layout = how.config.experts, how.layout
   rows, length, width = x.shape
@@ -112,6 +114,7 @@ def _apply_on_shard(how, x, logits, real, noise, kernels, dropout_key):
     moe,
     None if rule else capacity,
     deterministic=how.deterministic,
+    bias=bias,
     decisions=decisions(layout),
     **{name: by_group(value) for name, value in noise.items()},
   )
@@ -165,7 +168,8 @@ def _rule(how, tokens, capacity):
     return destination.slots(capacity)
   if factor is None or how.deterministic or how.never_drop:
     return None
-  return destination.buffer(min(int(factor * tokens), how.layout.num_expert_shards * tokens))
+  choices = tokens * how.config.experts.experts_per_token
+  return destination.buffer(min(int(factor * choices), how.layout.num_expert_shards * choices))
 
 
 def _movers(how, routing, capacity):

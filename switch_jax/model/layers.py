@@ -183,20 +183,21 @@ class Dropout(nn.Module):
 
 
 class MlpBlock(nn.Module):
-  """The dense feed-forward network."""
+  """The dense feed-forward network, of the width `mlp_dim`; None is the configuration's."""
 
   config: ModelConfig
   layout: Layout
   deterministic: bool
+  mlp_dim: int | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, length, embed]` to the same shape and dtype."""
     config = self.config
     init = initializers.kernel(config, 'mlp')
-    inner, outer = (config.emb_dim, config.mlp_dim), (config.mlp_dim, config.emb_dim)
+    inner = (config.emb_dim, self.mlp_dim or config.mlp_dim)
     dense = functools.partial(Dense, config, self.layout)
     hidden = [dense(inner, ('embed', 'mlp'), init, name=name)(x) for name in input_kernel_names(config)]
     y = activate(config, hidden)
     y = Dropout(config.dropout_rate, self.deterministic)(y)
-    return dense(outer, ('mlp', 'embed'), init, name='wo')(y)
+    return dense(inner[::-1], ('mlp', 'embed'), init, name='wo')(y)

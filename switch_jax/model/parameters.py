@@ -27,10 +27,10 @@ _IDLE_IN_MODEL = (
   'layer_norm_epsilon', 'scan_unroll', 'remat_policy', 'mask_padding_queries', 'prefix_lm',
 )  # fmt: skip
 _IDLE_IN_MOE = (
-  'router', 'train_capacity_factor', 'eval_capacity_factor', 'expert_capacity', 'min_expert_capacity',
-  'capacity_rounding', 'sequences_per_group', 'padding_takes_slots', 'slot_priority', 'exploration', 'jitter_noise',
-  'aux_loss_factor', 'router_z_loss_factor', 'router_loss_aggregate', 'expert_dropout_rate', 'router_dtype', 'dispatch',
-  'ragged_buffer_factor',
+  'router', 'num_selected_experts', 'router_scores', 'normalize_gates', 'gate_scale', 'train_capacity_factor',
+  'eval_capacity_factor', 'expert_capacity', 'min_expert_capacity', 'capacity_rounding', 'sequences_per_group',
+  'padding_takes_slots', 'slot_priority', 'exploration', 'jitter_noise', 'router_z_loss_factor',
+  'router_loss_aggregate', 'expert_dropout_rate', 'router_dtype', 'dispatch', 'ragged_buffer_factor',
 )  # fmt: skip
 
 
@@ -48,14 +48,16 @@ def _boxed_init(config: ModelConfig, layout: Layout) -> Callable[[jax.Array], Pa
   return init
 
 
-def _with_defaults(config: Any, names: tuple[str, ...]) -> Any:
-  """Returns a configuration with the default values of these fields."""
-  return dataclasses.replace(config, **{f.name: f.default for f in dataclasses.fields(config) if f.name in names})
+def _with_defaults(config: Any, names: tuple[str, ...], **values: Any) -> Any:
+  """Returns a configuration with the default values of these fields, and with these values."""
+  defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in names}
+  return dataclasses.replace(config, **defaults, **values)
 
 
 def _boxed_shapes(config: ModelConfig) -> Parameters:
   """Returns the shapes of the parameters in Flax's metadata boxes, which know the axes' names."""
-  moe = config.moe and _with_defaults(config.moe, _IDLE_IN_MOE)
+  # The factor of the balance loss is idle too; models with biases must have 0.
+  moe = config.moe and _with_defaults(config.moe, _IDLE_IN_MOE, aux_loss_factor=0.0)
   return _traced(_with_defaults(dataclasses.replace(config, moe=moe), _IDLE_IN_MODEL))
 
 

@@ -36,11 +36,12 @@ class RoutingStatistics:
 
   Attributes:
     tokens: float32 `[g]`, tokens counted.
-    expert_tokens: float32 `[g, e]`, tokens whose first choice is that expert, before dropping.
-    balanced_tokens: float32 `[g, e]`, T f_i of equation 5: `expert_tokens`; of No-Token-Left-Behind the mean over all
-      choices of a token, as in the paper's code.
+    expert_tokens: float32 `[g, e]`, tokens that `top1` and `topk` send to that expert, before dropping; of the other
+      routers those whose first choice it is.
+    balanced_tokens: float32 `[g, e]`, T f_i of equation 5: `expert_tokens`; of `topk` and No-Token-Left-Behind the mean
+      over all choices of a token, as in OLMoE's code and the paper's.
     expert_probability: float32 `[g, e]`, sum of the router's probabilities (T P_i, equation 6); it has a gradient.
-    dropped: float32 `[g]`, tokens that no expert took.
+    dropped: float32 `[g]`, tokens that no expert took; of `topk` the choices that no expert took, divided by k.
     entropy: float32 `[g]`, sum of the entropies of the router's distributions, in nats.
     squared_log_partition: float32 `[g]`, sum of logsumexp(logits) ** 2; it has a gradient.
   """
@@ -54,18 +55,65 @@ class RoutingStatistics:
   squared_log_partition: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """What a router makes of its logits.
+
+  Attributes:
+    values: float32 `[g, s, e]`, what gates are made of: the softmax, or the sigmoid of each logit.
+    probabilities: float32 `[g, s, e]`, their shares of each token's sum; of the softmax the same.
+    entropy: float32 `[g, s]` of the probabilities, in nats.
+    log_partition: `[g, s]`, logsumexp of the logits.
+  """
+
+  values: jax.Array
+  probabilities: jax.Array
+  entropy: jax.Array
+  log_partition: jax.Array
+
+
+def scores_of(logits: jax.Array, config: MoeConfig) -> Scores:
+  """Returns the scores of logits `[g, s, e]` in `router_dtype`, by `config.router_scores`."""
+  log_partition = log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  log_scores = logits
+  if config.router_scores == 'sigmoid':
+    log_scores = jax.nn.log_sigmoid(logits)
+    log_sum = jax.nn.logsumexp(log_scores, axis=-1, keepdims=True)
+  probabilities = jnp.exp(log_scores - log_sum).astype(jnp.float32)
+  values = jax.nn.sigmoid(logits).astype(jnp.float32) if config.router_scores == 'sigmoid' else probabilities
+  # H = logsumexp(u) - sum p u needs no logarithm of a probability that may be zero.
+  mean = jnp.einsum('gse,gse->gs', probabilities, log_scores.astype(jnp.float32))
+  return Scores(values, probabilities, log_sum[..., 0].astype(jnp.float32) - mean, log_partition[..., 0])
+
+
+def preference(logits: jax.Array, bias: jax.Array | None, config: MoeConfig) -> jax.Array:
+  """Returns what the choice maximises, noise apart: the logits, or scores and biases (Wang et al. 2024).
+
+  Args:
+    logits: `[..., e]` in `router_dtype`.
+    bias: float32 `[e]`; None without biases. No gradient comes back to it.
+    config: gives the scores.
+  """
+  if bias is None:
+    return logits
+  score = jax.nn.sigmoid(logits) if config.router_scores == 'sigmoid' else jax.nn.softmax(logits, axis=-1)
+  return jax.lax.stop_gradient(score.astype(jnp.float32) + bias)
+
+
 def expert_capacity(config: MoeConfig, group_tokens: int, deterministic: bool) -> int | None:
   """Returns the slots of each expert for a group of `group_tokens` tokens; None drops nothing (equation 3).
 
-  max(rounding(group_tokens * factor / num_experts), min_expert_capacity), at most `group_tokens`; or the absolute
-  `expert_capacity`, also at most `group_tokens`.
+  max(rounding(group_tokens * factor / num_experts), min_expert_capacity), at most `group_tokens`, with k times the
+  tokens for `topk`; or the absolute `expert_capacity`, also at most `group_tokens`.
   """
   if config.expert_capacity is not None:
     return min(config.expert_capacity, group_tokens)
   factor = config.eval_capacity_factor if deterministic else config.train_capacity_factor
   if factor is None:
     return None
-  exact = group_tokens * factor / config.num_experts
+  choices = config.num_selected_experts if config.router == 'topk' else 1
+  exact = choices * group_tokens * factor / config.num_experts
   rounded = round(exact) if config.capacity_rounding == 'round' else int(exact)
   return min(max(rounded, config.min_expert_capacity), group_tokens)
 
@@ -106,7 +154,7 @@ def first_come_slots(
 
 
 def route_top1(
-  probabilities: jax.Array,
+  scores: jax.Array,
   chosen_by: jax.Array,
   takes_slot: jax.Array,
   config: MoeConfig,
@@ -116,16 +164,41 @@ def route_top1(
   """The Switch router: one expert a token, its full-softmax probability as the gate (section 2.1).
 
   Args:
-    probabilities: float32 `[g, s, e]`, softmax of the router's logits.
-    chosen_by: float32 `[g, s, e]`, what the choice maximises: the logits, or logits with noise when sampling.
+    scores: float32 `[g, s, e]`, the softmax of the router's logits, or their sigmoid (Llama 4).
+    chosen_by: float32 `[g, s, e]`, what the choice maximises: `preference`, or logits with noise when sampling.
     takes_slot: bool `[g, s]`.
     config: gives the slot priority.
     capacity: slots of each expert and group; None drops nothing.
     decisions: see `kernels.decisions`.
   """
   best = jnp.argmax(chosen_by, axis=-1)[..., None].astype(jnp.int32)
-  gate = decisions.pick(probabilities, best)
+  return _with_slots(best, decisions.pick(scores, best), takes_slot, config, capacity, decisions)
+
+
+def route_topk(
+  scores: jax.Array,
+  chosen_by: jax.Array,
+  takes_slot: jax.Array,
+  config: MoeConfig,
+  capacity: int | None,
+  decisions: Decisions = SORTED,
+) -> Routing:
+  """The k best experts of a token, with its scores as gates, normalised or as they are.
+
+  Mixtral (Jiang et al. 2024) normalises a softmax, OLMoE (Muennighoff et al. 2024) does not, DeepSeek-V3 (2024)
+  normalises and scales sigmoids and chooses with biases. Arguments as for `route_top1`.
+  """
+  _, best = jax.lax.top_k(chosen_by, config.num_selected_experts)
+  best = best.astype(jnp.int32)
+  return _with_slots(best, decisions.pick(scores, best), takes_slot, config, capacity, decisions)
+
+
+def _with_slots(best, gate, takes_slot, config, capacity, decisions):
+  """Returns the routing of tokens that want all their `best` experts, given the scores of these."""
   priority = gate[..., 0] if config.slot_priority == 'probability' else None
+  if config.router == 'topk':
+    total = jnp.sum(gate, axis=-1, keepdims=True) + 1e-20 if config.normalize_gates else 1.0
+    gate = gate / total * config.gate_scale
   wanted = jnp.where(takes_slot[..., None], best, config.num_experts)
   slot = first_come_slots(wanted, config.num_experts, capacity, priority, decisions)
   return Routing(best, slot, jnp.where(slot >= 0, gate, 0.0))
@@ -221,6 +294,7 @@ def route(
   capacity: int | None,
   *,
   deterministic: bool,
+  bias: jax.Array | None = None,
   gumbel: jax.Array | None = None,
   uniform: jax.Array | None = None,
   decisions: Decisions = SORTED,
@@ -233,6 +307,7 @@ def route(
     config: the router and its options.
     capacity: slots of each expert and group; None drops nothing.
     deterministic: evaluation: no exploration, the evaluation policy for second experts.
+    bias: float32 `[e]`, the experts' biases (`bias_update_rate`), None without.
     gumbel: standard Gumbel noise `[g, s, e]` for the exploration `sample`.
     uniform: noise in [0, 1) `[g, s]` for the second policy `random`.
     decisions: see `kernels.decisions`.
@@ -240,13 +315,15 @@ def route(
   # Selective precision (section 2.4): all of this is float32, unless Table 2's bfloat16 router is asked for.
   logits = logits.astype(config.router_dtype)
   counted = jnp.ones_like(real) if config.padding_takes_slots else real
-  log_partition = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-  probabilities = jnp.exp(logits - log_partition).astype(jnp.float32)
+  scores = scores_of(logits, config)
+  probabilities = scores.probabilities
+  chosen_by = preference(logits, bias, config)
   if config.router == 'top1':
-    chosen_by = logits
     if gumbel is not None:
       chosen_by = logits / config.sample_temperature + gumbel
-    routing = route_top1(probabilities, chosen_by, counted, config, capacity, decisions)
+    routing = route_top1(scores.values, chosen_by, counted, config, capacity, decisions)
+  elif config.router == 'topk':
+    routing = route_topk(scores.values, chosen_by, counted, config, capacity, decisions)
   elif config.router == 'top2':
     policy = config.second_policy_eval if deterministic else config.second_policy_train
     routing = route_top2(probabilities, counted, config, capacity, policy, uniform, decisions)
@@ -255,8 +332,8 @@ def route(
   else:
     assert capacity is not None, 'MoeConfig refuses experts that choose tokens without a capacity'
     routing = route_expert_choice(probabilities, counted, config, capacity)
-  first = jnp.argmax(logits, axis=-1) if config.router != 'top1' else routing.expert[..., 0]
-  sums = statistics(logits, log_partition[..., 0], probabilities, first, routing.slot, counted, decisions)
+  chosen = routing.expert if config.router in ('top1', 'topk') else jnp.argmax(logits, axis=-1)[..., None]
+  sums = statistics(scores, chosen, routing.slot, counted, decisions)
   if config.router == 'no_token_left_behind':
     _, ranked = jax.lax.top_k(probabilities, config.num_choices)
     wanted = jnp.where(counted[..., None], ranked, config.num_experts).reshape(len(ranked), -1)
@@ -266,37 +343,32 @@ def route(
 
 
 def statistics(
-  logits: jax.Array,
-  log_partition: jax.Array,
-  probabilities: jax.Array,
-  first_choice: jax.Array,
-  slot: jax.Array,
-  counted: jax.Array,
-  decisions: Decisions = SORTED,
+  scores: Scores, chosen: jax.Array, slot: jax.Array, counted: jax.Array, decisions: Decisions = SORTED
 ) -> RoutingStatistics:
   """Sums what losses and metrics need over the tokens that count.
 
   Args:
-    logits, probabilities: `[g, s, e]`.
-    log_partition: `[g, s]`, logsumexp of the logits.
-    first_choice: int32 `[g, s]`.
+    scores: of the router.
+    chosen: int32 `[g, s, c]`, the choices that count as the load of an expert.
     slot: int32 `[g, s, k]`, -1 for no slot.
     counted: bool `[g, s]`.
     decisions: see `kernels.decisions`.
   """
-  num_experts = logits.shape[-1]
+  groups, _, num_experts = scores.values.shape
   weight = counted.astype(jnp.float32)
-  _, expert_tokens = decisions.positions(jnp.where(counted, first_choice, num_experts), num_experts)
+  # In the order of `first_come_slots`, so that a compiler sees that it is counted already.
+  wanted = jnp.where(counted[..., None], chosen, num_experts).swapaxes(1, 2).reshape(groups, -1)
+  _, expert_tokens = decisions.positions(wanted, num_experts)
   expert_tokens = jax.lax.stop_gradient(expert_tokens.astype(jnp.float32))
-  log_partition = log_partition.astype(jnp.float32)
-  # H = logsumexp - sum p logits needs no logarithm of a probability that may be zero.
-  entropy = log_partition - jnp.einsum('gse,gse->gs', probabilities, logits.astype(jnp.float32))
+  log_partition = scores.log_partition.astype(jnp.float32)
+  lost = jnp.mean(slot < 0, axis=-1) if chosen.shape == slot.shape else jnp.all(slot < 0, axis=-1)
+  probability = jnp.einsum('gse,gs->ge', scores.probabilities, weight, precision=jax.lax.Precision.HIGHEST)
   return RoutingStatistics(
     tokens=jnp.sum(weight, axis=-1),
     expert_tokens=expert_tokens,
-    balanced_tokens=expert_tokens,
-    expert_probability=jnp.einsum('gse,gs->ge', probabilities, weight, precision=jax.lax.Precision.HIGHEST),
-    dropped=jnp.sum(weight * jnp.all(slot < 0, axis=-1), axis=-1),
-    entropy=jax.lax.stop_gradient(jnp.sum(weight * entropy, axis=-1)),
+    balanced_tokens=expert_tokens / chosen.shape[-1],
+    expert_probability=probability,
+    dropped=jnp.sum(weight * lost, axis=-1),
+    entropy=jax.lax.stop_gradient(jnp.sum(weight * scores.entropy, axis=-1)),
     squared_log_partition=jnp.sum(weight * jnp.square(log_partition), axis=-1),
   )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from switch_jax.config import ModelConfig
 from switch_jax.model import experts, initializers
 from switch_jax.model.experts import Kind
-from switch_jax.model.layers import Kernel, input_kernel_names
+from switch_jax.model.layers import Kernel, MlpBlock, input_kernel_names
 from switch_jax.model.routing import RoutingStatistics
 from switch_jax.parallel import Layout
 
@@ -39,9 +39,16 @@ class Router(nn.Module):
   deterministic: bool
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns the logits `[batch, length, num_experts]` of tokens `[batch, length, embed]`, in `router_dtype`."""
-    moe = self.config.experts
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the logits `[batch, length, num_experts]` of tokens `[batch, length, embed]`, in `router_dtype`.
+
+    And the experts' biases, float32 `[num_experts]`: a parameter that the training step moves by the load and no
+    gradient does (`training.expert_bias`); None without `bias_update_rate`.
+    """
+    moe, bias = self.config.experts, None
+    if moe.bias_update_rate is not None:
+      zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), (None,))
+      bias = self.param('expert_bias', zeros, (moe.num_experts,), jnp.float32)
     kernel = RouterWeights(self.config, name='router_weights')()
     # Section 2.4: only the router sees float32 and noise; the experts get the clean input in the activation dtype.
     y = x.astype(moe.router_dtype)
@@ -52,7 +59,7 @@ class Router(nn.Module):
       elif moe.explores == 'input_dropout':
         y = nn.Dropout(moe.router_input_dropout_rate, rng_collection='jitter')(y, deterministic=False)
     # The default precision of a float32 product on TPUs is bfloat16.
-    return jnp.einsum('bld,de->ble', y, kernel.astype(y.dtype), precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum('bld,de->ble', y, kernel.astype(y.dtype), precision=jax.lax.Precision.HIGHEST), bias
 
 
 class ExpertKernels(nn.Module):
@@ -89,7 +96,7 @@ class ExpertKernels(nn.Module):
 
 
 class SwitchLayer(nn.Module):
-  """Routes every token to an expert and returns the gated outputs.
+  """Routes every token to its experts and returns the gated sum of their outputs, and of shared experts.
 
   Attributes:
     kind: what an expert is: the feed-forward network `mlp`, or a `linear` map.
@@ -112,12 +119,12 @@ class SwitchLayer(nn.Module):
       never_drop: as many slots as needed and one group, whatever the configuration says (decoding).
 
     Returns:
-      `[batch, length, sum of the widths]` in the dtype of `x`, zero where a token was dropped; and the routing
-      statistics, arrays whose first axis is all groups of the batch.
+      `[batch, length, sum of the widths]` in the dtype of `x`, where a token was dropped zero or what the shared
+      experts make of it; and the routing statistics, arrays whose first axis is all groups of the batch.
     """
     config, moe = self.config, self.config.experts
     outputs = self.outputs or {'wo': (config.emb_dim, 'expert')}
-    logits = Router(config, self.deterministic, name='router')(x)
+    logits, bias = Router(config, self.deterministic, name='router')(x)
     kernels = ExpertKernels(config, self.kind, outputs, name='expert')()
     noise = {}
     if moe.explores == 'sample' and not self.deterministic:
@@ -130,4 +137,7 @@ class SwitchLayer(nn.Module):
     dropout_key = self.make_rng('dropout') if dropout else None
     out_dim = sum(width for width, _ in outputs.values())
     how = experts.Experts(config, self.layout, self.deterministic, self.kind, out_dim, never_drop)
-    return experts.apply(how, x, logits, real, noise, kernels, dropout_key)
+    y, statistics = experts.apply(how, x, logits, real, noise, kernels, dropout_key, bias)
+    if self.outputs is None and (width := moe.shared_width(config.mlp_dim)):
+      y += MlpBlock(config, self.layout, self.deterministic, width, name='shared_expert')(x)
+    return y, statistics

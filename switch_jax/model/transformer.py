@@ -113,11 +113,16 @@ class Layer(nn.Module):
       x = x + drop(y)
 
     y = clean(norm('pre_mlp_layer_norm')(x))
-    if self.index in config.switch_layers(self.stack):
+    has_experts = self.index in config.switch_layers(self.stack)
+    if has_experts:
       y, statistics['mlp'] = SwitchLayer(**common, name='mlp')(y, context.real, never_drop=cache is not None)
     else:
       y = MlpBlock(config, self.layout, self.deterministic, name='mlp')(y)
-    x = self.layout.constrain(x + drop(y), 'batch', 'length' if cache is None else None, 'activation_embed')
+    x = x + drop(y)
+    if has_experts and config.experts.extra_mlp:
+      y = clean(norm('pre_extra_mlp_layer_norm')(x))
+      x = x + drop(MlpBlock(config, self.layout, self.deterministic, name='extra_mlp')(y))
+    x = self.layout.constrain(x, 'batch', 'length' if cache is None else None, 'activation_embed')
     return x, statistics if cache is None else {}, kept
 
 

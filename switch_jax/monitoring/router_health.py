@@ -63,7 +63,11 @@ class RouterHealth:
     experts = tokens.shape[1]
     drops = self._sums['fraction_dropped'] / self._steps
     z_loss = self._sums['router_z_loss'] / self._steps
-    crowded = 0.5 + 0.5 / experts  # halfway between even shares for two experts and all tokens for one
+    choices = moe.num_selected_experts if moe.router == 'topk' else 1
+    crowded = 0.5 + 0.5 * choices / experts  # halfway between even shares and all tokens for as many as a token has
+    balance = f'AUX_LOSS_FACTOR (now {moe.aux_loss_factor:g})'
+    if moe.bias_update_rate is not None:
+      balance = f'config.MoeConfig.bias_update_rate (now {moe.bias_update_rate:g})'
     for i, layer in enumerate(self._layers):
       total = tokens[i].sum()
       if not total:
@@ -72,21 +76,21 @@ class RouterHealth:
       if unused.size:
         named = ', '.join(map(str, unused[:8])) + (', ...' if unused.size > 8 else '')
         found[layer, 'unused'] = (
-          f'{unused.size} of {experts} experts got no token {when} ({named}) and learn nothing. Raise AUX_LOSS_FACTOR '
-          f'(now {moe.aux_loss_factor:g}) or config.MoeConfig.jitter_noise (now {moe.jitter_noise:g}), or use fewer '
-          'experts.'
+          f'{unused.size} of {experts} experts got no token {when} ({named}) and learn nothing. Raise {balance} or '
+          f'config.MoeConfig.jitter_noise (now {moe.jitter_noise:g}), or use fewer experts.'
         )
-      largest = tokens[i].argmax()
-      if experts > 1 and (share := tokens[i, largest] / total) > crowded:
+      largest = tokens[i].argsort()[-choices:]
+      if experts > choices and (share := tokens[i, largest].sum() / total) > crowded:
+        named = 'expert ' if choices == 1 else f'{choices} experts together, '
+        named += ', '.join(map(str, sorted(largest))) + ('' if choices == 1 else ',')
         found[layer, 'collapse'] = (
-          f'expert {largest} got {share:.0%} of all tokens {when}; the load has collapsed. Raise AUX_LOSS_FACTOR (now '
-          f'{moe.aux_loss_factor:g}) or lower LEARNING_RATE.'
+          f'{named} got {share:.0%} of all tokens {when}; the load has collapsed. Raise {balance} or lower '
+          'LEARNING_RATE.'
         )
       if drops[i] > max(3 * self._lowest_drops[i], 0.1):
         found[layer, 'drops'] = (
           f'{drops[i]:.0%} of the tokens were dropped {when}, after {self._lowest_drops[i]:.1%} at best. Raise '
-          f'config.MoeConfig.train_capacity_factor (now {moe.train_capacity_factor}) or AUX_LOSS_FACTOR (now '
-          f'{moe.aux_loss_factor:g}).'
+          f'config.MoeConfig.train_capacity_factor (now {moe.train_capacity_factor}) or {balance}.'
         )
       # Logits that are all alike have the z-loss ln(experts) ** 2.
       if z_loss[i] > 10 * max(math.log(experts), 1.0) ** 2:

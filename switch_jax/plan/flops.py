@@ -15,7 +15,7 @@ class ForwardFlops:
     projections: query, key, value and output of all attentions. Keys and values of the cross-attention are those of
       the encoder's tokens, and belong to the decoder.
     scores: queries with keys and weights with values, of all pairs in a row, masked ones too.
-    dense: feed-forward networks.
+    dense: feed-forward networks, shared experts and extra networks too.
     experts: the rows that they compute: groups x experts x effective capacity, empty slots too; without dropping the
       tokens times their choices.
     empty_slots: of those, what is above a row for each token and choice.
@@ -59,7 +59,7 @@ def forward_flops(run: RunConfig, layout: Layout) -> dict[str, ForwardFlops]:
   model, moe, length = run.model, run.model.moe, run.row_lengths
   tokens = {stack: run.data.batch_size * n for stack, n in length.items()}
   routings = {routing.stack: routing for routing in stack_routing(run, layout)}
-  choices = 2 if moe and moe.router == 'top2' else 1
+  choices = moe.experts_per_token if moe else 1
   joined = model.num_heads * model.head_dim
   projection = 2 * model.emb_dim * joined
   inner = len(model.mlp_activations)  # kernels before the activation
@@ -81,6 +81,8 @@ def forward_flops(run: RunConfig, layout: Layout) -> dict[str, ForwardFlops]:
       experts += switch_attention * one * slots
       router = (switch + switch_attention) * 2 * model.emb_dim * moe.num_experts * count
       empty_slots = experts * max(0.0, 1 - choices * count / slots)
+      beside = moe.shared_width(model.mlp_dim) + (model.mlp_dim if moe.extra_mlp else 0)
+      dense += switch * (inner + 1) * 2 * model.emb_dim * beside * count
     if stack == 'decoder':
       if not model.is_decoder_only:
         projections += layers * 2 * projection * (count + tokens['encoder'])

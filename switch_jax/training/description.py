@@ -59,7 +59,7 @@ def stack_routing(run: RunConfig, layout: Layout) -> list[StackRouting]:
 def active_parameters(run: RunConfig, layout: Layout) -> int:
   """Returns the parameters that one token meets: everything but the experts it is not sent to."""
   moe, total = run.model.moe, 0
-  used = 2 if moe and moe.router == 'top2' else 1
+  used = moe.experts_per_token if moe else 1
   for path, x in jax.tree_util.tree_leaves_with_path(abstract_parameters(run.model, layout)):
     count = parameter_count({'': x})
     is_expert = any(key.key == 'expert' for key in path)

@@ -15,6 +15,7 @@ from switch_jax.model import Transformer, parameter_axes
 from switch_jax.model.losses import Metrics
 from switch_jax.parallel import Layout
 from switch_jax.training import microbatches
+from switch_jax.training.expert_bias import move_biases
 from switch_jax.training.optimizer import Optimizer, make_optimizer
 from switch_jax.training.schedules import make_schedule
 from switch_jax.training.state import StatePlan, TrainState
@@ -73,6 +74,7 @@ def _make_update(
     streams = step_streams(seed, state.step)
     gradients, sums = whole_gradient(plan.gather(state.params), batch, streams, teacher)
     params, opt_state = optimizer.apply(gradients, state.opt_state, state.params)
+    params = move_biases(params, state.params, sums.routers, run.model)
     metrics = sums.metrics(objective)
     metrics |= {'learning_rate': schedule(state.step) * 1.0, 'grad_norm': optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, opt_state), metrics

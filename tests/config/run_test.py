@@ -142,10 +142,15 @@ def test_identity_is_that_of_older_versions_where_nothing_changed():
     assert identity['model.moe.exploration'] == 'input_jitter'
     assert identity['model.moe.attention_expert'] == 'linear'
     assert not {'optimizer.factor_experts', 'model.gradient_dtype', 'model.moe.ragged_buffer_factor'} & identity.keys()
+    assert not {f'model.moe.{name}' for name in ('num_selected_experts', 'bias_update_rate')} & identity.keys()
   model = dataclasses.replace(MODEL, moe=MoeConfig(num_experts=4, encoder_attention_layers=1, exploration='argmax'))
   changed = dataclasses.replace(RUN, model=model, optimizer=OptimizerConfig(factor_experts='by_size')).identity()
   assert changed['model.moe.exploration'] == 'argmax'
   assert changed['model.moe.attention_expert'] == 'mlp'
+  moe = MoeConfig(num_experts=4, bias_update_rate=1e-3, aux_loss_factor=0.0, num_shared_experts=1)
+  newer = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, moe=moe)).identity()
+  assert newer['model.moe.bias_update_rate'] == 1e-3
+  assert newer['model.moe.num_shared_experts'] == 1
   assert changed['optimizer.factor_experts'] == 'by_size'
 
 

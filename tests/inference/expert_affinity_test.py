@@ -34,7 +34,13 @@ ATTENTION = dataclasses.replace(
   num_encoder_layers=2,
   num_decoder_layers=2,
   moe=MoeConfig(
-    num_experts=4, encoder_layers=1, decoder_layers=1, encoder_attention_layers=1, decoder_attention_layers=1
+    num_experts=4,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_layers=1,
+    decoder_attention_layers=1,
+    bias_update_rate=1e-3,
+    aux_loss_factor=0.0,
   ),
 )
 
@@ -60,7 +66,7 @@ def parameters_of(config):
 
 @pytest.fixture(scope='module')
 def counted():
-  """Parameters of a model with all kinds of routers, a batch, and its counts."""
+  """Parameters of a model with all kinds of routers, biases too, a batch, and its counts."""
   params, batch = parameters_of(ATTENTION), random_batch()
   choose = make_first_choices(ATTENTION, Layout.single_device())
   counts = count_choices(choose, params, [batch, batch], vocab_size=264, num_experts=4, num_groups=2)

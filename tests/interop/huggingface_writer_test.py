@@ -129,6 +129,7 @@ def refused_by_huggingface(match, config, **of_moe):
 def test_what_huggingface_cannot_represent(tmp_path, capsys):
   refused_by_huggingface('one input kernel', MODELS['xxl'])
   refused_by_huggingface('only router', MODELS['base'], router='top2')
+  refused_by_huggingface('extra_mlp is True: it has no dense network', MODELS['base'], extra_mlp=True)
   refused_by_huggingface('there is one d_ff', MODELS['base'], expert_mlp_dim=9)
   refused_by_huggingface('decoder_layers selects', MODELS['base'], decoder_layers=(0, 1))
   save_own(tmp_path / 'ours', MODELS['xxl'], with_optimizer=False)

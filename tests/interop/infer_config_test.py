@@ -102,6 +102,12 @@ def test_overrides_that_repeat_the_shapes(shapes, sparse_model):
   assert infer(shapes, moe=sparse_model.moe).moe == sparse_model.moe
 
 
+def test_networks_after_the_experts_are_seen(sparse_model):
+  model = with_moe(sparse_model, extra_mlp=True)
+  assert infer(interop.parameter_shapes(model)).moe.extra_mlp
+  assert not infer(interop.parameter_shapes(sparse_model)).moe.extra_mlp
+
+
 def test_no_name_is_a_field_of_both():
   assert not set(field_types(ModelConfig)) & set(field_types(MoeConfig))
 

@@ -26,6 +26,24 @@ def test_what_is_no_t5_has_no_name_elsewhere(sparse_model, field, value):
     require_names(model)
 
 
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      dict(bias_update_rate=1e-3, aux_loss_factor=0.0),
+      r"^MoeConfig.bias_update_rate is 0.001; T5X and Hugging Face's Switch Transformers have no biases of experts. "
+      r'Convert it to switch_jax\.$',
+    ),
+    (dict(num_shared_experts=2), 'num_shared_experts is 2; .* no shared experts'),
+    (dict(router_scores='sigmoid'), "router_scores is 'sigmoid'; .* no scores but the softmax"),
+    (dict(router='topk', gate_scale=2.5), 'gate_scale is 2.5; .* no factor of the gates'),
+  ],
+)
+def test_options_that_only_models_here_have(sparse_model, fields, message):
+  with pytest.raises(ConfigError, match=message):
+    require_names(dataclasses.replace(sparse_model, moe=dataclasses.replace(sparse_model.moe, **fields)))
+
+
 @pytest.mark.parametrize('fields', [{}, {'mlp_activations': ('gelu', 'linear'), 'logits_via_embedding': False}])
 def test_table_reads_the_same_both_ways(sparse_model, fields):
   names, seen = parameter_shapes(dataclasses.replace(sparse_model, **fields)), set()

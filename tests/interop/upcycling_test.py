@@ -184,3 +184,22 @@ def test_a_recorded_activation_that_differs_is_refused(checkpoints, layout):
   config = dataclasses.replace(config, mlp_activations=('gelu',))
   with pytest.raises(ConfigError, match=r"mlp_activations is \('gelu',\), and .* was trained with \('relu',\)"):
     interop.initial_parameters(str(checkpoints / 'hf_switch_tiny'), config, abstract_parameters(config, layout))
+
+
+@pytest.mark.parametrize(
+  ('fields', 'gates'),
+  [
+    (dict(router='topk', num_selected_experts=3, gate_scale=2.0), 2.0),
+    (dict(router='topk', num_selected_experts=3, normalize_gates=False), 3 / 4),
+    (dict(router_scores='sigmoid'), 0.5),
+  ],
+  ids=str,
+)
+def test_gates_of_another_sum_are_compensated_too(dense, fields, gates):
+  """And biases begin with 0."""
+  old = open_checkpoint('t5x', str(dense))
+  target = sparse(4, bias_update_rate=1e-3, aux_loss_factor=0.0, **fields)
+  new = upcycling.upcycle(old, target, UpcycleConfig())
+  wo = old.arrays['encoder/layers_1/mlp/wo/kernel'].read()
+  np.testing.assert_allclose(new.arrays['encoder/layers_1/mlp/expert/wo/kernel'].read()[3], wo / gates, rtol=1e-6)
+  np.testing.assert_array_equal(new.arrays['encoder/layers_1/mlp/router/expert_bias'].read(), np.zeros(4))

@@ -73,7 +73,11 @@ def parameters(config, where):
 
   def draw(path, x):
     name = jax.tree_util.keystr(path)
-    mean, width = (1.0, 0.3) if 'scale' in name else (0.0, 1.0 if 'embedding' in name else x.shape[-2] ** -0.5)
+    mean, width = (
+      (1.0, 0.3)
+      if 'scale' in name
+      else (0.0, 1.0 if 'embedding' in name else x.shape[-1 if x.ndim == 1 else -2] ** -0.5)
+    )
     value = random.normal(mean, width, x.shape)
     return jax.device_put(value.astype(np.float32), x.sharding)
 
@@ -105,6 +109,18 @@ MODELS = {
   ),
   'switch attention': model_config(SWITCH_ATTENTION),
   'top-2': model_config(dict(router='top2')),
+  'top-3, sigmoids, biases, shared and extra networks': model_config(
+    dict(
+      router='topk',
+      num_selected_experts=3,
+      router_scores='sigmoid',
+      bias_update_rate=1e-3,
+      aux_loss_factor=0.0,
+      expert_mlp_dim=8,
+      num_shared_experts=2,
+      extra_mlp=True,
+    )
+  ),
   'released': model_config(dict(padding_takes_slots=True)),
   'scanned, padding queries see all': model_config(
     dict(padding_takes_slots=True), mask_padding_queries=False, scan_layers=True, num_decoder_layers=4

@@ -82,47 +82,49 @@ def of_one_device(data, **fields):
   return results((1, 1, 1), sequences_per_group=ROWS // data, **fields)
 
 
-def wanted(replica, data):
-  """Yields `(expert, row, position)` of the tokens of a replica, in their order."""
-  for row in range(replica * ROWS // data, (replica + 1) * ROWS // data):
-    for token in np.flatnonzero(REAL[row]):
-      yield LOGITS[row, token].argmax(), row, token
+def wanted(replica, data, choices):
+  """Yields `(expert, choice, row, position)` of the tokens of a replica, in their order."""
+  for choice in range(choices):
+    for row in range(replica * ROWS // data, (replica + 1) * ROWS // data):
+      for token in np.flatnonzero(REAL[row]):
+        yield np.argsort(-LOGITS[row, token])[choice], choice, row, token
 
 
-def with_slots(data, capacity):
-  """Returns which tokens get one of the slots of their expert, bool `[rows, length]`."""
-  has = np.zeros(REAL.shape, bool)
+def with_slots(data, capacity, choices=1):
+  """Returns which choices get one of the slots of their expert, bool `[rows, length, choices]`."""
+  has = np.zeros((*REAL.shape, choices), bool)
   for replica in range(data):
     taken = np.zeros(EXPERTS, int)
-    for expert, row, token in wanted(replica, data):
-      has[row, token] = taken[expert] < capacity
+    for expert, choice, row, token in wanted(replica, data, choices):
+      has[row, token, choice] = taken[expert] < capacity
       taken[expert] += 1
   return has
 
 
-def in_buffers(data, shards, num_rows):
-  """Returns which tokens get one of the rows of their expert's shard, bool `[rows, length]`."""
-  has = np.zeros(REAL.shape, bool)
+def in_buffers(data, shards, num_rows, choices=1):
+  """Returns which choices get one of the rows of their expert's shard, bool `[rows, length, choices]`."""
+  has = np.zeros((*REAL.shape, choices), bool)
   for replica in range(data):
     for shard in range(shards):
       experts = range(shard * EXPERTS // shards, (shard + 1) * EXPERTS // shards)
-      for _, row, token in sorted(choice for choice in wanted(replica, data) if choice[0] in experts)[:num_rows]:
-        has[row, token] = True
+      here = sorted(want for want in wanted(replica, data, choices) if want[0] in experts)
+      for _, choice, row, token in here[:num_rows]:
+        has[row, token, choice] = True
   return has
 
 
 def dropped(has, data):
-  return (REAL & ~has).reshape(data, -1).sum(1)
+  return (REAL[..., None] & ~has).reshape(data, -1).sum(1) / has.shape[-1]
 
 
 @jax.jit
 def every_expert(x, logits, kernels, has):
   """Returns the output, of all experts applied to all tokens."""
-  gate = jnp.max(jax.nn.softmax(logits), axis=-1, keepdims=True)
+  gate, best = jax.lax.top_k(jax.nn.softmax(logits), has.shape[-1])
   hidden = jax.nn.relu(jnp.einsum('rld,edf->rlef', x, kernels['wi']))
   y = jnp.einsum('rlef,efd->rled', hidden, kernels['wo'])
-  y = jnp.take_along_axis(y, logits.argmax(-1)[..., None, None], axis=2)[:, :, 0]
-  return jnp.where(has[..., None], gate * y, 0.0)
+  y = jnp.take_along_axis(y, best[..., None], axis=2)
+  return jnp.sum(jnp.where(has[..., None], gate[..., None] * y, 0.0), axis=2)
 
 
 def by_replica(statistics, data):
@@ -136,22 +138,36 @@ def assert_equal(found, expected, data):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *sums)
 
 
-@pytest.mark.parametrize(('mesh', 'capacity'), [*((mesh, TIGHT) for mesh in MESHES), (MESHES[1], LOOSE)], ids=str)
-def test_it_is_one_group_on_one_device(form, mesh, capacity):
-  found = results((*mesh, form), dispatch='ragged', expert_capacity=capacity)
-  has = with_slots(mesh[0], capacity)
-  assert (dropped(has, mesh[0]) > 0).all() == (capacity == TIGHT)
+def of_router(choices):
+  """Returns the fields of a router of so many choices with plain gates."""
+  return {} if choices == 1 else dict(router='topk', num_selected_experts=choices, normalize_gates=False)
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'capacity', 'choices'),
+  [*((mesh, TIGHT, 1) for mesh in MESHES), (MESHES[1], LOOSE, 1), (MESHES[2], TIGHT, 2)],
+  ids=str,
+)
+def test_it_is_one_group_on_one_device(form, mesh, capacity, choices):
+  fields = dict(expert_capacity=capacity, **of_router(choices))
+  found = results((*mesh, form), dispatch='ragged', **fields)
+  has = with_slots(mesh[0], capacity, choices)
+  assert (dropped(has, mesh[0]) > 0).all() == (capacity != LOOSE)
   np.testing.assert_allclose(found[0][0], every_expert(X, LOGITS, KERNELS, has), rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(by_replica(found[1], mesh[0]).dropped, dropped(has, mesh[0]))
-  assert_equal(found, of_one_device(mesh[0], expert_capacity=capacity), mesh[0])
+  assert_equal(found, of_one_device(mesh[0], **fields), mesh[0])
 
 
-@pytest.mark.parametrize(('mesh', 'factor'), [((2, 4, 1), 1.0), ((2, 2, 2), 1.0), ((1, 8, 1), 8.0)], ids=str)
-def test_runs_of_any_length_share_a_buffer(form, mesh, factor):
+@pytest.mark.parametrize(
+  ('mesh', 'factor', 'choices'),
+  [((2, 4, 1), 1.0, 1), ((2, 2, 2), 1.0, 1), ((1, 8, 1), 8.0, 1), ((2, 4, 1), 1.0, 2)],
+  ids=str,
+)
+def test_runs_of_any_length_share_a_buffer(form, mesh, factor, choices):
   fields = dict(dispatch='ragged', train_capacity_factor=None, ragged_buffer_factor=factor, exploration='argmax')
-  (y, gradients), statistics = results((*mesh, form), training=True, **fields)
-  has = in_buffers(mesh[0], mesh[1], int(factor * ROWS * LENGTH // (mesh[0] * mesh[1])))
-  assert dropped(has, mesh[0]).any() == (factor == 1.0)
+  (y, gradients), statistics = results((*mesh, form), training=True, **fields, **of_router(choices))
+  has = in_buffers(mesh[0], mesh[1], int(factor * choices * ROWS * LENGTH // (mesh[0] * mesh[1])), choices)
+  assert (~has[REAL]).any() == (factor == 1.0)
   np.testing.assert_array_equal(by_replica(statistics, mesh[0]).dropped, dropped(has, mesh[0]))
   np.testing.assert_allclose(y, every_expert(X, LOGITS, KERNELS, has), rtol=1e-5, atol=1e-6)
   expected = jax.grad(lambda *arrays: jnp.sum(every_expert(*arrays, has) * WEIGHTS), argnums=(0, 1, 2))

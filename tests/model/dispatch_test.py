@@ -23,6 +23,7 @@ ROUTERS = {
   'top1_by_probability': dict(slot_priority='probability', decoder_layers=()),
   'top2_all': dict(router='top2', second_policy_eval='all'),
   'top2_threshold': dict(router='top2', second_policy_eval='threshold', normalize_gates=False),
+  'topk': dict(router='topk', router_scores='sigmoid'),
   'no_token_left_behind': dict(router='no_token_left_behind', num_choices=2),
   'expert_choice': dict(router='expert_choice', decoder_layers=()),
 }

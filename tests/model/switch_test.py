@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from switch_jax.parallel import Layout, make_mesh
 ROWS, LENGTH, WIDTH = 8, 6, 16
 X = jax.random.normal(jax.random.key(0), (ROWS, LENGTH, WIDTH))
 REAL = jnp.arange(LENGTH) < jnp.array([6, 5, 6, 4, 6, 6, 1, 0])[:, None]
+BLOCKS = np.load(pathlib.Path(__file__).parents[1] / 'fixtures' / 'hf_blocks.npz')
 STREAMS = {'dropout': jax.random.key(1), 'jitter': jax.random.key(2)}
 
 
@@ -46,7 +48,10 @@ def parameters(config):
   from flax.linen import meta
 
   layer = SwitchLayer(config, layout(), True)
-  return meta.unbox(jax.jit(lambda: layer.init(jax.random.key(3), X, REAL))())['params']
+  params = meta.unbox(jax.jit(lambda: layer.init(jax.random.key(3), X, REAL))())['params']
+  if 'expert_bias' in params['router']:  # which begins with 0
+    params['router']['expert_bias'] = jnp.linspace(-0.2, 0.2, config.experts.num_experts)
+  return params
 
 
 def dense(config, params, expert, x):
@@ -132,7 +137,14 @@ def test_exploration_is_the_same_on_every_mesh(exploration):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, many)
 
 
+# Three of eight narrow experts by sigmoids and biases, beside two shared ones.
+FINE = dict(
+  router='topk', num_experts=8, num_selected_experts=3, router_scores='sigmoid', bias_update_rate=1e-3, gate_scale=2.5,
+  aux_loss_factor=0.0, expert_mlp_dim=8, num_shared_experts=2, shared_expert_mlp_dim=4,
+)  # fmt: skip
 FIELDS = [
+  FINE | dict(eval_capacity_factor=0.5),
+  FINE | dict(eval_capacity_factor=None),
   dict(expert_capacity=1),
   dict(dispatch='einsum'),
   dict(eval_capacity_factor=None),
@@ -167,11 +179,11 @@ def test_every_mesh_computes_the_same(fields, mesh):
   )
 
 
-@pytest.mark.parametrize('router', ['top1', 'top2'])
-def test_drop_free_equals_slots_for_everybody(router):
-  roomy = model_config(router=router, expert_capacity=LENGTH, second_policy_eval='all')
+@pytest.mark.parametrize('fields', [dict(router='top1'), dict(router='top2', second_policy_eval='all'), FINE], ids=str)
+def test_drop_free_equals_slots_for_everybody(fields):
+  roomy = model_config(expert_capacity=LENGTH, **fields)
   params = parameters(roomy)
-  free = model_config(router=router, eval_capacity_factor=None, second_policy_eval='all')
+  free = model_config(eval_capacity_factor=None, **fields)
 
   def loss(config, p):
     return jnp.sum(jnp.sin(apply(config, p)[0]))
@@ -226,3 +238,46 @@ def test_only_bfloat16_crosses_an_all_to_all(factor):
   exchanges = [line for line in text.splitlines() if 'all_to_all' in line and '->' in line]
   assert exchanges
   assert not [line for line in exchanges if 'xbf16>' not in line.split('->')[-1]]
+
+
+def of_block(name):
+  """Returns the parameters of a block of transformers, whose matrices are transposed, and the rest by name."""
+  block = {key.removeprefix(f'{name}/'): BLOCKS[key] for key in BLOCKS if key.startswith(name)}
+  block = {key: jnp.asarray(value, jnp.float32) for key, value in block.items()}
+  gate, up = jnp.split(block['experts.gate_up_proj'].swapaxes(1, 2), 2, axis=-1)
+  kernels = {'wi_0': gate, 'wi_1': up, 'wo': block['experts.down_proj'].swapaxes(1, 2)}
+  router = {'router_weights': {'w': {'kernel': block['gate.weight'].T}}}
+  params = {'router': router, 'expert': {key: {'kernel': value} for key, value in kernels.items()}}
+  if 'gate.e_score_correction_bias' in block:
+    router['expert_bias'] = block['gate.e_score_correction_bias']
+    shared = {'wi_0': 'gate', 'wi_1': 'up', 'wo': 'down'}
+    shared = {key: {'kernel': block[f'shared_experts.{theirs}_proj.weight'].T} for key, theirs in shared.items()}
+    params['shared_expert'] = shared
+  return params, block
+
+
+@pytest.mark.parametrize(
+  ('name', 'fields'),
+  [
+    ('mixtral', dict()),
+    ('olmoe', dict(num_experts=8, num_selected_experts=3, normalize_gates=False)),
+    ('deepseek_v3', FINE | dict(expert_mlp_dim=None, shared_expert_mlp_dim=None)),
+  ],
+  ids=lambda x: x if isinstance(x, str) else '',
+)
+def test_equals_the_block_of_transformers(name, fields):
+  """Outputs and the gradients of their weighted sum, where no token is dropped."""
+  params, block = of_block(name)
+  config = model_config(('silu', 'linear'), eval_capacity_factor=None, **{'router': 'topk', **fields})
+  config = dataclasses.replace(config, emb_dim=8, mlp_dim=6)
+  real = jnp.ones(block['x'].shape[:2], bool)
+
+  def loss(x, kernel):
+    changed = params | {'router': params['router'] | {'router_weights': {'w': {'kernel': kernel}}}}
+    y = apply(config, changed, x, real)[0]
+    return jnp.sum(y * block['weights']), y
+
+  kernel = params['router']['router_weights']['w']['kernel']
+  (to_x, to_router), y = jax.grad(loss, argnums=(0, 1), has_aux=True)(block['x'], kernel)
+  for found, expected in ((y, 'y'), (to_x, 'gradient/x'), (to_router.T, 'gradient/router')):
+    np.testing.assert_allclose(found, block[expected], atol=5e-6, rtol=1e-5)

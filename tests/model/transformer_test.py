@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.linen import meta
 
 from switch_jax.config import MoeConfig
 from switch_jax.model import Transformer, init_parameters
-from switch_jax.model.transformer import block_length
+from switch_jax.model.transformer import Context, Layer, block_length
 from switch_jax.parallel import Layout
 from tests.model.decoding_test import parameters
 from tests.training.short_runs import MODEL, MOE, batch
@@ -35,9 +36,26 @@ def test_the_residual_stream_has_one_dtype(dtype):
   assert logits.dtype == jnp.float32
 
 
+def test_the_extra_network_comes_after_the_experts():
+  """With a norm and a residual of its own, as flaxformer's ST-MoE."""
+  model = dataclasses.replace(MODEL, moe=dataclasses.replace(MOE, extra_mlp=True))
+  x, ones = jax.random.normal(jax.random.key(0), (2, 5, 16)), jnp.ones((2, 5), jnp.int32)
+  context = Context(ones > 0, ones, ones, jnp.zeros((2, 5, 5)))
+  layer = Layer(model, Layout.single_device(), True, 'encoder', 1)
+  params = meta.unbox(jax.jit(layer.init)(jax.random.key(1), x, context))['params']
+  found = jax.jit(layer.apply)({'params': params}, x, context)[0]
+  norm, network = params.pop('pre_extra_mlp_layer_norm'), params.pop('extra_mlp')
+  y = jax.jit(Layer(MODEL, layer.layout, True, 'encoder', 1).apply)({'params': params}, x, context)[0]
+  z = y / jnp.sqrt(jnp.mean(y**2, axis=-1, keepdims=True) + 1e-6) * norm['scale']
+  z = jax.nn.relu(z @ network['wi']['kernel']) @ network['wo']['kernel']
+  np.testing.assert_allclose(found, y + z, atol=1e-5)
+  assert 'extra_mlp' not in init_parameters(model, layer.layout, jax.random.key(0))['encoder']['layers_0']
+
+
 def test_scan_equals_the_loop():
   """From the same parameters: the loop's layers are stacked by hand and the first losses compared."""
-  model = dataclasses.replace(MODEL, num_encoder_layers=4, num_decoder_layers=4, dropout_rate=0.0)
+  moe = dataclasses.replace(MOE, extra_mlp=True)
+  model = dataclasses.replace(MODEL, num_encoder_layers=4, num_decoder_layers=4, dropout_rate=0.0, moe=moe)
   layout = Layout.single_device()
   loop, scan = (Transformer(dataclasses.replace(model, scan_layers=s), layout) for s in (False, True))
   rows = batch()

@@ -46,6 +46,18 @@ def test_a_collapsed_load():
   assert warning.startswith('warning: decoder_1: expert 3 got 91% of all tokens in steps 1 to 2')
 
 
+def test_k_experts_of_a_token_that_take_all():
+  """Even loads of 2 of 4 are half of the choices for any two experts; the remedy is what balances."""
+  moe = MoeConfig(num_experts=4, router='topk', bias_update_rate=0.001, aux_loss_factor=0.0)
+  health = RouterHealth(moe, LAYERS, 1)
+  assert health.add(1, routers([[16, 16, 16, 16], [22, 22, 10, 10]])) == []
+  [warning] = health.add(2, routers([[16, 16, 16, 16], [2, 28, 28, 6]]))
+  assert warning == (
+    'warning: encoder_1: 2 experts together, 1, 2, got 88% of all tokens in steps 2 to 2; the load has collapsed. '
+    'Raise config.MoeConfig.bias_update_rate (now 0.001) or lower LEARNING_RATE.'
+  )
+
+
 def test_drops_that_spike():
   found = judge(routers(EVEN, drops=(0.5, 0.5)), routers(EVEN, drops=(0.02, 0.3)), routers(EVEN, drops=(0.2, 0.3)))
   assert found[:2] == [[], []]

@@ -89,3 +89,22 @@ def test_without_dropping_every_token_has_its_choices():
   free = paper_run('moe_base', 256, 'config.MoeConfig.train_capacity_factor=None')
   tokens = 256 * 512
   assert flops.forward_flops(free, CORES)['encoder'].experts == 6 * 2 * 2 * 768 * 3072 * tokens * 2
+
+
+def test_fine_grained_and_shared_experts():
+  """Four of 512 experts of a quarter of the width cost what one of 128 does, and a shared one what a dense one does."""
+  fields = ('router="topk"', 'num_selected_experts=4', 'expert_mlp_dim=768', 'num_experts=512')
+  shared = ('num_shared_experts=1', 'shared_expert_mlp_dim=3072')
+  dense = flops.forward_flops(paper_run('t5_base', 256), CORES)['encoder']
+  for capacity in ('expert_capacity=None', 'train_capacity_factor=None'):
+    switch, fine = (
+      flops.forward_flops(
+        paper_run('switch_base', 256, *(f'config.MoeConfig.{setting}' for setting in (capacity, *settings))), CORES
+      )['encoder']
+      for settings in ((), (*fields, *shared))
+    )
+    assert fine.experts - fine.empty_slots == pytest.approx(switch.experts - switch.empty_slots, rel=1e-9)
+    assert fine.experts == pytest.approx(switch.experts, rel=0.01)
+    assert fine.dense == dense.dense
+  st_moe = flops.forward_flops(paper_run('st_moe_large', 256), CORES)['encoder']
+  assert st_moe.dense == 24 * 3 * 2 * 1024 * 2816 * 256 * 512  # 18 dense layers, and the extra network of the others

@@ -63,10 +63,16 @@ MLP, ROUTER = 2 * 8 * 16, 8 * 4
     (None, SHARED + 4 * MLP),
     (MOE, SHARED + 4 * MLP + 2 * ROUTER),
     (dataclasses.replace(MOE, router='top2'), SHARED + 6 * MLP + 2 * ROUTER),
+    (
+      dataclasses.replace(
+        MOE, router='topk', num_selected_experts=3, bias_update_rate=1e-3, aux_loss_factor=0.0, num_shared_experts=1
+      ),
+      SHARED + 2 * MLP + 2 * (3 + 1) * MLP + 2 * (ROUTER + 4),
+    ),
   ],
-  ids=['dense', 'top1', 'top2'],
+  ids=['dense', 'top1', 'top2', 'top3 with biases and a shared expert'],
 )
-def test_a_token_meets_one_expert_of_a_layer_or_two(moe, expected):
+def test_a_token_meets_one_expert_of_a_layer_or_more(moe, expected):
   assert active_parameters(run_of(moe), Layout.single_device()) == expected
 
 

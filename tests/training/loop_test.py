@@ -22,7 +22,9 @@ from switch_jax.training.loop import finished_step, train
 TASK = 'docstrings_span_corruption'
 MODEL = config.ModelConfig(
   vocab_size=384, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1,
-  moe=config.MoeConfig(num_experts=2, encoder_layers=1, decoder_layers=()),
+  moe=config.MoeConfig(
+    num_experts=2, encoder_layers=1, decoder_layers=(), bias_update_rate=0.01, aux_loss_factor=0.0
+  ),
 )  # fmt: skip
 
 
@@ -67,7 +69,9 @@ def test_the_state_is_what_the_checkpoint_holds(finished):
   run, result = finished
   store = CheckpointStore(run.model_dir)
   assert store.steps() == [3, 4]
-  jax.tree.map(np.testing.assert_array_equal, store.restore_params(4), jax.device_get(result.state.params))
+  params = store.restore_params(4)
+  jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(result.state.params))
+  assert np.abs(params['encoder']['layers_0']['mlp']['router']['expert_bias']).max() > 0.009  # moved, and saved
   store.close()
 
 
