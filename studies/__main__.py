@@ -18,11 +18,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from studies import pictures, records, tables
+from studies import pictures, records, step_times, tables
 from studies.claims import judge
 from studies.paper import STUDIES
 from switch_jax import gin_files
-from switch_jax.config import SweepConfig
+from switch_jax.config import RunConfig, SweepConfig
+from switch_jax.sweep.points import make_points, point_arguments
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -53,6 +54,18 @@ def sweep_arguments(name: str, out: pathlib.Path, shortened: bool) -> list[str]:
   last = ['shortened.gin'] if shortened else []
   files = [f'--gin_file=studies/gin/{file}' for file in (*STUDIES[name].files, *last)]
   return [*files, f'--sweep={sweep}', f'--out={out / name}']
+
+
+def runs_of(name: str) -> dict[str, RunConfig]:
+  """Returns the configuration of the first seed of every point of a study, by point."""
+  sweep, _ = gin_files.load_run([str(HERE / 'gin' / f'{name}.gin')], root=SweepConfig)
+  found = {}
+  for point in make_points(sweep):
+    files, bindings = point_arguments(point, [f'studies/gin/{file}' for file in STUDIES[name].files], (), '/unused')
+    model, _, _ = point.name.rpartition(',RANDOM_SEED=')
+    if model not in found:
+      found[model], _ = gin_files.load_run(files, bindings)
+  return found
 
 
 def run(name: str, out: pathlib.Path, arguments: Sequence[str], shortened: bool) -> int:
@@ -88,7 +101,8 @@ def with_page(text: str, made: str) -> str:
 def make_page(folder: pathlib.Path = records.RESULTS) -> str:
   """Returns the part of the page of results that follows from `results/*.json`."""
   results = {name: found for name in STUDIES if (found := records.load(name, folder))}
-  return tables.page(STUDIES, judge({name: STUDIES[name] for name in results}, results), results)
+  judged = judge({name: STUDIES[name] for name in results}, results)
+  return tables.page(STUDIES, judged, results, step_times.load('horizon', folder))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
   add('--list', action='store_true', help='say what there is, and run nothing')
   add('--shortened', action='store_true', help='two steps, one seed: figures mean nothing')
   add('--fresh', action='store_true', help='set the runs of the named studies aside and make them again')
+  add('--step_times', action='store_true', help='time a step of each model of the named studies, and run nothing')
   add('--table', action='store_true', help='write tables and pictures of the results, and run nothing')
   return parser
 
@@ -125,6 +140,10 @@ def main() -> int:
       if results := records.load(name):
         pictures.draw(results, PICTURES / f'{name}.png')
     print(f'{PAGE}, {PICTURES}')
+    return 0
+  if names and flags.step_times:
+    for name in names:
+      print(step_times.write(name, step_times.measure(runs_of(name))))
     return 0
   if not names:
     parser.error(f'name a study ({", ".join(STUDIES)}, all), or say --list or --table')

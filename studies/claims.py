@@ -10,6 +10,8 @@ from studies import curves
 from studies.intervals import Estimate, Verdict, estimate, verdicts
 from studies.records import Results, Run
 
+# Held-out target tokens of a language on which its loss is well known.
+ENOUGH_TOKENS = 5_000
 # What a claim measures for one seed: given the run of each point by name, a number; NaN where there is none.
 Measure = Callable[[Mapping[str, Run]], float]
 
@@ -54,6 +56,7 @@ class Study:
     claims: about its points.
     files: gin files of all points.
     needs: another study, whose results its points begin with or are compared with.
+    equal_flops: points that are compared as equal: their FLOPs differ by less than 1 %.
   """
 
   title: str
@@ -61,6 +64,7 @@ class Study:
   claims: tuple[Claim, ...]
   files: tuple[str, ...] = ('base.gin',)
   needs: str | None = None
+  equal_flops: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +200,7 @@ def kept(
   """A claim about the share of a teacher's gain over the dense model that a student keeps, in percent.
 
   With `than` it is how much more that is than another student keeps; with `tuned` the gain is one of targets that are
-  right, and not of held-out loss.
+  right, and not of held-out loss. Each is what it is after its own last step: a teacher may have made more of them.
   """
   points = (student, teacher, dense, *([than] if than else []))
 
@@ -204,13 +208,42 @@ def kept(
     if tuned:
       found = [run[point].held_out.get('example_accuracy', math.nan) for point in points]
     else:
-      found = [-loss for loss in last_losses(*(run[point] for point in points))]
+      found = [-run[point].last for point in points]
     whole = found[1] - found[2]
     if whole <= 0:  # a teacher that is no better has nothing to keep
       return math.nan
     return 100 * (found[0] - (found[3] if than else found[2])) / whole
 
   return Claim(text=text, paper=paper, measure=measure, points=points, unit='%', **kwargs)
+
+
+def by_language(
+  better: str, than: str, number: Callable[[Run, Run, str], float], text: str, paper: str, unit: str, **kwargs
+) -> Claim:
+  """A claim about the mean over all languages with enough held-out tokens of a number that each of them has.
+
+  Args:
+    better, than: points.
+    number: of the two runs and a language.
+    text, paper, unit, kwargs: as `Claim`.
+  """
+
+  def measure(run):
+    fast, slow = run[better], run[than]
+    judged = [group for group, tokens in slow.group_tokens.items() if tokens >= ENOUGH_TOKENS]
+    return statistics.fmean(number(fast, slow, group) for group in judged) if judged else math.nan
+
+  return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit=unit, **kwargs)
+
+
+def language_gain(fast: Run, slow: Run, group: str) -> float:
+  """Returns how much lower the last held-out loss of a language is, in nats a target token."""
+  return slow.groups[group][-1] - fast.groups[group][-1]
+
+
+def language_speed_up(fast: Run, slow: Run, group: str) -> float:
+  """Returns the step speed-up in a language, from where on the loss stays as low."""
+  return curves.speed_up(slow.group_curve(group), fast.group_curve(group), 'last')
 
 
 def predicts(points: tuple[str, ...], upstream: str, text: str, paper: str, **kwargs) -> Claim:

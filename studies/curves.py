@@ -1,6 +1,7 @@
-"""What loss curves say: after how many steps a loss is reached, and how many steps of another model that is worth."""
+"""What loss curves say: after how many steps a loss is reached, and how many steps of another model that saves."""
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -25,6 +26,16 @@ def steps_to_reach(curve: Curve, loss: float, crossing: Crossing = 'first') -> f
   return None
 
 
+def speed_up(slow: Curve, fast: Curve, crossing: Crossing = 'first') -> float:
+  """Returns how many times fewer steps `fast` needs for the last loss of `slow`; below 1 if it never gets there.
+
+  Then it is the part of its steps after which `slow` is at the last loss of `fast`.
+  """
+  if (steps := steps_to_reach(fast, slow[-1][1], crossing)) is not None:
+    return slow[-1][0] / max(steps, 1.0)
+  return (steps_to_reach(slow, fast[-1][1], crossing) or 0.0) / fast[-1][0]
+
+
 def lowest(curve: Curve) -> tuple[int, float]:
   """Returns the step and the value of a curve's lowest loss, the first of equal ones."""
   return min(curve, key=lambda point: point[1])
@@ -35,10 +46,17 @@ def shared_steps(curves: Iterable[Curve]) -> list[int]:
   return sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
 
 
-def worth(slow: Curve, fast: Curve, step: int) -> tuple[float, bool]:
-  """Returns how many times more steps `slow` needs for the loss that `fast` has at a step, and whether it reaches it.
+def saved(slow: Curve, fast: Curve) -> list[tuple[int, float]]:
+  """Returns how many times fewer steps `fast` needs for the loss that `slow` has, by the steps of `slow`.
 
-  One that does not reach it needs more than all it has made, which the first number is then.
+  Both are the lowest so far, so that a curve that rises again saves nothing of what it had. As far as `fast` gets.
   """
-  steps = steps_to_reach(slow, dict(fast)[step])
-  return (steps or slow[-1][0]) / step, bool(steps)
+  found, best = [], math.inf
+  for step, loss in slow:
+    best = min(best, loss)
+    reached = steps_to_reach(fast, best)
+    if reached is None:
+      break
+    if reached:
+      found.append((step, step / reached))
+  return found

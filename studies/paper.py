@@ -1,6 +1,17 @@
 """The studies of the paper's claims: what each one says, and the number of the paper."""
 
-from studies.claims import Study, fewer_steps, gain, kept, lower, more_right, predicts
+from studies.claims import (
+  Study,
+  by_language,
+  fewer_steps,
+  gain,
+  kept,
+  language_gain,
+  language_speed_up,
+  lower,
+  more_right,
+  predicts,
+)
 
 # A difference smaller than this is none: a third of what the paper calls a large one (0.03 nats).
 _SAME = (-0.01, 0.01)
@@ -11,23 +22,49 @@ _DROPPED = 'fraction_dropped'
 STUDIES = {
   'learning_rates': Study(
     title='the learning rate of each model, chosen where no number is reported',
-    minutes=45,
+    minutes=25,
     files=('base.gin', 'choose.gin'),
     claims=(),
   ),
   'experts': Study(
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
-    minutes=35,
+    minutes=20,
+    equal_flops=('dense', *(f'experts_{n}' for n in (1, 2, 4, 8, 16, 32, 64))),
     claims=(
-      fewer_steps('experts_32', 'dense', "32 experts: fewer steps for the dense model's last loss", '7.5 times'),
-      fewer_steps('experts_32', 'dense', '... at least 3 times fewer', '7.5 times', above=3.0),
-      fewer_steps('experts_32', 'dense', '... for its lowest loss', '7.5 times', above=3.0, lowest=True),
+      gain('experts_64', 'dense', '64 experts beat the dense model', '0.2'),
       gain('experts_2', 'experts_1', '2 experts beat 1', '0.02'),
       gain('experts_4', 'experts_2', '4 experts beat 2', '0.03'),
       gain('experts_8', 'experts_4', '8 experts beat 4', '0.04'),
       gain('experts_16', 'experts_8', '16 experts beat 8', '0.04'),
       gain('experts_32', 'experts_16', '32 experts beat 16', '0.03'),
       gain('experts_64', 'experts_32', '64 experts beat 32', '0.02'),
+    ),
+  ),
+  'horizon': Study(
+    title='how many fewer steps experts need (Figure 5)',
+    minutes=30,
+    files=('base.gin', 'long.gin'),
+    equal_flops=('dense', 'experts_64'),
+    claims=(
+      fewer_steps(
+        'experts_64',
+        'dense',
+        "64 experts: at least 7 times fewer steps for the dense model's lowest loss",
+        '7 times',
+        above=7.0,
+        lowest=True,
+        effect=1.0,
+      ),
+      fewer_steps('experts_64', 'dense', '... more than as many', '7 times', lowest=True, effect=1.0),
+      fewer_steps(
+        'experts_64',
+        'dense',
+        '... more than as many, from where on it stays as low',
+        '7 times',
+        lowest=True,
+        crossing='last',
+        effect=1.0,
+      ),
     ),
   ),
   'balance': Study(
@@ -49,6 +86,7 @@ STUDIES = {
       gain('switch_cf_1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
       gain('switch_cf_1.0', 'moe_cf_1.0', 'at 1.0 Switch beats top-2', '0.011'),
       gain('switch_cf_1.25', 'moe_cf_1.25', 'at 1.25 Switch beats top-2', '0.006'),
+      gain('switch_cf_1.25', 'moe_plain_cf_1.25', '... top-2 with gates as they are', 'not given', effect=0.006),
       gain('moe_cf_2.0', 'switch_cf_2.0', 'at 2.0 top-2 beats Switch', '0.007'),
       gain('switch_cf_2.0', 'switch_cf_1.0', 'Switch at 2.0 beats Switch at 1.0', '0.007'),
       lower('switch_cf_2.0', 'switch_cf_1.0', _DROPPED, 'at 2.0 fewer tokens are dropped', 'not given', 'of all'),
@@ -100,35 +138,60 @@ STUDIES = {
   ),
   'dense_large': Study(
     title='a dense model of 3.5 times the FLOPs (Figure 6)',
-    minutes=8,
-    needs='experts',
+    minutes=15,
     claims=(
-      gain('experts/experts_32', 'dense_large', '32 experts have a lower loss after as many steps', '0.06'),
-      fewer_steps('experts/experts_32', 'dense_large', '32 experts need fewer steps for its last loss', 'fewer'),
+      gain(
+        'experts_32',
+        'dense_large',
+        'experts with 1.3 times its parameters have a lower loss after as many steps',
+        'not given',
+        effect=0.03,
+      ),
+      gain(
+        'experts_152',
+        'dense_large',
+        'experts with five times its parameters have a lower loss after as many steps',
+        '0.06',
+      ),
+      fewer_steps('experts_152', 'dense_large', '... and need fewer steps for its last loss', '2.5 times', effect=0.5),
     ),
+  ),
+  'pretrained': Study(
+    title='the models that the learning rate of fine-tuning is chosen with',
+    minutes=3,
+    files=('base.gin', 'choose.gin'),
+    claims=(),
+  ),
+  'finetune_rates': Study(
+    title='the learning rate of fine-tuning, chosen where no number is reported',
+    minutes=10,
+    needs='pretrained',
+    claims=(),
   ),
   'finetune': Study(
     title='after fine-tuning to tell the topic of an article (Table 5, Appendix E)',
-    minutes=10,
+    minutes=12,
     files=_TUNE,
     needs='experts',
+    equal_flops=('dense', *(f'experts_{n}' for n in (2, 8, 16, 64))),
     claims=(
-      more_right('experts_32', 'dense', '32 experts beat the dense model', 'SuperGLUE +4.4 points', effect=4.4),
+      more_right('experts_64', 'dense', '64 experts beat the dense model', 'SuperGLUE +4.4 points', effect=4.4),
       predicts(
-        ('dense', 'experts_4', 'experts_16', 'experts_32'),
+        ('dense', 'experts_2', 'experts_8', 'experts_16', 'experts_64'),
         'experts',
         'a lower loss before fine-tuning is a lower one after it',
         'mostly',
+        effect=0.5,
       ),
     ),
   ),
   'expert_dropout': Study(
-    title='dropout in fine-tuning (Table 4)',
-    minutes=10,
-    files=_TUNE,
+    title='dropout in fine-tuning until the training text is known (Table 4)',
+    minutes=12,
+    files=(*_TUNE, 'until_known.gin'),
     needs='experts',
     claims=(
-      more_right('expert_0.4', 'dropout_0.1', 'expert dropout of 0.4 beats none', 'GLUE +0.5 points', effect=0.5),
+      more_right('expert_0.4', 'dropout_0.1', 'expert dropout of 0.4 beats 0.1', 'GLUE +0.5 points', effect=0.5),
       more_right('expert_0.4', 'dropout_0.3', 'it beats dropout of 0.3 everywhere', 'GLUE +1.3 points', effect=1.3),
     ),
   ),
@@ -136,7 +199,9 @@ STUDIES = {
     title='what of a teacher is kept by a dense student (Tables 6 and 7)',
     minutes=30,
     claims=(
-      gain('teacher', 'dense', 'the teacher is better', '0.2 (Table 6: a gain to distil)', effect=0.1),
+      gain(
+        'teacher', 'dense', 'the teacher is better after as many steps', '0.2 (Table 6: a gain to distil)', effect=0.1
+      ),
       kept('recipe', 'teacher', 'dense', 'the whole recipe keeps at least 25 %', '29 %', above=25.0, effect=4.0),
       kept('soft_labels', 'teacher', 'dense', 'soft labels alone keep something', '3 %', effect=3.0),
       kept(
@@ -159,10 +224,10 @@ STUDIES = {
       ),
       kept('recipe', 'teacher', 'dense', 'the recipe beats the weights alone', 'not given', than='weights', effect=9.0),
       gain(
-        'recipe_32',
         'recipe',
-        'a better teacher makes a better student',
-        'shrinking share of a growing gain',
+        'recipe_8',
+        'a teacher of 64 experts makes a better student than one of 8',
+        'a shrinking share of a growing gain',
         effect=0.01,
       ),
     ),
@@ -177,6 +242,51 @@ STUDIES = {
         'teacher', 'dense', 'the fine-tuned teacher beats the fine-tuned dense model', 'SuperGLUE +6.6', effect=6.6
       ),
       kept('recipe', 'teacher', 'dense', 'the student keeps a part of it', '30 %', tuned=True, effect=30.0),
+    ),
+  ),
+  'multilingual_rates': Study(
+    title='the learning rate in a hundred languages, chosen where no number is reported',
+    minutes=10,
+    files=('base.gin', 'languages.gin', 'choose_languages.gin'),
+    claims=(),
+  ),
+  'multilingual': Study(
+    title='mSwitch and its dense twin in a hundred languages (Figure 8)',
+    minutes=25,
+    files=('base.gin', 'languages.gin'),
+    equal_flops=('dense', 'mswitch'),
+    claims=(
+      by_language('mswitch', 'dense', language_gain, 'mean gain over languages', 'not given', 'nats', effect=0.02),
+      by_language(
+        'mswitch',
+        'dense',
+        lambda *of: 100.0 * (language_gain(*of) > 0),
+        'more than nine of ten languages gain',
+        '100 %',
+        '%',
+        above=90.0,
+        effect=5.0,
+      ),
+      by_language(
+        'mswitch',
+        'dense',
+        language_speed_up,
+        'mean step speed-up of at least 2',
+        '5 times',
+        'times',
+        above=2.0,
+        effect=1.0,
+      ),
+      by_language(
+        'mswitch',
+        'dense',
+        lambda *of: 100.0 * (language_speed_up(*of) >= 4),
+        'nine of ten languages have one of 4',
+        '91 %',
+        '%',
+        above=90.0,
+        effect=10.0,
+      ),
     ),
   ),
 }

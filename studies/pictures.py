@@ -3,14 +3,16 @@
 import pathlib
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from studies import curves
+from studies import claims, curves
 from studies.records import Results
 
 _DENSE, _GREY = '#c8553d', '#5c5c5c'
+# Figure 8 of the paper, from its pixels: step speed-up and number of languages.
+_PAPER = {3.2: 10, 3.8: 6, 4.4: 17, 5.0: 48, 5.7: 18, 6.3: 2, 7.6: 1, 8.2: 1, 10.7: 3, 15.1: 1}
 
 
 def order(point: str) -> tuple:
@@ -19,22 +21,34 @@ def order(point: str) -> tuple:
 
 
 def draw(results: Results, path: pathlib.Path) -> None:
-  """Draws the loss of all points of a study against steps; the experts' picture has a second panel."""
+  """Draws the loss of all points of a study against steps, and beside it what else the study is about."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   found = {point: [run.curve for run in results.runs[point].values()] for point in sorted(results.runs, key=order)}
-  experts = results.study == 'experts' and 'dense' in found
-  figure = Figure(figsize=(10.5, 4.2) if experts else (7.5, 4.2), layout='constrained', facecolor='white')
+  second = _second(results)
+  figure = Figure(figsize=(10.5, 4.2) if second else (7.5, 4.2), layout='constrained', facecolor='white')
   FigureCanvasAgg(figure)
-  axes = figure.subplots(1, 2 if experts else 1, squeeze=False)[0]
+  axes = figure.subplots(1, 2 if second else 1, squeeze=False)[0]
   _draw_losses(axes[0], found)
-  if experts:
-    _draw_worth(axes[1], results)
+  if second:
+    second(axes[1], results)
   for axis in axes:
     axis.grid(color='#e8e8e8')
     axis.spines[['top', 'right']].set_visible(False)
   figure.savefig(path, dpi=130, metadata={'Software': None})
+
+
+def _second(results: Results) -> Callable[..., None] | None:
+  """Returns what draws the second panel of a study's picture, None for none."""
+  runs = [run for seeds in results.runs.values() for run in seeds.values()]
+  if 'dense' not in results.runs or len(results.runs) < 2:
+    return None
+  if results.study == 'horizon':
+    return _draw_saved
+  if 'mswitch' in results.runs and any(run.groups for run in runs):
+    return _draw_languages
+  return _draw_by_experts if results.study == 'experts' else None
 
 
 def _colors(points: Sequence[str]) -> dict[str, object]:
@@ -63,31 +77,51 @@ def _draw_losses(axis, found: Mapping[str, Sequence[curves.Curve]]) -> None:
   axis.legend(frameon=False, fontsize=8)
 
 
-def _draw_worth(axis, results: Results) -> None:
-  """Draws for each number of experts how many times more steps the dense model needs for its last shared loss."""
-  pairs = {
-    int(point.rpartition('_')[2]): [
-      (results.runs['dense'][seed].curve, results.runs[point][seed].curve) for seed in results.seeds(('dense', point))
-    ]
-    for point in results.runs
-    if re.fullmatch(r'experts_\d+', point)
-  }
-  pairs = {count: found for count, found in sorted(pairs.items()) if found}
-  step = min(curve[-1][0] for found in pairs.values() for _, curve in found)
-  shades = _colors([f'experts_{count}' for count in pairs])
-  means = {}
-  for count, found in pairs.items():
-    ratios, reached = zip(*(curves.worth(dense, curve, step) for dense, curve in found), strict=True)
-    means[count] = statistics.fmean(ratios)
-    for ratio, exact in zip(ratios, reached, strict=True):
-      axis.plot(count, ratio, 'o' if exact else '^', color=shades[f'experts_{count}'], markersize=5)
-    label = f'{means[count]:.1f}' if all(reached) else f'over {means[count]:.1f}'
-    axis.annotate(label, (count, max(ratios)), (0, 7), textcoords='offset points', ha='center')
-  axis.plot(list(means), list(means.values()), color=_GREY, linewidth=1, zorder=0)
+def _draw_saved(axis, results: Results) -> None:
+  """Draws how many times fewer steps each point needs, against the steps of the dense model."""
+  points = [point for point in sorted(results.runs, key=order) if point != 'dense']
+  colors = _colors(points)
+  for point in points:
+    for n, seed in enumerate(results.seeds(('dense', point))):
+      steps, ratios = zip(
+        *curves.saved(results.runs['dense'][seed].curve, results.runs[point][seed].curve), strict=True
+      )
+      label = point.replace('_', ' ') if n == 0 else None
+      axis.plot(steps, ratios, color=colors[point], linewidth=1.3, label=label)
   axis.axhline(1, color=_DENSE, linewidth=1, linestyle='--')
+  axis.set_ylim(bottom=0)
+  axis.set_xlabel('steps of the dense model')
+  axis.set_ylabel('times fewer steps for its lowest loss so far')
+  axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_by_experts(axis, results: Results) -> None:
+  """Draws the loss after the last step that all runs reached by number of experts, of every seed."""
+  counts = {point: int(point.rpartition('_')[2]) for point in results.runs if re.fullmatch(r'experts_\d+', point)}
+  step = curves.shared_steps(run.curve for seeds in results.runs.values() for run in seeds.values())[-1]
+  losses = {point: [dict(run.curve)[step] for run in results.runs[point].values()] for point in (*counts, 'dense')}
+  for point, count in counts.items():
+    axis.plot([count] * len(losses[point]), losses[point], 'o', color=_GREY, alpha=0.45, markersize=4)
+  points = sorted(counts, key=counts.__getitem__)
+  axis.plot([counts[p] for p in points], [statistics.fmean(losses[p]) for p in points], color='#1f3a5f')
+  axis.axhline(statistics.fmean(losses['dense']), color=_DENSE, linewidth=1, linestyle='--', label='dense')
   axis.set_xscale('log', base=2)
-  axis.set_xticks(list(pairs), [str(count) for count in pairs])
-  axis.set_xlim(min(means) / 1.4, max(means) * 1.4)
-  axis.set_ylim(bottom=0, top=1.15 * max(means.values()))
-  axis.set_xlabel(f'experts in every layer; their loss after {step:,} steps')
-  axis.set_ylabel('times more steps the dense model needs')
+  axis.set_xticks([counts[p] for p in points], [str(counts[p]) for p in points])
+  axis.set_xlabel(f'experts in every layer; loss after {step:,} steps')
+  axis.legend(frameon=False, fontsize=8)
+
+
+def _draw_languages(axis, results: Results) -> None:
+  """Draws how many languages have which step speed-up, mean of the seeds, beside the paper's Figure 8."""
+  pairs = [(results.runs['dense'][seed], results.runs['mswitch'][seed]) for seed in results.seeds(('dense', 'mswitch'))]
+  judged = [group for group, tokens in pairs[0][0].group_tokens.items() if tokens >= claims.ENOUGH_TOKENS]
+  if not judged:
+    return
+  found = [statistics.fmean(claims.language_speed_up(fast, slow, group) for slow, fast in pairs) for group in judged]
+  axis.bar(list(_PAPER), list(_PAPER.values()), width=0.5, color='#9db4d0', label='paper, 107 tasks, mean 5')
+  label = f'here, {len(found)} languages, mean {statistics.fmean(found):.2f}'
+  axis.hist(found, np.arange(0, max(found) + 0.25, 0.25), color='#1f3a5f', edgecolor='white', label=label)
+  axis.axvline(1, color=_DENSE, linewidth=1, linestyle='--')
+  axis.set_xlabel("step speed-up over the dense twin's last loss")
+  axis.set_ylabel('languages')
+  axis.legend(frameon=False, fontsize=8)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import math
 import pathlib
 import re
 import statistics
@@ -21,8 +22,9 @@ LOSS = 'cross_ent_loss_text'
 # Means over the last tenth of the logged steps.
 _TRAINED = ('fraction_dropped', LOSS)
 _HELD_OUT = ('example_accuracy',)
+_GROUP_LOSS, _GROUP_TOKENS = 'cross_ent_loss/', 'target_tokens/'
 _PACKAGES = ('jax', 'flax', 'optax', 'numpy')
-_PAIR = re.compile(r'\[\n\s+([^,\[\]]+),\n\s+([^,\[\]]+)\n\s+\]')
+_LIST = re.compile(r'\[([^\[\]{}]*)\]')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Run:
     trained: means of training's metrics over the last tenth of the logged steps.
     held_out: other metrics of the last evaluation: `example_accuracy` is the share of the targets that are right from
       end to end, of tasks that have metrics.
+    groups: of tasks with groups (languages), by name the held-out losses after the steps of `curve`.
+    group_tokens: by group, the target tokens that these losses are means of.
     parameters: how many.
     flops: forward FLOPs a target token.
     seconds: it took, on the machine that it ran on.
@@ -45,6 +49,17 @@ class Run:
   parameters: int
   flops: float
   seconds: float
+  groups: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  group_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def last(self) -> float:
+    """The held-out loss after the last step; infinity for no number."""
+    return math.inf if math.isnan(loss := self.curve[-1][1]) else loss
+
+  def group_curve(self, group: str) -> Curve:
+    """Returns steps and held-out losses of a group."""
+    return [(step, loss) for (step, _), loss in zip(self.curve, self.groups[group], strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +139,7 @@ def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
   last = lines[-max(len(lines) // 10, 1) :]
   trained = {name: statistics.fmean(line[name] for line in last) for name in _TRAINED if name in lines[-1]}
   evaluations = place.read_held_out(task)
+  groups = [name.removeprefix(_GROUP_TOKENS) for name in evaluations[-1] if name.startswith(_GROUP_TOKENS)]
   return Run(
     curve=tuple((line['step'], line[LOSS]) for line in evaluations),
     trained=trained,
@@ -131,6 +147,8 @@ def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
     parameters=place.read_newest_config()[0]['parameters'],
     flops=flops.per_target_token(record['arguments']),
     seconds=record['seconds'],
+    groups={group: [round(line[f'{_GROUP_LOSS}{group}'], 5) for line in evaluations] for group in groups},
+    group_tokens={group: int(evaluations[-1][f'{_GROUP_TOKENS}{group}']) for group in groups},
   )
 
 
@@ -146,10 +164,14 @@ def write(results: Results, folder: pathlib.Path = RESULTS) -> pathlib.Path:
   """Writes `STUDY.json`; returns its path."""
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f'{results.study}.json'
-  text = json.dumps(dataclasses.asdict(results), indent=1)
-  # A point of a curve on a line of its own is easier to compare than one number a line.
-  path.write_text(_PAIR.sub(r'[\1, \2]', text) + '\n', encoding='utf-8')
+  path.write_text(json_text(dataclasses.asdict(results)), encoding='utf-8')
   return path
+
+
+def json_text(value: Any) -> str:
+  """Returns JSON with every list of numbers on one line: easier to compare than one number a line."""
+  on_a_line = lambda found: f'[{" ".join(found[1].split())}]'  # noqa: E731
+  return _LIST.sub(on_a_line, json.dumps(value, indent=1)) + '\n'
 
 
 def load(study: str, folder: pathlib.Path = RESULTS) -> Results | None:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from studies import curves, pictures
 from studies.claims import Judged, Study
 from studies.intervals import estimate, seeds_needed
-from studies.records import Results, Run
+from studies.records import Results
+from studies.step_times import StepTimes
 
 COLUMNS = ('claim', 'paper', 'here, ± the 95 % interval', 'seeds', 'could have seen', 'verdict')
 
 
 # Studies that choose a setting, and which one.
-CHOICES = {'learning_rates': 'LEARNING_RATE'}
+CHOICES = dict.fromkeys(('learning_rates', 'finetune_rates', 'multilingual_rates'), 'LEARNING_RATE')
 
 
 def claims_table(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]]) -> str:
@@ -102,34 +103,64 @@ def choices_table(results: Results, binding: str) -> str:
 
 
 def horizon_table(results: Results, dense: str = 'dense') -> str:
-  """Returns, by steps of each point, how many times more steps the dense model needs for the same loss."""
-  points = [
-    point for point in sorted(results.runs, key=pictures.order) if point != dense and results.seeds((dense, point))
-  ]
-  steps = sorted({step for point in points for run in results.runs[point].values() for step, _ in run.curve if step})
-  steps = [step for step in steps if not step % 500] or steps[-1:]
-  lines = [f'| after steps | {" | ".join(f"{step:,}" for step in steps)} |', '| --- ' * (len(steps) + 1) + '|']
-  for point in points:
-    cells = []
-    for step in steps:
-      pairs = [(results.runs[dense][seed], results.runs[point][seed]) for seed in results.seeds((dense, point))]
-      cells.append(_worth([pair for pair in pairs if step in dict(pair[1].curve)], step))
+  """Returns, by steps of the dense model, how many times fewer each point needs for its lowest loss so far.
+
+  Mean of the seeds, lowest and highest; nothing where a seed does not get there.
+  """
+  steps = curves.shared_steps(run.curve for run in results.runs[dense].values())
+  steps = [step for step in steps if step and steps[-1] % step == 0 and steps[-1] // step in (1, 2, 4, 8, 16, 32)]
+  lines = [f'| dense model, steps | {" | ".join(f"{step:,}" for step in steps)} |']
+  lines += ['| --- ' * (len(steps) + 1) + '|']
+  for point in (point for point in sorted(results.runs, key=pictures.order) if point != dense):
+    pairs = [
+      (results.runs[dense][seed].curve, results.runs[point][seed].curve) for seed in results.seeds((dense, point))
+    ]
+    saved = [dict(curves.saved(slow, fast)) for slow, fast in pairs]
+    cells = [_spread([found[step] for found in saved if step in found], len(pairs)) for step in steps]
     lines.append(f'| {point.replace("_", " ")} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
-def _worth(pairs: Sequence[tuple[Run, Run]], step: int) -> str:
-  """Returns how many times more the dense runs need, mean and range; `over` where they stop before that."""
-  if not pairs:
+def _spread(ratios: Sequence[float], seeds: int) -> str:
+  if not ratios or len(ratios) < seeds:
     return ''
-  ratios, reached = zip(*(curves.worth(slow.curve, fast.curve, step) for slow, fast in pairs), strict=True)
-  over = '' if all(reached) else 'over '
-  spread = f' ({min(ratios):.2f} to {over}{max(ratios):.2f})' if min(ratios) < max(ratios) else ''
-  return f'{over}{statistics.fmean(ratios):.2f}{spread}'
+  around = f' ({min(ratios):.2f} to {max(ratios):.2f})' if len(ratios) > 1 else ''
+  return f'{statistics.fmean(ratios):.2f}{around}'
 
 
-def page(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]], results: Mapping[str, Results]) -> str:
-  """Returns the claims of the studies that have results, and for each of them its points, and where from."""
+def in_time(results: Results, times: StepTimes, dense: str = 'dense') -> str:
+  """Returns what fewer steps for the dense model's lowest loss are in time, by measured steps."""
+  said = []
+  for point in (
+    point for point in sorted(results.runs, key=pictures.order) if point in times.medians and point != dense
+  ):
+    slow, fast = times.medians[dense], times.medians[point]
+    pairs = [
+      (results.runs[dense][seed].curve, results.runs[point][seed].curve) for seed in results.seeds((dense, point))
+    ]
+    goals = [(curves.lowest(long), curves.steps_to_reach(short, curves.lowest(long)[1])) for long, short in pairs]
+    found = [step * slow / (steps * fast) for (step, _), steps in goals if steps]
+    if len(found) == len(pairs):
+      said.append(
+        f'A step takes {1e3 * slow:.1f} ms (dense) and {1e3 * fast:.1f} ms ({point.replace("_", " ")}), medians of '
+        f'{times.steps} in turns on {times.device}: in time the lowest loss of the dense model is reached '
+        f'{estimate(found)} times sooner (paper: 7 times).'
+      )
+  return '\n\n'.join(said)
+
+
+def page(
+  studies: Mapping[str, Study],
+  judged: Mapping[str, Sequence[Judged]],
+  results: Mapping[str, Results],
+  times: StepTimes | None = None,
+) -> str:
+  """Returns the claims of the studies that have results, and for each of them its points, and where from.
+
+  Args:
+    studies, judged, results: by name.
+    times: of the steps of `horizon`.
+  """
   shown = {name: study for name, study in studies.items() if name in results}
   parts = [claims_table(shown, judged)] if shown else []
   if missing := [name for name in studies if name not in results]:
@@ -140,10 +171,12 @@ def page(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]], r
     made = f'Commit {found.commit}, {versions}, text {found.corpus[:12]}.'
     chosen = CHOICES.get(name)
     parts += [f'**{study.title}**', choices_table(found, chosen) if chosen else points_table(found)]
-    if name == 'experts' and 'dense' in found.runs:
+    if name == 'horizon' and 'dense' in found.runs:
       parts += [
-        'How many times more steps the dense model needs for the same loss, mean of the seeds, lowest and highest:'
+        "How many times fewer steps for the dense model's lowest loss so far, mean of the seeds, lowest and highest:"
       ]
       parts += [horizon_table(found)]
+      if times:
+        parts += [in_time(found, times)]
     parts += [made]
   return '\n\n'.join(parts)

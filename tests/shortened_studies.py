@@ -25,8 +25,8 @@ LANGUAGES = {
   'ar': 'رسالة', 'de': 'Nachricht', 'el': 'μήνυμα', 'fr': 'avis', 'hi': 'संदेश', 'ru': 'письмо',
 }  # fmt: skip
 # Fields that other tests train with every value of.
-_ALIKE = ('aux_loss_factor', 'exploration', 'activation_dtype', 'router_dtype', 'name')
-_NARROW = {'NUM_EXPERTS': '4', 'config.ModelConfig.mlp_dim': '32'}
+_ALIKE = ('aux_loss_factor', 'exploration', 'activation_dtype', 'router_dtype', 'normalize_gates', 'name')
+_NARROW = {'NUM_EXPERTS': '4', 'config.ModelConfig.mlp_dim': '32', 'config.MoeConfig.expert_mlp_dim': '32'}
 
 
 def write_packages(root: pathlib.Path) -> None:

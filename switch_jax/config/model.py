@@ -1,4 +1,4 @@
-"""What is computed: the T5 encoder-decoder, or a decoder alone, and its Switch layers."""
+"""What is computed: the T5 encoder-decoder, or a decoder alone, dense or with Switch layers."""
 
 import dataclasses
 from typing import Literal
@@ -115,6 +115,11 @@ class ModelConfig(Checked):
   def is_decoder_only(self) -> bool:
     """Whether there is no encoder."""
     return self.num_encoder_layers == 0
+
+  @property
+  def stacks(self) -> tuple[Literal['encoder', 'decoder'], ...]:
+    """The stacks that the model has."""
+    return ('decoder',) if self.is_decoder_only else ('encoder', 'decoder')
 
   @property
   def zeroes_padding(self) -> bool:

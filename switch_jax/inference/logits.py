@@ -14,7 +14,7 @@ from switch_jax.parallel import Layout
 def compute_logits(
   model_config: ModelConfig,
   params: Parameters,
-  encoder_input_tokens: jax.Array,
+  encoder_input_tokens: jax.Array | None,
   decoder_input_tokens: jax.Array,
 ) -> jax.Array:
   """Returns float32 logits `[batch, targets length, vocab]` on one device, with the evaluation capacity.
@@ -22,13 +22,19 @@ def compute_logits(
   Args:
     model_config: what is computed; its evaluation capacity is used as it is.
     params: nested dict of float32 arrays under T5X's names.
-    encoder_input_tokens: int `[batch, inputs length]`, one example a row; 0 is padding.
+    encoder_input_tokens: int `[batch, inputs length]`, one example a row; 0 is padding. None for a model without an
+      encoder, which sees no prefix here.
     decoder_input_tokens: int `[batch, targets length]`, the targets shifted right by the start symbol 0.
 
   Raises:
     ConfigError: the token arrays are not two-dimensional, of different batch sizes, or outside the vocabulary.
   """
+  if (encoder_input_tokens is None) != model_config.is_decoder_only:
+    has = 'no encoder: give None as' if model_config.is_decoder_only else 'an encoder: give it'
+    raise ConfigError(f'the model has {has} encoder_input_tokens.')
   tokens = {'encoder_input_tokens': encoder_input_tokens, 'decoder_input_tokens': decoder_input_tokens}
+  if encoder_input_tokens is None:
+    del tokens['encoder_input_tokens']
   for name, value in tokens.items():
     value = tokens[name] = jnp.asarray(value, jnp.int32)
     if value.ndim != 2:
@@ -38,9 +44,11 @@ def compute_logits(
         f'{name} holds tokens from {int(value.min())} to {int(value.max())}; the model knows 0 to '
         f'{model_config.vocab_size - 1}. Tokenise with the vocabulary that the model was trained on.'
       )
-  if tokens['encoder_input_tokens'].shape[0] != tokens['decoder_input_tokens'].shape[0]:
-    sizes = [value.shape[0] for value in tokens.values()]
+  sizes = [value.shape[0] for value in tokens.values()]
+  if sizes[0] != sizes[-1]:
     raise ConfigError(f'the encoder has {sizes[0]} rows and the decoder {sizes[1]}; they must be the same examples.')
+  if model_config.prefix_lm:
+    tokens['decoder_causal_attention'] = jnp.zeros_like(tokens['decoder_input_tokens'])
   return _forward(model_config)(params, tokens)
 
 

@@ -100,8 +100,9 @@ def make_writer(
   """
   if format != 'switch_jax':
     names.require_names(config)
+    if format == 't5x' or not config.is_decoder_only:  # else it is a Llama or Mixtral
+      names.require_encoder(config)
   if format == 't5x':
-    names.require_encoder(config)
     return T5xWriter(folder, checkpoint, dtype)
   if format == 'huggingface':
     return HuggingFaceWriter(folder, checkpoint, config, dtype, max_shard_bytes, huggingface_files.row_length(record))

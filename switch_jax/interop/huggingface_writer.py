@@ -165,8 +165,6 @@ def to_config(config: ModelConfig, dtype: str = 'float32', row_length: int | Non
   """
   if config.is_decoder_only:
     return huggingface_llama.to_config(config, dtype, row_length)
-  if config.positions != 'relative_bias':
-    names.refuse(f"ModelConfig.positions is {config.positions!r}: with an encoder it has 'relative_bias'", 'switch_jax')
   sparse = {stack: config.switch_layers(stack) for stack in ('encoder', 'decoder')}
   moe, gated = config.moe if any(sparse.values()) else None, len(config.mlp_activations) == 2
   activation = names.TO_HUGGINGFACE[config.mlp_activations[0]]

@@ -179,10 +179,10 @@ def require_names(config: ModelConfig) -> None:
 
 
 def require_encoder(config: ModelConfig) -> None:
-  """Raises a `ConfigError` if a model is none of T5X's: without an encoder, or with rotary positions."""
-  for field, is_other in (('num_encoder_layers', config.is_decoder_only), ('positions', config.positions == 'rotary')):
-    if is_other:
-      raise ConfigError(
-        f"ModelConfig.{field} is {getattr(config, field)!r}; T5X models are read and written with an encoder and T5's "
-        'relative positions only. Convert it to switch_jax or huggingface.'
-      )
+  """Raises a `ConfigError` if a model is no T5: without an encoder, or with rotary positions."""
+  if config.is_decoder_only or config.positions == 'rotary':
+    what = 'num_encoder_layers is 0' if config.is_decoder_only else f'positions is {config.positions!r}'
+    raise ConfigError(
+      f'ModelConfig.{what}; the T5 of T5X and Hugging Face has an encoder and relative positions. Convert it to '
+      'switch_jax.'
+    )

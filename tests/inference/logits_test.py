@@ -1,5 +1,7 @@
 """Logits of one forward pass: what they depend on, and what is refused; `tests/interop` compares them with others."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -57,3 +59,11 @@ def test_scores_are_made_of_these_logits(logits_of):
 def test_wrong_tokens(logits_of, inputs, targets, message):
   with pytest.raises(ConfigError, match=message):
     logits_of(np.array(inputs), np.array(targets))
+
+
+def test_inputs_are_for_models_with_an_encoder(logits_of):
+  with pytest.raises(ConfigError, match='the model has an encoder: give it encoder_input_tokens'):
+    logits_of(None, TOKENS)
+  decoder = dataclasses.replace(CONFIG, num_encoder_layers=0)
+  with pytest.raises(ConfigError, match='the model has no encoder: give None as encoder_input_tokens'):
+    compute_logits(decoder, {}, TOKENS, TOKENS)

@@ -22,7 +22,7 @@ FIXTURES = ('hf_llama_tiny', 'hf_mixtral_tiny')
 
 
 def logits_of(config, params, tokens):
-  return np.asarray(compute_logits(config, params, np.zeros((len(tokens), 1), np.int32), tokens))
+  return np.asarray(compute_logits(config, params, None, tokens))
 
 
 # What transformers wrote.
@@ -160,7 +160,7 @@ def test_what_they_cannot_represent(fields, of_moe, match):
 
 def test_t5x_has_no_such_models(tmp_path, capsys):
   save_own(tmp_path / 'ours', DECODERS['llama'], with_optimizer=False)
-  message = 'ModelConfig.num_encoder_layers is 0; T5X models are read and written with an encoder'
+  message = 'ModelConfig.num_encoder_layers is 0; the T5 of T5X and Hugging Face has an encoder'
   refused(capsys, tmp_path, f'switch_jax:{tmp_path}/ours', f't5x:{tmp_path}/out', message)
 
 

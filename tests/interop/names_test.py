@@ -20,6 +20,13 @@ def test_switch_attention_has_no_name_elsewhere(sparse_model, stack):
     require_names(dataclasses.replace(sparse_model, moe=moe))
 
 
+@pytest.mark.parametrize(('field', 'value'), [('num_encoder_layers', 0), ('positions', 'rotary')])
+def test_what_is_no_t5_has_no_name_elsewhere(sparse_model, field, value):
+  model = dataclasses.replace(sparse_model, moe=None, head_dim=4, **{field: value})
+  with pytest.raises(ConfigError, match=f'ModelConfig.{field} is .*; the T5 of T5X and Hugging Face has an encoder'):
+    require_encoder(model)
+
+
 @pytest.mark.parametrize(
   ('fields', 'message'),
   [
@@ -78,12 +85,6 @@ def test_table_of_models_without_an_encoder_too(model):
 def test_names_of_the_table(t5x, expert, huggingface):
   assert to_huggingface(t5x, expert)[0] == huggingface
   assert from_huggingface(huggingface)[:2] == (t5x, expert)
-
-
-def test_t5x_has_models_with_an_encoder(sparse_model):
-  require_encoder(sparse_model)
-  with pytest.raises(ConfigError, match="positions is 'rotary'; T5X models"):
-    require_encoder(dataclasses.replace(sparse_model, positions='rotary', head_dim=4))
 
 
 def test_activations():
