@@ -27,7 +27,8 @@ def compute_logits(
     decoder_input_tokens: int `[batch, targets length]`, the targets shifted right by the start symbol 0.
 
   Raises:
-    ConfigError: the token arrays are not two-dimensional, of different batch sizes, or outside the vocabulary.
+    ConfigError: the token arrays are not two-dimensional, of different batch sizes or outside the vocabulary, or the
+      encoder has tokens and there is none, or the other way round.
   """
   if (encoder_input_tokens is None) != model_config.is_decoder_only:
     has = 'no encoder: give None as' if model_config.is_decoder_only else 'an encoder: give it'

@@ -26,7 +26,7 @@ def load(format: str, path: str, **overrides: Any) -> tuple[ModelConfig, dict[st
   Switch-Base and Large, XXL (gated, untied) or C (experts in every layer, untied): capacity factors, rounding and
   minimum, padding that takes slots, no jitter, ReLU for a single `wi`. One group per shard is routed together unless
   `sequences_per_group` is given. Hugging Face's config.json adds its settings; there a sequence is a group, with the
-  fixed `expert_capacity`, in evaluation too.
+  fixed `expert_capacity`, in evaluation too; of a Llama or Mixtral it says everything, and nothing is dropped.
 
   Args:
     format: `t5x` (native or Orbax), `huggingface` (safetensors), or `switch_jax`, our own.
