@@ -60,6 +60,8 @@ class SwitchModel(models.EncoderDecoderModel):
   ):
     if model_config.moe and model_config.moe.sequences_per_group is None:
       raise ConfigError('MoeConfig.sequences_per_group is None; under T5X it must be a number of rows, 1 for example.')
+    if model_config.is_decoder_only:
+      raise ConfigError('ModelConfig.num_encoder_layers is 0; under T5X the model needs an encoder.')
     self._config, self._layout = model_config, _PartitionedByT5x.single_device()
     self._objective = Objective(model_config, LossConfig(z_loss=z_loss, label_smoothing=label_smoothing))
     super().__init__(

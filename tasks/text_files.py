@@ -16,8 +16,8 @@ The files are read once, checked from end to end, and copied into the cache fold
 line. Later runs compare the contents, or, when the files are more than 64 MB in all, only the paths, sizes, and
 modification times.
 
-Registers `text_files_span_corruption` when `register` is called with a configuration: bytes, 359 ids,
-unless `VOCABULARY` names a SentencePiece model.
+Registers `text_files_span_corruption` and, for models without an encoder, `text_files_lm`, when `register` is called
+with a configuration: bytes, 359 ids, unless `VOCABULARY` names a SentencePiece model.
 """
 
 import collections

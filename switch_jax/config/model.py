@@ -278,6 +278,11 @@ class ModelConfig(Checked):
     return self.num_encoder_layers == 0
 
   @property
+  def stacks(self) -> tuple[Literal['encoder', 'decoder'], ...]:
+    """The stacks that the model has."""
+    return ('decoder',) if self.is_decoder_only else ('encoder', 'decoder')
+
+  @property
   def zeroes_padding(self) -> bool:
     """Whether padding is zeroed before every part of a layer, as flaxformer does.
 

@@ -136,9 +136,9 @@ def _check_features(name: str, features: set[str], config: DataConfig) -> None:
         "{'inputs': 512, 'targets': 114}, or use a task without inputs."
       )
     return
-  other = " (a decoder-only model can: TASK_FEATURE_LENGTHS={'targets': 512})" if missing == {'inputs'} else ''
+  other = ", or a decoder-only model with TASK_FEATURE_LENGTHS={'targets': 512}" if missing == {'inputs'} else ''
   raise ConfigError(
-    f'{name} has the features {sorted(features)}; an encoder-decoder needs inputs and targets{other}; use another task.'
+    f'{name} has the features {sorted(features)}; an encoder-decoder needs inputs and targets; use another task{other}.'
   )
 
 

@@ -103,3 +103,9 @@ def require_names(config: ModelConfig) -> None:
         f'MoeConfig.{stack}_attention_layers is {getattr(config.moe, f"{stack}_attention_layers")!r}; T5X and Hugging '
         'Face have no names for experts in attention. Convert it to switch_jax.'
       )
+  if config.is_decoder_only or config.positions == 'rotary':
+    what = 'num_encoder_layers is 0' if config.is_decoder_only else f'positions is {config.positions!r}'
+    raise ConfigError(
+      f'ModelConfig.{what}; the T5 of T5X and Hugging Face has an encoder and relative positions. Convert it to '
+      'switch_jax.'
+    )

@@ -23,7 +23,7 @@ def stack_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     blocks are the first axis of every array.
   """
   result = dict(params)
-  for stack in ('encoder', 'decoder'):
+  for stack in config.stacks:
     period, count = block_length(config, stack), config.num_layers(stack)
     result[stack] = {name: value for name, value in params[stack].items() if not name.startswith('layers_')}
     result[stack]['blocks'] = {
@@ -39,7 +39,7 @@ def stack_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 def separate_layers(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
   """Returns what `stack_layers` was given: the parameters of scanned blocks as separate layers."""
   result = dict(params)
-  for stack in ('encoder', 'decoder'):
+  for stack in config.stacks:
     period = block_length(config, stack)
     result[stack] = {name: value for name, value in params[stack].items() if name != 'blocks'}
     for i in range(config.num_layers(stack)):

@@ -125,8 +125,6 @@ class Layer(nn.Module):
 def block_length(config: ModelConfig, stack: Stack) -> int:
   """Returns the layers of a scanned block: the shortest period after which dense and Switch layers repeat."""
   count = config.num_layers(stack)
-  if not count:
-    return 1
   kinds = [(i in config.switch_layers(stack), i in config.switch_attention_layers(stack)) for i in range(count)]
   return next(n for n in range(1, count + 1) if count % n == 0 and kinds == kinds[:n] * (count // n))
 

@@ -16,7 +16,7 @@ def turns(model: ModelConfig) -> dict[str, int]:
   if not model.scan_layers:
     return {}
   counts = {}
-  for stack in ('encoder', 'decoder'):
+  for stack in model.stacks:
     blocks = model.num_layers(stack) // block_length(model, stack)
     # XLA unrolls a loop of one turn, as JAX does where all blocks are in one turn.
     if blocks > model.scan_unroll:

@@ -42,7 +42,7 @@ def router_counts(batches: Batch, model: ModelConfig, layout: Layout) -> dict[st
     layout: gives the number of groups, where a group is what a shard holds.
   """
   counts = {}
-  for stack in ('decoder',) if model.is_decoder_only else ('encoder', 'decoder'):
+  for stack in model.stacks:
     real = batches[f'{stack}_segment_ids'] > 0
     if model.moe.padding_takes_slots:
       real = jnp.ones_like(real)

@@ -83,12 +83,43 @@ def test_identity_of_a_run_of_an_older_version():
   assert names <= set(dataclasses.replace(RUN, optimizer=optimizer).identity())
 
 
+@pytest.mark.parametrize(
+  ('model', 'data', 'message'),
+  [
+    (
+      {},
+      dict(feature_lengths={'targets': 8}),
+      r"feature_lengths is \{'targets': 8\}, and the model has an encoder, which",
+    ),
+    (
+      dict(num_encoder_layers=0, prefix_lm=True),
+      dict(feature_lengths={'targets': 8}),
+      r"feature_lengths is \{'targets': 8\}, and ModelConfig.prefix_lm is True, whose prefix is the inputs; give both",
+    ),
+    ({}, dict(loss_on_targets_only=False), 'loss_on_targets_only is False, and the model has an encoder'),
+  ],
+)
+def test_rows_that_a_model_cannot_have_are_refused(model, data, message):
+  fields = dict(model=dataclasses.replace(MODEL, **model), data=dataclasses.replace(DATA, **data))
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(RUN, **fields)
+
+
+def test_lengths_of_rows():
+  assert RUN.row_lengths == {'encoder': DATA.feature_lengths['inputs'], 'decoder': DATA.feature_lengths['targets']}
+  decoder = dataclasses.replace(RUN, model=dataclasses.replace(MODEL, num_encoder_layers=0))
+  assert decoder.row_lengths == {'decoder': sum(DATA.feature_lengths.values())}
+  data = dataclasses.replace(DATA, feature_lengths={'targets': 8}, loss_on_targets_only=False)
+  assert dataclasses.replace(decoder, data=data).row_lengths == {'decoder': 8}
+
+
 def test_identity_of_a_run_of_a_version_without_decoder_only_models():
-  names = {'model.prefix_lm', 'model.positions', 'model.rotary_base'}
+  names = {'model.prefix_lm', 'model.positions', 'model.rotary_base', 'data.loss_on_targets_only'}
   assert not names & set(RUN.identity())
   assert not names & set(dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, rotary_base=50.0)).identity())
   model = dataclasses.replace(RUN.model, num_encoder_layers=0, prefix_lm=True, positions='rotary', rotary_base=50.0)
-  assert names <= set(dataclasses.replace(RUN, model=model).identity())
+  data = dataclasses.replace(DATA, loss_on_targets_only=False)
+  assert names <= set(dataclasses.replace(RUN, model=model, data=data).identity())
 
 
 def test_identity_leaves_out_what_may_change():

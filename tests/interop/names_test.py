@@ -19,6 +19,13 @@ def test_switch_attention_has_no_name_elsewhere(sparse_model, stack):
     require_names(dataclasses.replace(sparse_model, moe=moe))
 
 
+@pytest.mark.parametrize(('field', 'value'), [('num_encoder_layers', 0), ('positions', 'rotary')])
+def test_what_is_no_t5_has_no_name_elsewhere(sparse_model, field, value):
+  model = dataclasses.replace(sparse_model, moe=None, head_dim=4, **{field: value})
+  with pytest.raises(ConfigError, match=f'ModelConfig.{field} is .*; the T5 of T5X and Hugging Face has an encoder'):
+    require_names(model)
+
+
 @pytest.mark.parametrize('fields', [{}, {'mlp_activations': ('gelu', 'linear'), 'logits_via_embedding': False}])
 def test_table_reads_the_same_both_ways(sparse_model, fields):
   names, seen = parameter_shapes(dataclasses.replace(sparse_model, **fields)), set()

@@ -65,6 +65,18 @@ def test_targets_that_are_right_from_end_to_end():
     assert (float(sums['count']), float(sums['right'])) == (4, right)
 
 
+def test_inputs_in_the_row_of_a_target_may_be_wrong():
+  """Two segments: three inputs and two targets, one input and two targets; SeqIO marks one token more than inputs."""
+  targets = np.array([[2, 3, 4, 5, 1, 2, 3, 1]])
+  segments, positions = np.array([[1] * 5 + [2] * 3]), np.array([[0, 1, 2, 3, 4, 0, 1, 2]])
+  prefix = np.array([[1, 1, 1, 1, 0, 1, 1, 0]])
+  for wrong, right in ((2, 2), (3, 1), (5, 2), (6, 1)):
+    found = targets.copy()
+    found[0, wrong] = 0
+    sums = losses.example_sums(jax.nn.one_hot(found, 6), jnp.asarray(targets), segments, positions, prefix)
+    assert (float(sums['count']), float(sums['right'])) == (2, right)
+
+
 def statistics_of(seed=1, empty=()):
   """Returns random statistics of four groups of eight tokens; those of empty groups are zero."""
   random = np.random.default_rng(seed)

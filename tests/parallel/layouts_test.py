@@ -32,6 +32,12 @@ MODEL = ModelConfig(
 )  # fmt: skip
 
 
+# Without an encoder; inputs and targets are the prefix and the rest of a row.
+DECODER = dataclasses.replace(
+  MODEL, num_encoder_layers=0, num_decoder_layers=2, positions='rotary', prefix_lm=True, scan_layers=True
+)
+
+
 def make_run(mesh=None, model=MODEL, **moe):
   if moe:
     model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, **moe))
@@ -51,7 +57,7 @@ def shipped(name):
   return gin_files.load_run(files)[0].mesh
 
 
-def make_batch(layout, seed=0):
+def make_batch(layout, seed=0, decoder_only=False):
   random = np.random.default_rng(seed)
   inputs, targets = (random.integers(1, 32, (ROWS, n), dtype=np.int32) for n in (INPUTS, TARGETS))
   inputs[:2, 4:] = 0  # padding
@@ -64,6 +70,15 @@ def make_batch(layout, seed=0):
     'decoder_segment_ids': np.ones_like(targets),
     'decoder_loss_weights': (targets > 0).astype(np.int32),
   }
+  if decoder_only:
+    rows = np.concatenate([targets, inputs], axis=1)  # padding ends the rows
+    batch = {
+      'decoder_input_tokens': np.pad(rows, ((0, 0), (1, 0)))[:, :-1],
+      'decoder_target_tokens': rows,
+      'decoder_segment_ids': (rows > 0).astype(np.int32),
+      'decoder_causal_attention': ((rows > 0) & (np.arange(rows.shape[1]) <= TARGETS)).astype(np.int32),
+      'decoder_loss_weights': ((rows > 0) & (np.arange(rows.shape[1]) >= TARGETS)).astype(np.int32),
+    }
   return jax.device_put(batch, layout.batch_sharding())
 
 
@@ -78,14 +93,14 @@ def loss_and_gradient(run, devices):
     return objective.value(objective.sums(logits, batch, statistics))[0], statistics
 
   params = init_parameters(run.model, layout, jax.random.key(0))
-  batch = make_batch(layout)
+  batch = make_batch(layout, decoder_only=run.model.is_decoder_only)
   step = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, batch).compile()
   return *jax.device_get(step(params, batch)), collectives(step.as_text())
 
 
 @functools.cache
-def on_one_device(num_experts):
-  return loss_and_gradient(make_run(num_experts=num_experts), jax.devices()[:1])
+def on_one_device(num_experts, model=MODEL):
+  return loss_and_gradient(make_run(model=model, num_experts=num_experts), jax.devices()[:1])
 
 
 def by_size(data, expert, model, **config):
@@ -102,19 +117,23 @@ MESHES = {
 
 
 @functools.cache
-def computed(name):
+def computed(name, model=MODEL):
   mesh, experts = MESHES[name]
-  return loss_and_gradient(make_run(mesh(), num_experts=experts), jax.devices())
+  return loss_and_gradient(make_run(mesh(), model, num_experts=experts), jax.devices())
 
 
 def test_all_six_layouts_are_there():
   assert LAYOUTS == ['data', 'expert_data', 'expert_model_data', 'fully_sharded', 'model', 'model_data']
 
 
-@pytest.mark.parametrize('name', MESHES)
-def test_layout_equals_one_device(name):
-  (loss, statistics), gradient, _ = computed(name)
-  (expected, routing), expected_gradient, _ = on_one_device(MESHES[name][1])
+@pytest.mark.parametrize(
+  ('name', 'model'),
+  [(name, MODEL) for name in MESHES] + [(name, DECODER) for name in ('2x2x2', 'fully sharded on both axes')],
+  ids=lambda value: 'decoder-only' if value is DECODER else value if isinstance(value, str) else '',
+)
+def test_layout_equals_one_device(name, model):
+  (loss, statistics), gradient, _ = computed(name, model)
+  (expected, routing), expected_gradient, _ = on_one_device(MESHES[name][1], model)
   np.testing.assert_allclose(loss, expected, rtol=1e-6)
   for layer, value in statistics.items():
     for field in ('tokens', 'expert_tokens', 'dropped'):

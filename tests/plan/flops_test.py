@@ -30,6 +30,24 @@ def test_dense_model_is_six_times_parameters_times_tokens():
   assert flops.model_flops(run, CORES) == 6 * expected
 
 
+def test_a_decoder_only_model_is_six_times_parameters_times_tokens():
+  run = paper_run('t5_base_lm', 256, "TASK_FEATURE_LENGTHS={'targets': 626}")
+  layer = 4 * 768 * 768 + 2 * 768 * 3072
+  assert flops.model_flops(run, CORES) == 6 * 256 * 626 * (12 * layer + 768 * 32128)
+  assert flops.score_flops(run, CORES) == 3 * 256 * 12 * 4 * 768 * 626**2
+
+
+@pytest.mark.parametrize(
+  ('model', 'lengths', 'ratio'),
+  [('t5_base', (512, 114), 1.058), ('switch_base', (512, 114), 1.058), ('switch_tiny', (64, 14), 0.946)],
+)
+def test_a_decoder_of_rows_as_long_as_both_has_the_flops_of_both_stacks(model, lengths, ratio):
+  both, row = dict(zip(('inputs', 'targets'), lengths, strict=True)), {'targets': sum(lengths)}
+  runs = [paper_run(name, 64, f'TASK_FEATURE_LENGTHS={n}') for name, n in ((model, both), (f'{model}_lm', row))]
+  expected, found = (flops.model_flops(run, CORES) for run in runs)
+  assert found / expected == pytest.approx(ratio, abs=5e-4)
+
+
 def test_scores():
   run = paper_run('t5_base', 2)
   pairs = 512 * 512 + 114 * 114 + 114 * 512

@@ -71,6 +71,21 @@ def test_the_state_is_what_the_checkpoint_holds(finished):
   store.close()
 
 
+def test_a_model_without_an_encoder_goes_on_where_it_was(tmp_path):
+  """Inputs and targets in one row, a prefix; stopped and continued it is the run left alone."""
+  moe = config.MoeConfig(num_experts=2, encoder_layers=1, decoder_layers=1)
+  model = dataclasses.replace(
+    MODEL, num_encoder_layers=0, moe=moe, dropout_rate=0.1, prefix_lm=True, positions='rotary', scan_layers=True
+  )
+  whole = train(run_of(tmp_path / 'whole', model=model))
+  train(run_of(tmp_path / 'parts', steps=3, model=model))
+  parts = train(run_of(tmp_path / 'parts', model=model))
+  assert (parts.reason, parts.step) == ('finished', 4)
+  jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(result.state.params) for result in (parts, whole)))
+  assert parts.held_out['cross_ent_loss_text'] == whole.held_out['cross_ent_loss_text']
+  assert 0 < parts.facts.target_tokens == whole.facts.target_tokens < 4 * 8 * 12, 'of the targets alone'
+
+
 def snapshot(folder):
   return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob('*')}
 

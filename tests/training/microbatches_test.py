@@ -13,9 +13,12 @@ from switch_jax.training import microbatches
 from tests.training.short_runs import EIGHT, FOUR, LOSS, MOE, ONE, QUIET, train
 
 
-@pytest.mark.parametrize(('shape', 'aggregate'), [(ONE, 'sum'), (FOUR, 'mean')])
-def test_microbatches_make_the_update_of_the_full_batch(shape, aggregate):
-  model = dataclasses.replace(QUIET, moe=dataclasses.replace(QUIET.moe, router_loss_aggregate=aggregate))
+@pytest.mark.parametrize(
+  ('shape', 'aggregate', 'encoder_layers'), [(ONE, 'sum', 1), (FOUR, 'mean', 1), (ONE, 'sum', 0)]
+)
+def test_microbatches_make_the_update_of_the_full_batch(shape, aggregate, encoder_layers):
+  moe = dataclasses.replace(QUIET.moe, router_loss_aggregate=aggregate)
+  model = dataclasses.replace(QUIET, num_encoder_layers=encoder_layers, moe=moe)
   whole, parts = (train(model, shape, steps=2, padding_rows=2, num_microbatches=n, loss=LOSS) for n in (1, 2))
   np.testing.assert_allclose(parts[0], whole[0], rtol=2e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), parts[1], whole[1])
