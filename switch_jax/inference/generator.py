@@ -252,8 +252,9 @@ class Generator:
       targets, scores = decode_batch(
         self._model, self._decoding, self._ids, self._targets_length, tokens, which, self.batch_size
       )
-      for target, score, (_, was_cut) in zip(targets, scores, batch, strict=True):
-        found.append(Prediction(self._text(target), float(score), was_cut))
+      for target, score, (row, was_cut) in zip(targets, scores, batch, strict=True):
+        text = self._text(target, row if self._keeps_end else ())
+        found.append(Prediction(text, float(score), was_cut))
     return found
 
   def _tokenise(self, text: str) -> tuple[np.ndarray, bool]:
@@ -263,8 +264,10 @@ class Generator:
     kept = tokens[-room:] if self._keeps_end else tokens[:room]
     return np.array([*kept, *([self._ids.eos] * self._add_eos)], np.int32), len(tokens) > room
 
-  def _text(self, tokens: np.ndarray) -> str:
-    return data.decode_tokens(self._vocabulary, [int(token) for token in tokens if token > 0])
+  def _text(self, tokens: np.ndarray, before: Sequence[int] | np.ndarray = ()) -> str:
+    # SentencePiece leaves out a space at the beginning; after other tokens it is there.
+    decode = lambda *ids: data.decode_tokens(self._vocabulary, [int(token) for token in ids if token > 0])  # noqa: E731
+    return decode(*before, *tokens)[len(decode(*before)) :]
 
   def _width(self, length: int) -> int:
     """Returns the length that inputs are padded to: few different ones, so that few programs are compiled."""
