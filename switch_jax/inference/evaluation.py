@@ -49,6 +49,7 @@ class TaskEvaluator:
     self.vocabulary = provider.output_features['targets'].vocabulary
     self.description = providers.describe_text(data, module) if data.tables else None  # what of columns was guessed
     self._template = providers.inputs_template(data, module)
+    self._has_inputs = 'inputs' in data.feature_lengths
     self.ids = Ids(size=self.vocabulary.vocab_size, eos=self.vocabulary.eos_id)
     tasks = seqio.get_subtasks(provider)
     _set_metrics(tasks, config.metrics)
@@ -67,7 +68,7 @@ class TaskEvaluator:
     try:
       self._evaluator = seqio.Evaluator(
         data.mixture_or_task_name,
-        seqio.EncDecFeatureConverter(pack=False),
+        (seqio.EncDecFeatureConverter if self._has_inputs else seqio.LMFeatureConverter)(pack=False),
         eval_split=data.eval_split,
         use_cached=data.use_cached_tasks,
         sequence_length=data.feature_lengths,
@@ -107,6 +108,11 @@ class TaskEvaluator:
   def check_model(self, model: LoadedModel) -> None:
     """Raises a `ConfigError` if the model was trained with another vocabulary, or the batch does not divide."""
     check_batch_size(self.config.data.batch_size, model.layout, 'DataConfig')
+    if not (self._has_inputs or model.config.is_decoder_only):
+      raise ConfigError(
+        f'{self.config.data.mixture_or_task_name} has no inputs and the model has an encoder, which needs some; '
+        'evaluate a task that has inputs.'
+      )
     recorded = (model.record.get('vocabulary') or {}).get('digest')
     if recorded is not None and recorded != vocabulary_digest(self.vocabulary):
       raise ConfigError(
@@ -173,7 +179,7 @@ class TaskEvaluator:
     records = []
     for example in self._evaluator.cached_task_datasets[task.name].as_numpy_iterator():
       record = {}
-      for name in ('inputs', 'targets'):
+      for name in self.config.data.feature_lengths:
         kept = example.get(f'{name}_pretokenized')
         if isinstance(kept, bytes):
           record[name] = kept.decode('utf-8', 'replace')
@@ -192,11 +198,14 @@ class TaskEvaluator:
     return records
 
   def batches(self, dataset: tf.data.Dataset, num_ids: int) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Yields the numbers and features of at most `batch_size` examples, of tokens below `num_ids`."""
+    """Yields the numbers, `inputs` and `targets` of at most `batch_size` examples, of tokens below `num_ids`."""
     size = self.config.data.batch_size
     for numbers, features in dataset.batch(size).as_numpy_iterator():
       check_ids([features], num_ids, self.config.data.mixture_or_task_name)
-      yield [int(n) for n in numbers], features
+      targets = features['decoder_target_tokens']
+      # No inputs are the empty text.
+      inputs = features['encoder_input_tokens'] if self._has_inputs else np.zeros_like(targets[:, :1])
+      yield [int(n) for n in numbers], {'inputs': inputs, 'targets': targets}
 
 
 def _set_metrics(tasks: Sequence[seqio.Task], names: Sequence[str]) -> None:
@@ -227,7 +236,7 @@ class _ModelFunctions:
           owner.config.decoding,
           owner.ids,
           owner.config.data.feature_lengths['targets'],
-          features['encoder_input_tokens'],
+          features['inputs'],
           numbers,
           owner.config.data.batch_size,
         )
@@ -247,7 +256,7 @@ class _ModelFunctions:
     function, size, found = make_score(self._model.config, self._model.layout), self._owner.config.data.batch_size, []
     for numbers, features in self._owner.batches(dataset, self._model.config.vocab_size):
       fill = ((0, size - len(numbers)), (0, 0))
-      rows = (np.pad(features[f'{name}_tokens'], fill) for name in ('encoder_input', 'decoder_target'))
+      rows = (np.pad(features[name], fill) for name in ('inputs', 'targets'))
       scores = np.asarray(function(self._model.params, *rows))
       found += [(n, float(score)) for n, score in zip(numbers, scores, strict=False)]
     return found

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -29,7 +29,8 @@ class Prediction:
   Attributes:
     text: the prediction.
     score: its log probability; of beam search normalised by the length (see `decoding.Decoded`).
-    was_cut: the text was longer than the model's inputs, and its end was not read.
+    was_cut: the text was longer than the model's inputs, and its end, or the beginning of one that a decoder-only model
+      goes on with, was not read.
   """
 
   text: str
@@ -46,7 +47,7 @@ def decode_batch(
   numbers: Sequence[int],
   batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes at most `batch_size` rows of encoder tokens in a batch that empty rows fill up.
+  """Decodes at most `batch_size` rows of inputs in a batch that empty rows fill up.
 
   Args:
     model: its configuration's evaluation capacity holds in the encoder.
@@ -68,6 +69,30 @@ def decode_batch(
   return decoded.tokens[: len(rows), 0], decoded.score[: len(rows), 0]
 
 
+def _lengths_in_row(recorded: Mapping[str, int], given: Mapping[str, int | None]) -> dict[str, int]:
+  """Returns the lengths of what a decoder-only model reads and of what it adds, which share a row of training.
+
+  Args:
+    recorded: the `feature_lengths` of its run; nothing of a converted model. Where they have no inputs, half of the row
+      is for each.
+    given: by the user, None where not.
+
+  Raises:
+    ConfigError: they are more than the row.
+  """
+  lengths = {name: length for name, length in given.items() if length is not None}
+  if row := sum(recorded.values()):
+    usual = recorded if 'inputs' in recorded else {'inputs': row // 2, 'targets': row - row // 2}
+    for name, other in (('inputs', 'targets'), ('targets', 'inputs')):
+      lengths.setdefault(name, min(usual[name], row - (given[other] or 0)))
+    if min(lengths.values()) < 1 or sum(lengths.values()) > row:
+      raise ConfigError(
+        f'inputs_length is {lengths["inputs"]} and targets_length {lengths["targets"]}; a decoder-only model has both '
+        f'in one row, and this one was trained on rows of {row} tokens: give at least 1 each, {row} at most together.'
+      )
+  return lengths
+
+
 @functools.cache
 def _say_eos_is_assumed(path: str, is_mixed: bool) -> None:
   """Says once of a checkpoint that nothing tells whether its task ended inputs with EOS."""
@@ -86,6 +111,10 @@ class Generator:
   (EOS stays). The empty string is a text of EOS alone and gets a prediction like any other. Bytes know every character;
   with a SentencePiece vocabulary an unseen one becomes the unknown token. `<extra_id_0>` is a sentinel with both.
   Nothing is dropped by Switch layers.
+
+  A decoder-only model goes on with the text, and what it adds is returned. Where no EOS is appended, as after a model
+  that was trained on targets alone, it is the newest tokens of a text that are read if it is too long, and the empty
+  string is a row that has not begun.
   """
 
   def __init__(
@@ -116,6 +145,7 @@ class Generator:
     self._vocabulary = vocabulary
     self._ids = Ids(size=vocabulary.vocab_size, eos=vocabulary.eos_id)
     self._inputs_length, self._targets_length, self._add_eos = inputs_length, targets_length, add_eos
+    self._keeps_end = model.config.is_decoder_only and not add_eos
     self._decoding = decoding or DecodingConfig()
     self.batch_size = batch_size or -(-_BATCH_SIZE // shards) * shards
 
@@ -142,12 +172,14 @@ class Generator:
         record theirs (converted ones); None is what the checkpoint records.
       decoding: greedy by default.
       mesh: of all devices; by default the experts are split over as many as divide them.
-      inputs_length, targets_length: in tokens; None is what the run was trained with.
+      inputs_length, targets_length: in tokens; None is what the run was trained with. Of one trained on targets
+        alone each is half of a row.
       batch_size: texts decoded at once.
       add_eos: whether EOS is appended to a text; None is what the task of the checkpoint did.
 
     Raises:
-      ConfigError: no such folder or checkpoint, or it does not record its vocabulary or its lengths.
+      ConfigError: no such folder or checkpoint, it does not record its vocabulary or its lengths, or those that are
+        given are longer than the row of a decoder-only model.
     """
     store = open_store(model_dir)
     step = latest_step(store) if step is None else step
@@ -164,12 +196,17 @@ class Generator:
       )
     lengths = record.get('run', {}).get('data', {}).get('feature_lengths', {})
     given = {'inputs': inputs_length, 'targets': targets_length}
+    decoder_only = record.get('model', {}).get('num_encoder_layers') == 0
+    if decoder_only:
+      lengths = _lengths_in_row(lengths, given)
     lengths |= {name: length for name, length in given.items() if length is not None}
     for name in given:
       if name not in lengths:
         raise ConfigError(f'config.json of {store.path(step)} records no length of {name}; give {name}_length.')
     if add_eos is None:
       add_eos = data.recorded_add_eos(record, 'inputs')
+    if add_eos is None and decoder_only and 'inputs' not in (record.get('features') or {}):
+      add_eos = False  # a text that is gone on with
     if add_eos is None:
       _say_eos_is_assumed(str(store.path(step)), 'features' in record)
     model = load_model(store, step, mesh or MeshConfig())
@@ -215,18 +252,22 @@ class Generator:
       targets, scores = decode_batch(
         self._model, self._decoding, self._ids, self._targets_length, tokens, which, self.batch_size
       )
-      for target, score, (_, was_cut) in zip(targets, scores, batch, strict=True):
-        found.append(Prediction(self._text(target), float(score), was_cut))
+      for target, score, (row, was_cut) in zip(targets, scores, batch, strict=True):
+        text = self._text(target, row if self._keeps_end else ())
+        found.append(Prediction(text, float(score), was_cut))
     return found
 
   def _tokenise(self, text: str) -> tuple[np.ndarray, bool]:
     # Half of a surrogate pair, which JSON can hold, is no character.
     tokens = data.encode_text(self._vocabulary, text.encode('utf-8', 'replace').decode('utf-8'))
     room = self._inputs_length - self._add_eos
-    return np.array([*tokens[:room], *([self._ids.eos] * self._add_eos)], np.int32), len(tokens) > room
+    kept = tokens[-room:] if self._keeps_end else tokens[:room]
+    return np.array([*kept, *([self._ids.eos] * self._add_eos)], np.int32), len(tokens) > room
 
-  def _text(self, tokens: np.ndarray) -> str:
-    return data.decode_tokens(self._vocabulary, [int(token) for token in tokens if token > 0])
+  def _text(self, tokens: np.ndarray, before: Sequence[int] | np.ndarray = ()) -> str:
+    # SentencePiece leaves out a space at the beginning; after other tokens it is there.
+    decode = lambda *ids: data.decode_tokens(self._vocabulary, [int(token) for token in ids if token > 0])  # noqa: E731
+    return decode(*before, *tokens)[len(decode(*before)) :]
 
   def _width(self, length: int) -> int:
     """Returns the length that inputs are padded to: few different ones, so that few programs are compiled."""

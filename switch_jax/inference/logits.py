@@ -16,26 +16,34 @@ def compute_logits(
   params: Parameters,
   encoder_input_tokens: jax.Array | None,
   decoder_input_tokens: jax.Array,
+  decoder_causal_attention: jax.Array | None = None,
 ) -> jax.Array:
   """Returns float32 logits `[batch, targets length, vocab]` on one device, with the evaluation capacity.
 
   Args:
     model_config: what is computed; its evaluation capacity is used as it is.
     params: nested dict of float32 arrays under T5X's names.
-    encoder_input_tokens: int `[batch, inputs length]`, one example a row; 0 is padding. None for a model without an
-      encoder, which sees no prefix here.
+    encoder_input_tokens: int `[batch, inputs length]`, one example a row; 0 is padding. None for a decoder-only model.
     decoder_input_tokens: int `[batch, targets length]`, the targets shifted right by the start symbol 0.
+    decoder_causal_attention: int `[batch, targets length]`, 1 for the prefix of a row; for prefix LMs alone.
 
   Raises:
-    ConfigError: the token arrays are not two-dimensional, of different batch sizes or outside the vocabulary, or the
-      encoder has tokens and there is none, or the other way round.
+    ConfigError: the arrays are not those that the model takes, not two-dimensional, of different batch sizes, or
+      outside the vocabulary.
   """
-  if (encoder_input_tokens is None) != model_config.is_decoder_only:
-    has = 'no encoder: give None as' if model_config.is_decoder_only else 'an encoder: give it'
-    raise ConfigError(f'the model has {has} encoder_input_tokens.')
-  tokens = {'encoder_input_tokens': encoder_input_tokens, 'decoder_input_tokens': decoder_input_tokens}
-  if encoder_input_tokens is None:
-    del tokens['encoder_input_tokens']
+  tokens = {'decoder_input_tokens': decoder_input_tokens}
+  for name, value, is_needed in (
+    ('encoder_input_tokens', encoder_input_tokens, not model_config.is_decoder_only),
+    ('decoder_causal_attention', decoder_causal_attention, model_config.prefix_lm),
+  ):
+    if (value is not None) != is_needed:
+      kind = 'no encoder' if model_config.is_decoder_only else 'an encoder'
+      raise ConfigError(
+        f'{name} is {"None" if value is None else "given"}, and the model has {kind} and '
+        f'prefix_lm={model_config.prefix_lm}; {"give it" if is_needed else "leave it None"}.'
+      )
+    if value is not None:
+      tokens[name] = value
   for name, value in tokens.items():
     value = tokens[name] = jnp.asarray(value, jnp.int32)
     if value.ndim != 2:
@@ -45,11 +53,10 @@ def compute_logits(
         f'{name} holds tokens from {int(value.min())} to {int(value.max())}; the model knows 0 to '
         f'{model_config.vocab_size - 1}. Tokenise with the vocabulary that the model was trained on.'
       )
-  sizes = [value.shape[0] for value in tokens.values()]
-  if sizes[0] != sizes[-1]:
-    raise ConfigError(f'the encoder has {sizes[0]} rows and the decoder {sizes[1]}; they must be the same examples.')
-  if model_config.prefix_lm:
-    tokens['decoder_causal_attention'] = jnp.zeros_like(tokens['decoder_input_tokens'])
+  decoder, *other = (value.shape[0] for value in tokens.values())
+  if other and other != [decoder]:
+    what = 'prefix' if model_config.is_decoder_only else 'encoder'
+    raise ConfigError(f'the {what} has {other[0]} rows and the decoder {decoder}; they must be the same examples.')
   return _forward(model_config)(params, tokens)
 
 

@@ -71,6 +71,27 @@ def test_tasks_an_encoder_decoder_cannot_use_are_refused(add_copy_task):
     providers.import_task_module(dataclasses.replace(config, languages=('de',)))
 
 
+def test_features_are_those_whose_lengths_are_given(config, add_copy_task):
+  targets = dataclasses.replace(config, mixture_or_task_name='text_files_lm')
+  providers.import_task_module(targets)
+  message = (
+    r"text_files_lm has the features \['targets'\]; an encoder-decoder needs inputs and targets; use another task, or "
+    r"a decoder-only model with TASK_FEATURE_LENGTHS=\{'targets': 512\}."
+  )
+  with pytest.raises(ConfigError, match=message):
+    providers.find_provider(targets, 'train')
+  targets = dataclasses.replace(targets, feature_lengths={'targets': 32})
+  found = providers.fingerprint(targets, 0, None, providers.find_provider(targets, 'train'), decoder_only=True)
+  assert (found['targets_length'], found['decoder_only'], found['loss_on_targets_only']) == (32, 1, 1)
+  assert not found.keys() & {'inputs_length', 'inputs_features'}
+  with pytest.raises(
+    ConfigError, match=r"feature_lengths is \{'targets': 9\}, and both has inputs too; give both lengths"
+  ):
+    providers.find_provider(
+      dataclasses.replace(add_copy_task('both', [['abc']]), feature_lengths={'targets': 9}), 'train'
+    )
+
+
 def test_the_vocabulary_is_known_without_opening(config):
   assert data.vocabulary_of(config).vocab_size == 359
 

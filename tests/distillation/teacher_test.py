@@ -39,6 +39,21 @@ def test_it_is_as_it_was_trained_but_for_dropped_tokens_and_dtype(path):
   assert dataclasses.replace(model, activation_dtype='float32', remat_policy='full', moe=moe) == MODEL
 
 
+def test_a_teacher_of_other_rows_is_refused(path):
+  teacher, lengths = open_teacher(path), {'inputs': 6, 'targets': 4}
+  data = config.DataConfig(mixture_or_task_name='none', feature_lengths=lengths, batch_size=2)
+  run = config.RunConfig(model_dir='none', model=MODEL, data=data, train_steps=1, random_seed=0)
+  teacher.check_rows(run)
+  decoder = dataclasses.replace(MODEL, num_encoder_layers=0, moe=None)
+  with pytest.raises(config.ConfigError, match='has an encoder and the student has no encoder; their rows differ'):
+    teacher.check_rows(dataclasses.replace(run, model=decoder))
+  prefix = dataclasses.replace(teacher, model=dataclasses.replace(decoder, prefix_lm=True))
+  prefix.check_rows(dataclasses.replace(run, model=decoder))
+  targets = dataclasses.replace(run, model=decoder, data=dataclasses.replace(data, feature_lengths={'targets': 4}))
+  with pytest.raises(config.ConfigError, match='is a prefix LM, and the rows of the student have no inputs'):
+    prefix.check_rows(targets)
+
+
 def test_experts_that_choose_keep_their_capacity(tmp_path):
   moe = config.MoeConfig(num_experts=4, router='expert_choice', encoder_layers=1, decoder_layers=())
   teacher = open_teacher(save(tmp_path, dataclasses.replace(MODEL, moe=moe)))

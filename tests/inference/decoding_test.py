@@ -22,6 +22,9 @@ MODEL = ModelConfig(
   vocab_size=8, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1,
   moe=MoeConfig(num_experts=4, encoder_layers=1, decoder_layers=1, eval_capacity_factor=None),
 )  # fmt: skip
+DECODER = dataclasses.replace(
+  MODEL, num_encoder_layers=0, num_decoder_layers=2, scan_layers=True, prefix_lm=True, positions='rotary'
+)
 NUMBERS = jnp.arange(BATCH)
 PRESENT = jnp.ones(BATCH, bool)
 TEXTS = [t for n in range(LENGTH) for t in itertools.product(range(2, IDS.size), repeat=n)]
@@ -56,9 +59,9 @@ def decode(length=LENGTH, where=None, present=PRESENT, numbers=NUMBERS, config=M
   return jax.device_get(function(parameters(where, config), inputs(), present, numbers))
 
 
-def score(targets):
+def score(targets, config=MODEL):
   """Returns the log probability of targets `[batch, n]` by full forward passes."""
-  return np.asarray(make_score(MODEL, layout())(parameters(layout()), inputs(), targets))
+  return np.asarray(make_score(config, layout())(parameters(layout(), config), inputs(), targets))
 
 
 @functools.cache
@@ -70,14 +73,15 @@ def every_hypothesis():
   return targets, np.stack([score(np.tile(t, (BATCH, 1))) for t in targets])
 
 
-def check_scores(decoded):
+def check_scores(decoded, config=MODEL):
   for i in range(decoded.tokens.shape[1]):
     there = np.isfinite(decoded.log_probability[:, i])
-    np.testing.assert_allclose(decoded.log_probability[there, i], score(decoded.tokens[:, i])[there], atol=1e-4)
+    np.testing.assert_allclose(decoded.log_probability[there, i], score(decoded.tokens[:, i], config)[there], atol=1e-4)
 
 
-def test_greedy_takes_the_likeliest_token_of_a_full_pass():
-  decoded = decode()
+@pytest.mark.parametrize('config', [MODEL, DECODER], ids=['encoder', 'decoder-only'])
+def test_greedy_takes_the_likeliest_token_of_a_full_pass(config):
+  decoded = decode(config=config)
   assert decoded.tokens.shape == (BATCH, 1, LENGTH)
   assert decoded.tokens.max() < IDS.size
   for position in range(LENGTH):
@@ -85,12 +89,12 @@ def test_greedy_takes_the_likeliest_token_of_a_full_pass():
     for token in range(1, IDS.size):
       targets = decoded.tokens[:, 0].copy()
       targets[:, position], targets[:, position + 1 :] = token, 0
-      tried.append(score(targets))
+      tried.append(score(targets, config))
     best = 1 + np.argmax(tried, axis=0)
     before_end = (decoded.tokens[:, 0, :position] != IDS.eos).all(axis=1)
     np.testing.assert_array_equal(decoded.tokens[before_end, 0, position], best[before_end])
     assert (decoded.tokens[~before_end, 0, position] == 0).all()
-  check_scores(decoded)
+  check_scores(decoded, config)
   np.testing.assert_array_equal(decoded.score, decoded.log_probability)
 
 
@@ -117,6 +121,12 @@ def test_a_narrow_beam_scores_what_it_finds_and_beats_greedy_somewhere():
   assert (np.diff(decoded.score, axis=1) <= 1e-6).all()
   ended = (greedy.tokens == IDS.eos).any(axis=2)[:, 0]
   assert (decoded.score[ended, 0] > greedy.score[ended, 0] - 1e-4).all()
+
+
+def test_the_beams_of_a_decoder_only_model_begin_with_its_inputs():
+  decoded = decode(config=DECODER, where=layout(2, 2, 2), **METHODS['beam'])
+  check_scores(decoded, DECODER)
+  assert (decoded.tokens[:, 0] != decoded.tokens[:, 1]).any(axis=1).all()
 
 
 def test_hypotheses_that_are_cut_off_come_after_those_that_ended():

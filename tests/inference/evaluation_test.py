@@ -1,14 +1,18 @@
 """Metrics of tasks and mixtures over the checkpoints of a run."""
 
+import dataclasses
 import json
 import threading
 
 import numpy as np
 import pytest
+from switch_jax.tasks.text_to_text import remove_task
 
 from switch_jax.config import ConfigError, DataConfig, EvaluationConfig
+from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.inference import Generator, evaluate_run
-from tests.inference.written_checkpoints import TEXTS, write_checkpoints
+from switch_jax.tasks import multiple_choice
+from tests.inference.written_checkpoints import DECODER, TEXTS, VOCABULARY, write_checkpoints
 
 pytestmark = pytest.mark.usefixtures('tasks')
 
@@ -128,6 +132,50 @@ def test_a_task_with_other_features_is_said(tmp_path, tasks, capsys):
   assert evaluate_run(evaluation_config(tmp_path, task='repeat_scores')) == 0
   said = 'repeat_scores is another task than that of the checkpoint: add_eos of inputs was False and is True\n'
   assert said in capsys.readouterr().out
+
+
+def test_a_decoder_only_model_predicts_and_chooses(tmp_path):
+  write_checkpoints(tmp_path, steps=(20,), model=DECODER)
+  assert evaluate_run(evaluation_config(tmp_path, task='repeat_scores')) == 0
+  records = read(tmp_path / 'predictions' / 'repeat_scores' / '20.jsonl')
+  generator = Generator.from_checkpoint(tmp_path, batch_size=8, add_eos=True)
+  assert [record['prediction'] for record in records] == generator(TEXTS[:3])
+
+  questions = {'inputs': ['one', 'two'], 'choices': [['ab', 'c', 'def'], ['g', 'hi', 'j']], 'answer': [2, 0]}
+  source = seqio.FunctionDataSource(
+    lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(questions), ['validation']
+  )
+  multiple_choice.add_task('choices', source, [], VOCABULARY, with_eos=False)
+  assert evaluate_run(evaluation_config(tmp_path, task='choices')) == 0
+  remove_task('choices')
+  [line] = read(tmp_path / 'eval' / 'choices.metrics' / 'metrics.jsonl')
+  scores = np.array([r['target_score'] for r in read(tmp_path / 'predictions' / 'choices' / '20.jsonl')]).reshape(2, 3)
+  assert line['accuracy'] == 100 * np.mean(scores.argmax(axis=1) == [2, 0])
+  assert line['accuracy_by_byte'] == 100 * np.mean((scores / [[2, 1, 3], [1, 2, 1]]).argmax(axis=1) == [2, 0])
+
+
+def test_a_task_without_inputs_is_for_decoder_only_models(model_dir, tmp_path):
+  """Its texts are scored whole; the model of the other run has an encoder."""
+  write_checkpoints(tmp_path / 'decoder', steps=(20,), model=DECODER)
+  seqio.TaskRegistry.add(
+    'texts',
+    source=seqio.FunctionDataSource(
+      lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({'targets': TEXTS}), ['validation']
+    ),
+    preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+    output_features={'targets': seqio.Feature(VOCABULARY)},
+    metric_fns=[lambda targets, scores: {'mean': np.mean(scores)}],
+  )
+  config = evaluation_config(tmp_path / 'decoder', 'texts')
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, feature_lengths={'targets': 8}))
+  assert evaluate_run(config) == 0
+  with pytest.raises(ConfigError, match='texts has no inputs and the model has an encoder'):
+    evaluate_run(dataclasses.replace(config, model_dir=str(model_dir)))
+  remove_task('texts')
+  records = read(tmp_path / 'decoder' / 'predictions' / 'texts' / '20.jsonl')
+  assert [record['targets'] for record in records] == TEXTS
+  [line] = read(tmp_path / 'decoder' / 'eval' / 'texts.metrics' / 'metrics.jsonl')
+  assert line['mean'] == pytest.approx(np.mean([record['target_score'] for record in records]))
 
 
 def test_a_folder_without_a_run(tmp_path):

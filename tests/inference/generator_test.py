@@ -6,7 +6,7 @@ import pytest
 from switch_jax import data
 from switch_jax.config import ConfigError, DecodingConfig, MeshConfig
 from switch_jax.inference import Generator
-from tests.inference.written_checkpoints import TEXTS, write_checkpoints
+from tests.inference.written_checkpoints import DECODER, TEXTS, write_checkpoints
 
 
 def test_predictions_are_of_each_text_whatever_batch_it_is_in(generator):
@@ -86,3 +86,24 @@ def test_a_converted_checkpoint_needs_its_vocabulary_and_lengths(tmp_path):
     Generator.from_checkpoint(tmp_path, vocabulary='bytes')
   with pytest.raises(ConfigError, match='cannot be read'):
     Generator.from_checkpoint(tmp_path, vocabulary=str(tmp_path / 'none.model'))
+
+
+def test_a_decoder_only_model_goes_on_with_the_newest_tokens_of_a_text(tmp_path, caplog):
+  features = {'targets': {'add_eos': True, 'ends_with_eos': None}}
+  run = {'data': {'feature_lengths': {'targets': 32}}}
+  write_checkpoints(tmp_path, steps=(10,), model=DECODER, features=features, run=run)
+  generator = Generator.from_checkpoint(tmp_path, targets_length=6, batch_size=8)
+  assert not caplog.records
+  assert generator._tokenise('ab')[0].tolist() == [100, 101]
+  texts = ['a small text', '', 'one', 'x' * 9 + 'y' * 16, 'y' * 16]
+  predictions = generator.predict(texts)
+  assert [p.was_cut for p in predictions] == [False, False, False, True, False]
+  assert predictions[3].text == predictions[4].text
+  assert len({p.score for p in predictions}) == 4
+  for text, prediction in zip(texts[:3], predictions, strict=False):
+    alone = generator.predict([text])[0]
+    assert alone.text == prediction.text
+    np.testing.assert_allclose(alone.score, prediction.score, atol=1e-4)
+  for lengths in (dict(inputs_length=32), dict(inputs_length=20, targets_length=13)):
+    with pytest.raises(ConfigError, match=r'has both in one row, and this one was trained on rows of 32 tokens'):
+      Generator.from_checkpoint(tmp_path, **lengths)

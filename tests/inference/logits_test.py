@@ -9,7 +9,7 @@ import pytest
 from switch_jax.config import ConfigError
 from switch_jax.inference import compute_logits, make_score, with_capacity
 from switch_jax.parallel import Layout
-from tests.inference.written_checkpoints import MODEL, random_parameters
+from tests.inference.written_checkpoints import DECODER, MODEL, random_parameters
 
 CONFIG = with_capacity(MODEL, None)
 TOKENS = np.random.default_rng(3).integers(3, 259, (3, 6), dtype=np.int32)
@@ -53,7 +53,11 @@ def test_scores_are_made_of_these_logits(logits_of):
     ([[1]], [[[1]]], r'decoder_input_tokens has the shape \(1, 1, 1\)'),
     ([[1]], [[3, 264]], r'decoder_input_tokens holds tokens from 3 to 264; the model knows 0 to 263'),
     ([[-1, 5]], [[1]], r'encoder_input_tokens holds tokens from -1 to 5'),
-    ([[1], [2]], [[1]], 'the encoder has 2 rows and the decoder 1; they must be the same examples'),
+    (
+      [[1], [2]],
+      [[1]],
+      'the encoder has 2 rows and the decoder 1; they must be the same examples',
+    ),
   ],
 )
 def test_wrong_tokens(logits_of, inputs, targets, message):
@@ -61,9 +65,16 @@ def test_wrong_tokens(logits_of, inputs, targets, message):
     logits_of(np.array(inputs), np.array(targets))
 
 
-def test_inputs_are_for_models_with_an_encoder(logits_of):
-  with pytest.raises(ConfigError, match='the model has an encoder: give it encoder_input_tokens'):
-    logits_of(None, TOKENS)
-  decoder = dataclasses.replace(CONFIG, num_encoder_layers=0)
-  with pytest.raises(ConfigError, match='the model has no encoder: give None as encoder_input_tokens'):
-    compute_logits(decoder, {}, TOKENS, TOKENS)
+def test_a_decoder_only_model_has_no_inputs_and_a_prefix_lm_a_prefix():
+  config = dataclasses.replace(with_capacity(DECODER, None), prefix_lm=True)
+  params, prefix = random_parameters(10, config), np.tile(np.arange(6) < 3, (3, 1)).astype(np.int32)
+  changed = TOKENS.copy()
+  changed[:, 2] = 100
+  first, second = (np.asarray(compute_logits(config, params, None, tokens, prefix)) for tokens in (TOKENS, changed))
+  assert (np.abs(first - second).max(axis=-1) > 1e-5).all(), 'the prefix is seen from its beginning on'
+  with pytest.raises(ConfigError, match='decoder_causal_attention is None, and the model has no encoder and prefix_lm'):
+    compute_logits(config, params, None, TOKENS)
+  with pytest.raises(
+    ConfigError, match=r'encoder_input_tokens is given, and the model has no encoder .*; leave it None'
+  ):
+    compute_logits(config, params, TOKENS, TOKENS, prefix)

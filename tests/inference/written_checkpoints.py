@@ -16,6 +16,7 @@ MODEL = ModelConfig(
   vocab_size=264, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1, num_decoder_layers=1,
   moe=MoeConfig(num_experts=4, encoder_layers=1, decoder_layers=1),
 )  # fmt: skip
+DECODER = dataclasses.replace(MODEL, num_encoder_layers=0, positions='rotary')
 VOCABULARY = seqio.ByteVocabulary()
 STEPS = (10, 20)
 TEXTS = ['a small text', '', 'naïve 日本語', 'x' * 100, 'one', 'two', 'three', 'four', 'five', 'six']
@@ -27,14 +28,14 @@ def random_parameters(seed, model=MODEL):
   return jax.tree.map(lambda x: draw(x).astype(np.float32), abstract_parameters(model, Layout.single_device()))
 
 
-def write_checkpoints(folder, steps=STEPS, train_steps=20, **record):
+def write_checkpoints(folder, steps=STEPS, train_steps=20, model=MODEL, **record):
   store = CheckpointStore(folder, CheckpointConfig(keep=None))
   for step in steps:
     record = {
-      'model': dataclasses.replace(MODEL, moe=dataclasses.replace(MODEL.moe, sequences_per_group=1)).to_json(),
+      'model': dataclasses.replace(model, moe=dataclasses.replace(model.moe, sequences_per_group=1)).to_json(),
       'vocabulary': data.describe_vocabulary(VOCABULARY),
       'run': {'data': {'feature_lengths': {'inputs': 24, 'targets': 8}}, 'train_steps': train_steps},
     } | record
-    store.save(step, {'params': random_parameters(step)}, record)
+    store.save(step, {'params': random_parameters(step, model)}, record)
   store.close()
   return folder

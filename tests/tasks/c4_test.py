@@ -1,4 +1,4 @@
-"""C4: both objectives on documents of our own."""
+"""C4: all objectives on documents of our own."""
 
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.tasks import c4
@@ -26,3 +26,10 @@ def test_c4_makes_full_rows(paper_tasks, monkeypatch):
   joined = ''.join(vocabulary.decode([*e['inputs'][:-1].tolist(), *e['targets'][:-1].tolist()]) for e in examples)
   assert joined == text * 3
   assert len({len(e['inputs']) for e in examples}) > 20
+  task = seqio.get_mixture_or_task(c4.LM)
+  rows = task.get_dataset({'targets': 64}, split='train', shuffle=False, seed=0, try_in_mem_cache=False)
+  examples = [e['targets'].tolist() for e in rows.as_numpy_iterator()]
+  assert {len(targets) for targets in examples[:-1]} == {64}
+  tokens = [token for targets in examples for token in targets]
+  assert tokens.count(vocabulary.eos_id) == 3
+  assert vocabulary.decode([t for t in tokens if t != vocabulary.eos_id]) == text * 3

@@ -1,5 +1,7 @@
 """The user's own text: what is read, what is held out, and what is said when it cannot be."""
 
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -10,7 +12,7 @@ import pytest
 
 from benchmarks.short_texts import make_text
 from switch_jax.config import ConfigError, DataConfig
-from switch_jax.data import corpus
+from switch_jax.data import corpus, make_vocabulary, read_held_out
 from switch_jax.tasks import text_files
 
 
@@ -306,3 +308,21 @@ def test_the_digest_follows_the_contents(tmp_path):
   assert text_files.corpus_digest(config(str(tmp_path / '*.txt'))) == digest
   (tmp_path / 'a.txt').write_text(text.replace('99', '98'))
   assert text_files.corpus_digest(config('a.txt')) != digest
+
+
+def test_language_modelling_reads_all_of_the_text(tmp_path):
+  words = make_text(20_000, seed=0)
+  (tmp_path / 'a.txt').write_text(words)
+  lengths = {'targets': 64}
+  data = dataclasses.replace(
+    config('a.txt', lengths=lengths), mixture_or_task_name=text_files.LM, task_module=text_files.__name__
+  )
+  [batch, *_], _ = read_held_out(data, 1000, decoder_only=True)
+  held_out = text_files.get_corpus('a.txt').paragraphs(corpus.VALIDATION)
+  vocabulary = make_vocabulary('bytes')
+  read = [token for row in batch['decoder_target_tokens'] for token in row.tolist() if token]
+  text = ''.join(
+    vocabulary.decode(list(part)) for is_eos, part in itertools.groupby(read, lambda t: t == 1) if not is_eos
+  )
+  assert ''.join(f'{piece}\n' for piece in held_out).startswith(text)
+  assert len(text) > 100
