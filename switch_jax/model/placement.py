@@ -52,6 +52,13 @@ def check_batch(run: RunConfig, layout: Layout) -> None:
       f'RunConfig.num_microbatches is {parts}, but each of the {shards} (data, expert) shards holds {rows} rows, which '
       f'must divide into {parts} parts{whole}, so that no row moves; use a divisor of {rows // (group or 1)}.'
     )
+  pieces = layout.shards('length')
+  for stack, length in run.row_lengths.items():
+    if length % pieces:
+      raise ConfigError(
+        f'DataConfig.feature_lengths is {run.data.feature_lengths!r}; rows of the {stack} have {length} positions, '
+        f"which the layout rule of 'length' splits over {pieces} devices; use a multiple of {pieces}, or another rule."
+      )
   if group and (batch // shards) % group:
     raise ConfigError(
       f'MoeConfig.sequences_per_group is {group}, but each of the {shards} (data, expert) shards holds '

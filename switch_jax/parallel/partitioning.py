@@ -116,7 +116,11 @@ class Layout:
 
   def splits(self, name: str) -> bool:
     """Whether a logical axis is split over more than one device."""
-    return any(self.size(axis) > 1 for axis in as_tuple(self.spec(name)[0]))
+    return self.shards(name) > 1
+
+  def shards(self, name: str) -> int:
+    """Returns over how many devices a logical axis is split."""
+    return math.prod(self.size(axis) for axis in as_tuple(self.spec(name)[0]))
 
   def sharding(self, *names: str | None) -> NamedSharding:
     """Returns the sharding of an array whose axes have these logical names."""
@@ -146,8 +150,8 @@ class Layout:
     return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=frozenset(axes))
 
   def batch_sharding(self) -> NamedSharding:
-    """Returns how the rows of a batch `[batch, length]` lie on the mesh."""
-    return self.sharding('batch', 'length')
+    """Returns how the rows of a batch `[batch, length]` lie on the mesh: whole, also where their embeddings do not."""
+    return self.sharding('batch', None)
 
   def replicated(self) -> NamedSharding:
     """Returns the sharding of a value that every device holds."""

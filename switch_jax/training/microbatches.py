@@ -28,7 +28,7 @@ def split(batch: Batch, count: int, model: ModelConfig, layout: Layout) -> Batch
   def one(rows: jax.Array) -> jax.Array:
     rows = rows.reshape(-1, count, together, *rows.shape[1:])
     rows = rows.swapaxes(0, 1).reshape(count, -1, *rows.shape[3:])
-    return layout.constrain(rows, None, 'batch', 'length')
+    return layout.constrain(rows, None, 'batch', None)
 
   return jax.tree.map(one, batch)
 

@@ -55,6 +55,10 @@ def test_other_models_must_divide_too():
       run_of(num_experts=4, expert_mlp_dim=18, mesh=MeshConfig(model=4, rules={'expert_mlp': None})),
       r'MoeConfig\.expert_mlp_dim is 18, which the model axis of 4 devices does not divide',
     ),
+    (
+      run_of(mesh=MeshConfig(model=8, rules={'length': 'model', 'activation_vocab': None})),
+      r"rows of the encoder have 4 positions, which the layout rule of 'length' splits over 8 .* multiple of 8",
+    ),
   ],
 )
 def test_what_does_not_divide(run, message):

@@ -107,11 +107,16 @@ def by_size(data, expert, model, **config):
   return MeshConfig(data=data, expert=expert, model=model, **config)
 
 
+# Context parallelism: what the model axis splits by default lies whole on it.
+BY_POSITION = {'length': 'model'} | dict.fromkeys(
+  ('activation_vocab', 'vocab', 'heads', 'joined_kv', 'mlp', 'expert_mlp')
+)
 MESHES = {
   **{name: (functools.partial(shipped, name), EXPERTS) for name in LAYOUTS},
   '2x2x2': (lambda: by_size(2, 2, 2), EXPERTS),
   'fewer experts than devices': (lambda: by_size(2, 4, 1), 4),
   'more experts than devices': (lambda: by_size(1, 8, 1), 16),
+  'positions over the model axis': (lambda: by_size(2, 2, 2, rules=BY_POSITION), EXPERTS),
   'fully sharded on both axes': (lambda: dataclasses.replace(shipped('fully_sharded'), data=2), EXPERTS),
 }
 
@@ -128,7 +133,7 @@ def test_all_six_layouts_are_there():
 
 @pytest.mark.parametrize(
   ('name', 'model'),
-  [(name, MODEL) for name in MESHES] + [(name, DECODER) for name in ('2x2x2', 'fully sharded on both axes')],
+  [(name, MODEL) for name in MESHES] + [(name, DECODER) for name in ('2x2x2', 'positions over the model axis')],
   ids=lambda value: 'decoder-only' if value is DECODER else value if isinstance(value, str) else '',
 )
 def test_layout_equals_one_device(name, model):
