@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from switch_jax.config.mesh import as_tuple
 from switch_jax.parallel import Layout
 
 # Large enough that adding a score leaves it unchanged in float32: a query without keys averages all values, as T5X.
@@ -63,7 +64,11 @@ def attend_fused(layout: Layout, *arguments: jax.Array | None, causal: bool = Fa
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(layout: Layout, causal: bool, *arguments: jax.Array | None) -> jax.Array:
-  forward = functools.partial(_forward, causal, core_of(layout))
+  core = core_of(layout)
+
+  def forward(query: jax.Array, *others: jax.Array | None) -> jax.Array:
+    return _forward(causal, core, _first_query(layout, query), query, *others)
+
   return _by_shard(layout, forward, arguments, _specs(layout, arguments)[0])
 
 
@@ -75,7 +80,9 @@ def _attend_backward(layout: Layout, causal: bool, arguments: Arrays, gradient: 
   specs, has_bias, core = _specs(layout, arguments), arguments[5] is not None, core_of(layout)
 
   def backward(gradient: jax.Array, *arguments: jax.Array | None) -> list[jax.Array]:
-    found = _backward(causal, core, gradient, *arguments)
+    found = _backward(causal, core, _first_query(layout, gradient), gradient, *arguments)
+    if split := _query_axes(layout):  # keys and values serve the queries of all parts
+      found[1:3] = jax.lax.psum(found[1:3], split)
     if has_bias and layout.token_axes:
       found[3] = jax.lax.psum(found[3], layout.token_axes)
     return found
@@ -94,11 +101,24 @@ def core_of(layout: Layout) -> Core:
   return _CORES.get(layout.mesh.devices.flat[0].device_kind, Core())
 
 
+def _query_axes(layout: Layout) -> tuple[str, ...]:
+  """Returns the mesh axes over which the rules split positions; keys are whole there. None where they have heads."""
+  heads = as_tuple(layout.spec('heads')[0])
+  axes = tuple(axis for axis in as_tuple(layout.spec('length')[0]) if layout.size(axis) > 1)
+  return () if set(axes) & set(heads) else axes
+
+
+def _first_query(layout: Layout, query: jax.Array) -> jax.Array | None:
+  """Returns the position of the first of a device's queries; None where it has all of them."""
+  axes = _query_axes(layout)
+  return jax.lax.axis_index(axes) * query.shape[1] if axes else None
+
+
 def _specs(layout: Layout, arguments: Arrays) -> list[Any]:
-  """Returns how the arguments lie on the mesh: rows over the token axes, heads where the rules have them."""
-  rows, heads = layout.token_axes or None, layout.spec('heads')[0]
-  found: list[Any] = [P(rows, None, heads, None)] * 3 + [P(rows, None)] * 2
-  found += [None if arguments[5] is None else P(heads, None, None)]
+  """Returns how the arguments lie: rows over the token axes, heads and queries where the rules have them."""
+  rows, heads, queries = layout.token_axes or None, layout.spec('heads')[0], _query_axes(layout) or None
+  found: list[Any] = [P(rows, queries, heads, None), *[P(rows, None, heads, None)] * 2, P(rows, queries), P(rows, None)]
+  found += [None if arguments[5] is None else P(heads, queries, None)]
   found += [None if arguments[6] is None else P(rows, heads, None)]
   return [*found, None if arguments[7] is None else P(rows, None)]
 
@@ -116,7 +136,7 @@ def _by_shard(layout: Layout, function: Callable[..., Any], arguments: Arrays, o
 # On one device.
 
 
-def _forward(causal: bool, core: Core, *arguments: Any) -> jax.Array:
+def _forward(causal: bool, core: Core, first: jax.Array | None, *arguments: Any) -> jax.Array:
   cut = _Cut(core, *arguments)
 
   def kernel(inputs: dict[str, Any], outputs: Sequence[Any]) -> None:
@@ -124,14 +144,16 @@ def _forward(causal: bool, core: Core, *arguments: Any) -> jax.Array:
       part = _Part(cut, inputs, head, causal)
       outputs[0][0, :, part.columns] = part.product(part.kept, part.value, 1, 0).astype(outputs[0].dtype)
 
-  (found,) = cut.call(kernel, cut.prepare(arguments), ['query'], rows_last=False, products=2)
+  (found,) = cut.call(kernel, cut.prepare(arguments, first), ['query'], rows_last=False, products=2)
   return cut.unflatten(found)
 
 
-def _backward(causal: bool, core: Core, gradient: jax.Array, *arguments: Any) -> list[jax.Array]:
+def _backward(
+  causal: bool, core: Core, first: jax.Array | None, gradient: jax.Array, *arguments: Any
+) -> list[jax.Array]:
   """Returns the gradients of query, key and value, and of the bias if there is one."""
   cut = _Cut(core, *arguments)
-  inputs = cut.prepare(arguments, gradient)
+  inputs = cut.prepare(arguments, first, gradient)
   of_rows = ['query', 'key', 'value'] + (['bias'] if cut.has_bias and cut.is_whole else [])
   found = cut.call(_gradients(cut, causal, of_rows), inputs, of_rows, rows_last=cut.is_whole, products=5)
   if cut.has_bias and not cut.is_whole:
@@ -184,8 +206,11 @@ class _Part:
     scores = self.product(self.query, self.key, 1, 1)
     allowed = (of_query == of_key) & (of_key > 0)
     if causal:
-      first = 0 if cut.is_whole else inputs['first_query']() * cut.block
-      position = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+      if 'positions' in inputs:
+        position = inputs['positions'][...]  # [queries, 1]
+      else:
+        first = 0 if cut.is_whole else inputs['first_query']() * cut.block
+        position = first + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
       visible = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) <= position
       if cut.has_prefix:
         visible |= (inputs['query_prefix'][0] & inputs['key_prefix'][0]) > 0
@@ -258,15 +283,25 @@ class _Cut:
     """Returns `[rows, queries, heads, width]` of what a kernel has written for the queries."""
     return x[:, : self.queries].reshape(self.rows, self.queries, self.heads, self.width)
 
-  def prepare(self, arguments: Any, gradient: Any = None) -> dict[str, jax.Array]:
-    """Returns the kernels' inputs by name; queries are padded to whole blocks, of segment 0 and with gradient 0."""
+  def prepare(self, arguments: Any, first: jax.Array | None, gradient: Any = None) -> dict[str, jax.Array]:
+    """Returns the kernels' inputs by name; queries are padded to whole blocks, of segment 0 and with gradient 0.
+
+    Args:
+      arguments: of a device.
+      first: position of its first query among the keys; None is 0.
+      gradient: of the result.
+    """
     query, key, value, query_segments, key_segments, bias, keep, prefix = arguments
     flat = lambda x: x.reshape(*x.shape[:2], -1)  # noqa: E731
     pad = lambda x: jnp.pad(x, [(0, 0), (0, self.padded - self.queries)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
     found = {'query': pad(flat(query)), 'key': flat(key), 'value': flat(value)}
     found |= {'query_segments': pad(query_segments)[:, :, None], 'key_segments': key_segments[:, None, :]}
+    own = prefix
+    if first is not None:
+      found['positions'] = (first + jnp.arange(self.padded, dtype=jnp.int32))[:, None]
+      own = prefix if prefix is None else jax.lax.dynamic_slice_in_dim(prefix, first, self.queries, 1)
     if self.has_prefix:
-      found |= {'query_prefix': pad(prefix)[:, :, None], 'key_prefix': prefix[:, None, :]}
+      found |= {'query_prefix': pad(own)[:, :, None], 'key_prefix': prefix[:, None, :]}
     if gradient is not None:
       found['gradient'] = pad(flat(gradient))
     if self.has_bias:
@@ -307,6 +342,7 @@ class _Cut:
       'value': of_keys,
       'query_segments': spec((1, self.block, 1), lambda h, b, q: (b, q, 0)),
       'key_segments': spec((1, 1, self.keys), lambda h, b, q: (b, 0, 0)),
+      'positions': spec((self.block, 1), lambda h, b, q: (q, 0)),
       'query_prefix': spec((1, self.block, 1), lambda h, b, q: (b, q, 0)),
       'key_prefix': spec((1, 1, self.keys), lambda h, b, q: (b, 0, 0)),
       'bias': of_bias,

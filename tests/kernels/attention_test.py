@@ -16,17 +16,17 @@ from switch_jax.parallel import Layout, make_mesh
 ROWS, QUERIES, KEYS, HEADS, WIDTH = 8, 5, 7, 2, 4
 
 
-def arguments(dtype, queries=QUERIES, has_bias=True, has_keep=True, has_prefix=False):
+def arguments(dtype, queries=QUERIES, has_bias=True, has_keep=True, has_prefix=False, num_keys=KEYS):
   keys = jax.random.split(jax.random.key(0), 8)
   query, key, value = (
     jax.random.normal(k, (ROWS, n, HEADS, WIDTH)).astype(dtype)
-    for k, n in zip(keys, (queries, KEYS, KEYS))  # noqa: B905
+    for k, n in zip(keys, (queries, num_keys, num_keys))  # noqa: B905
   )
   of_queries = jax.random.randint(keys[3], (ROWS, queries), 0, 3)
-  of_keys = jax.random.randint(keys[4], (ROWS, KEYS), 0, 3)
-  bias = jax.random.normal(keys[5], (HEADS, queries, KEYS)) if has_bias else None
-  keep = jax.random.bernoulli(keys[6], 0.8, (ROWS, HEADS, KEYS)) / 0.8 if has_keep else None
-  prefix = jax.random.randint(keys[7], (ROWS, KEYS), 0, 2) if has_prefix else None
+  of_keys = jax.random.randint(keys[4], (ROWS, num_keys), 0, 3)
+  bias = jax.random.normal(keys[5], (HEADS, queries, num_keys)) if has_bias else None
+  keep = jax.random.bernoulli(keys[6], 0.8, (ROWS, HEADS, num_keys)) / 0.8 if has_keep else None
+  prefix = jax.random.randint(keys[7], (ROWS, num_keys), 0, 2) if has_prefix else None
   return query, key, value, of_queries, of_keys, bias, keep, prefix
 
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from switch_jax import kernels
 from switch_jax.config import MeshConfig
@@ -59,6 +60,18 @@ def test_tokens_of_a_prefix_see_each_other(monkeypatch):
   mesh = make_mesh(MeshConfig(data=2, expert=2, model=2), None)
   monkeypatch.setattr(fused_attention, 'queries_of_block', lambda core, *sizes: 2)
   compare(arguments('float32', 7, has_prefix=True), True, Layout(mesh, kernels=(('attention', 'fused'),)))
+
+
+@pytest.mark.parametrize('block', [2, 4])
+def test_positions_over_the_model_axis(monkeypatch, block):
+  """Four queries a device, in blocks or whole; keys are gathered and their gradients summed."""
+  monkeypatch.setattr(fused_attention, 'queries_of_block', lambda core, *sizes: block)
+  mesh = make_mesh(MeshConfig(data=2, expert=2, model=2), None)
+  rules = (('length', 'model'), ('heads', None), ('activation_vocab', None))
+  given = arguments('float32', 8, has_prefix=True, num_keys=8)
+  layout = Layout(mesh, rules, kernels=(('attention', 'fused'),))
+  compare(given, True, layout)
+  assert fused_attention._specs(layout, given)[0] == PartitionSpec(('data', 'expert'), ('model',), None, None)
 
 
 @pytest.mark.parametrize('axes', [{'data': 2, 'expert': 4}, {'data': 2, 'expert': 2, 'model': 2}], ids=str)
