@@ -135,7 +135,7 @@ def test_a_task_with_other_features_is_said(tmp_path, tasks, capsys):
 
 
 def test_a_decoder_only_model_predicts_and_chooses(tmp_path):
-  write_checkpoints(tmp_path, steps=(20,), model=DECODER)
+  write_checkpoints(tmp_path, steps=(20,), config=DECODER)
   assert evaluate_run(evaluation_config(tmp_path, task='repeat_scores')) == 0
   records = read(tmp_path / 'predictions' / 'repeat_scores' / '20.jsonl')
   generator = Generator.from_checkpoint(tmp_path, batch_size=8, add_eos=True)
@@ -156,7 +156,7 @@ def test_a_decoder_only_model_predicts_and_chooses(tmp_path):
 
 def test_a_task_without_inputs_is_for_decoder_only_models(model_dir, tmp_path):
   """Its texts are scored whole; the model of the other run has an encoder."""
-  write_checkpoints(tmp_path / 'decoder', steps=(20,), model=DECODER)
+  write_checkpoints(tmp_path / 'decoder', steps=(20,), config=DECODER)
   seqio.TaskRegistry.add(
     'texts',
     source=seqio.FunctionDataSource(

@@ -91,7 +91,7 @@ def test_a_converted_checkpoint_needs_its_vocabulary_and_lengths(tmp_path):
 def test_a_decoder_only_model_goes_on_with_the_newest_tokens_of_a_text(tmp_path, caplog):
   features = {'targets': {'add_eos': True, 'ends_with_eos': None}}
   run = {'data': {'feature_lengths': {'targets': 32}}}
-  write_checkpoints(tmp_path, steps=(10,), model=DECODER, features=features, run=run)
+  write_checkpoints(tmp_path, steps=(10,), config=DECODER, features=features, run=run)
   generator = Generator.from_checkpoint(tmp_path, targets_length=6, batch_size=8)
   assert not caplog.records
   assert generator._tokenise('ab')[0].tolist() == [100, 101]

@@ -28,14 +28,14 @@ def random_parameters(seed, model=MODEL):
   return jax.tree.map(lambda x: draw(x).astype(np.float32), abstract_parameters(model, Layout.single_device()))
 
 
-def write_checkpoints(folder, steps=STEPS, train_steps=20, model=MODEL, **record):
+def write_checkpoints(folder, steps=STEPS, train_steps=20, config=MODEL, **record):
   store = CheckpointStore(folder, CheckpointConfig(keep=None))
   for step in steps:
     record = {
-      'model': dataclasses.replace(model, moe=dataclasses.replace(model.moe, sequences_per_group=1)).to_json(),
+      'model': dataclasses.replace(config, moe=dataclasses.replace(config.moe, sequences_per_group=1)).to_json(),
       'vocabulary': data.describe_vocabulary(VOCABULARY),
       'run': {'data': {'feature_lengths': {'inputs': 24, 'targets': 8}}, 'train_steps': train_steps},
     } | record
-    store.save(step, {'params': random_parameters(step, model)}, record)
+    store.save(step, {'params': random_parameters(step, config)}, record)
   store.close()
   return folder
