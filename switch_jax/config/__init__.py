@@ -4,6 +4,7 @@ gin files bind these classes (`from switch_jax import config`); notebooks call t
 """
 
 from switch_jax.config.distillation import INHERITED_KINDS, DistillationConfig
+from switch_jax.config.identity import flatten
 from switch_jax.config.inference import DecodingConfig, EvaluationConfig, PredictionConfig
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
@@ -15,7 +16,6 @@ from switch_jax.config.run import (
   LossConfig,
   OptimizerConfig,
   RunConfig,
-  flatten,
 )
 from switch_jax.config.sweep import SweepConfig
 from switch_jax.config.table import METRICS, TableConfig

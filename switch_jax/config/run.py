@@ -4,19 +4,13 @@ import dataclasses
 from typing import Any, Literal
 
 from switch_jax.config.distillation import DistillationConfig
+from switch_jax.config.identity import identity_of
 from switch_jax.config.mesh import MeshConfig
 from switch_jax.config.model import ModelConfig
-from switch_jax.config.moe import MoeConfig
 from switch_jax.config.named_objects import is_object_name, known_or_object
 from switch_jax.config.table import TableConfig
 from switch_jax.config.upcycle import UpcycleConfig
 from switch_jax.config.validation import Checked, ConfigError
-
-# Fields of `MoeConfig` that older versions did not have; left at their defaults they change nothing.
-_NEWER_IN_MOE = (
-  'ragged_buffer_factor', 'num_selected_experts', 'router_scores', 'gate_scale', 'bias_update_rate',
-  'num_shared_experts', 'shared_expert_mlp_dim', 'extra_mlp',
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -361,51 +355,4 @@ class RunConfig(Checked):
 
     Another mesh, more steps, other periods, or logging continue a run; a difference in any of these does not.
     """
-    data = self.data.to_json()
-    # What the text and the vocabulary are is compared by their digests, wherever they lie.
-    texts = ('text_files', 'undecodable', 'tables', 'vocabulary')
-    for name in ('task_module', 'eval_split', 'prefetch', 'cached_tasks_dir', *texts):
-      data.pop(name)
-    for name in ('languages', 'sampling_exponent'):  # checkpoints of versions without languages do not have them
-      if data[name] is None:
-        data.pop(name)
-    if self.data.loss_on_targets_only:  # nor this
-      data.pop('loss_on_targets_only')
-    model = self.model.to_json()
-    for name in ('remat_policy', 'scan_unroll'):
-      model.pop(name)
-    for name in ('prefix_lm', 'positions', 'rotary_base'):  # nor these; a base counts where something is turned by it
-      if model[name] == getattr(ModelConfig, name) or (name == 'rotary_base' and self.model.positions != 'rotary'):
-        model.pop(name)
-    if self.model.gradient_dtype == 'float32':  # checkpoints of older versions do not have it
-      model.pop('gradient_dtype')
-    if self.model.moe:  # as older versions recorded what was left at its default and what had no effect
-      for name in _NEWER_IN_MOE:
-        if model['moe'][name] == getattr(MoeConfig, name):
-          model['moe'].pop(name)
-      model['moe']['exploration'] = self.model.moe.exploration or 'input_jitter'
-      if not any(self.model.switch_attention_layers(stack) for stack in ('encoder', 'decoder')):
-        model['moe']['attention_expert'] = 'linear'
-    parts: dict[str, Any] = {'model': model, 'optimizer': self.optimizer.to_json(), 'loss': self.loss.to_json()}
-    if self.optimizer.factor_experts == 'always':  # older versions do not have it and did so
-      parts['optimizer'].pop('factor_experts')
-    for name, unset in (('decay_begin', None), ('final_fraction', 0.0)):  # nor these, which change nothing then
-      if parts['optimizer'][name] == unset:
-        parts['optimizer'].pop(name)
-    parts |= {'data': data, 'random_seed': self.random_seed}
-    if self.distillation:  # where the teacher and its logits lie is compared when they are opened
-      parts['distillation'] = self.distillation.to_json()
-      for name in ('teacher_path', 'teacher_logits', 'top_k'):
-        parts['distillation'].pop(name)
-    return flatten(parts)
-
-
-def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns a nested dictionary as one level of dotted names."""
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat.update(flatten(value, f'{prefix}{name}.'))
-    else:
-      flat[f'{prefix}{name}'] = value
-  return flat
+    return identity_of(self)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from switch_jax.config.run import RunConfig, flatten
+from switch_jax.config.identity import flatten
+from switch_jax.config.run import RunConfig
 from switch_jax.config.validation import ConfigError
 
 # By the names of `flatten`.
