@@ -12,12 +12,12 @@ from studies.claims import (
   more_right,
   predicts,
 )
+from studies.records import DROPPED
 
 # A difference smaller than this is none: a third of what the paper calls a large one (0.03 nats).
 _SAME = (-0.01, 0.01)
 _SHORT = ('base.gin', 'short.gin')
 _TUNE = ('base.gin', 'tune.gin')
-_DROPPED = 'fraction_dropped'
 
 STUDIES = {
   'learning_rates': Study(
@@ -72,7 +72,7 @@ STUDIES = {
     minutes=10,
     files=_SHORT,
     claims=(
-      lower('alpha_0.01', 'alpha_0', _DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
+      lower('alpha_0.01', 'alpha_0', DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
       gain('alpha_0.01', 'alpha_0', '0.01 has a lower loss than no balance loss', 'not given'),
       gain('alpha_0.01', 'alpha_0.1', '0.01 has a lower loss than 0.1', '0.01 is best of 0.1 to 0.00001'),
       gain('alpha_0.01', 'alpha_0.0001', '0.01 has a lower loss than 0.0001', '0.01 is best of 0.1 to 0.00001'),
@@ -89,7 +89,7 @@ STUDIES = {
       gain('switch_cf_1.25', 'moe_plain_cf_1.25', '... top-2 with gates as they are', 'not given', effect=0.006),
       gain('moe_cf_2.0', 'switch_cf_2.0', 'at 2.0 top-2 beats Switch', '0.007'),
       gain('switch_cf_2.0', 'switch_cf_1.0', 'Switch at 2.0 beats Switch at 1.0', '0.007'),
-      lower('switch_cf_2.0', 'switch_cf_1.0', _DROPPED, 'at 2.0 fewer tokens are dropped', 'not given', 'of all'),
+      lower('switch_cf_2.0', 'switch_cf_1.0', DROPPED, 'at 2.0 fewer tokens are dropped', 'not given', 'of all'),
     ),
   ),
   'precision': Study(
@@ -122,7 +122,7 @@ STUDIES = {
     minutes=5,
     files=_SHORT,
     claims=(
-      lower('ntlb', 'top1', _DROPPED, 'it drops fewer tokens', 'almost none dropped', 'of all'),
+      lower('ntlb', 'top1', DROPPED, 'it drops fewer tokens', 'almost none dropped', 'of all'),
       gain('ntlb', 'top1', 'the loss is the same', 'no benefit', near=_SAME),
     ),
   ),
@@ -134,6 +134,25 @@ STUDIES = {
       gain('attention', 'ffn', 'experts in attention beat experts in feed-forward networks', '0.024'),
       gain('both', 'ffn', 'experts in both beat those in feed-forward networks', '0.035'),
       gain('both', 'both_bfloat16', 'with them float32 beats bfloat16', 'diverges'),
+    ),
+  ),
+  'routing_since': Study(
+    title='routing since Switch (top-k of Mixtral and OLMoE, DeepSeek-V3)',
+    minutes=12,
+    files=_SHORT,
+    equal_flops=('dense', 'switch', 'switch_biased', 'top2', 'fine_grained', 'fine_grained_biased'),
+    claims=(
+      gain('top2', 'switch', 'two experts of half the width beat one', 'Mixtral has them', effect=0.02),
+      gain('fine_grained', 'switch', 'four finer ones and a shared one beat one', 'DeepSeekMoE: they do', effect=0.02),
+      gain('switch_biased', 'switch', 'biases are as good as the balance loss', 'slightly better', near=_SAME),
+      lower('switch_biased', 'switch', DROPPED, 'with biases fewer tokens are dropped', 'better balance', 'of all'),
+      gain(
+        'fine_grained_biased',
+        'fine_grained',
+        'sigmoids and biases beat softmax and loss',
+        'slightly better',
+        effect=0.02,
+      ),
     ),
   ),
   'dense_large': Study(

@@ -18,9 +18,9 @@ from switch_jax.folders.model_dir import ModelDir
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / 'results'
-LOSS = 'cross_ent_loss_text'
+LOSS, DROPPED, LARGEST_LOAD = 'cross_ent_loss_text', 'fraction_dropped', 'expert_load_max_over_mean'
 # Means over the last tenth of the logged steps.
-_TRAINED = ('fraction_dropped', LOSS)
+_TRAINED = (DROPPED, LARGEST_LOAD, LOSS)
 _HELD_OUT = ('example_accuracy',)
 _GROUP_LOSS, _GROUP_TOKENS = 'cross_ent_loss/', 'target_tokens/'
 _PACKAGES = ('jax', 'flax', 'optax', 'numpy')

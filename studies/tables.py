@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from studies import curves, pictures
 from studies.claims import Judged, Study
 from studies.intervals import estimate, seeds_needed
-from studies.records import Results
+from studies.records import DROPPED, LARGEST_LOAD, LOSS, Results
 from studies.step_times import StepTimes
 
 COLUMNS = ('claim', 'paper', 'here, ± the 95 % interval', 'seeds', 'could have seen', 'verdict')
@@ -53,26 +53,37 @@ def _why(row: Judged) -> str:
 
 
 def points_table(results: Results) -> str:
-  """Returns what each point came to: parameters, FLOPs, and the loss after the last step that all runs reached."""
+  """Returns what each point came to: parameters, FLOPs, and the loss after the last step that all runs reached.
+
+  Beside it how much higher the last held-out loss is than that of training (over the last tenth of the steps, with its
+  dropout), the tokens dropped, and the load of the expert with most tokens over the mean.
+  """
   points = sorted(results.runs, key=pictures.order)
   every = [run for point in points for run in results.runs[point].values()]
   step = curves.shared_steps(run.curve for run in every)[-1]
-  lines = [f'| point | parameters | forward FLOPs a target token | held-out loss at {step:,} steps | tokens dropped |']
-  lines += ['| --- | --- | --- | --- | --- |']
+  columns = ['point', 'parameters', 'forward FLOPs a target token', f'held-out loss at {step:,} steps']
+  columns += ['above training loss', 'tokens dropped', 'largest load']
+  lines = [f'| {" | ".join(columns)} |', '| --- ' * len(columns) + '|']
   for point in points:
     runs = list(results.runs[point].values())
     losses = estimate([dict(run.curve)[step] for run in runs])
     around = f' ± {losses.deviation:.4f}' if len(runs) > 1 else ''
-    dropped = [run.trained['fraction_dropped'] for run in runs if 'fraction_dropped' in run.trained]
-    seeds = f'{len(runs)} seed{"s" if len(runs) > 1 else ""}'
     cells = [
       point,
       f'{runs[0].parameters / 1e6:.3f}M',
       f'{runs[0].flops / 1e3:.1f}k',
-      f'{losses.mean:.4f}{around} ({seeds})',
+      f'{losses.mean:.4f}{around} ({len(runs)} seed{"s" if len(runs) > 1 else ""})',
+      _mean([run.last - run.trained[LOSS] for run in runs if LOSS in run.trained], '+.3f'),
+      _mean([run.trained[DROPPED] for run in runs if DROPPED in run.trained], '.1%'),
+      _mean([run.trained[LARGEST_LOAD] for run in runs if LARGEST_LOAD in run.trained], '.2f'),
     ]
-    lines += [f'| {" | ".join(cells)} | {f"{statistics.fmean(dropped):.1%}" if dropped else ""} |']
+    lines += [f'| {" | ".join(cells)} |']
   return '\n'.join(lines)
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+  """Returns the mean in a format, nothing without values."""
+  return format(statistics.fmean(values), form) if values else ''
 
 
 def choices(results: Results, binding: str) -> dict[str, dict[str, float]]:
