@@ -16,7 +16,8 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from studies import pictures, records, step_times, tables
 from studies.claims import judge
@@ -31,10 +32,18 @@ PAGE, PICTURES = ROOT / 'docs' / 'results.md', HERE / 'pictures'
 BEGIN, END = '<!-- python -m studies --table: begin -->', '<!-- python -m studies --table: end -->'
 
 
+def _shortened(point: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a point without a number of steps of its own; its own gin files do not come last."""
+  files = point.get('gin_file', ())
+  files = (files,) if isinstance(files, str) else files
+  rest = {key: value for key, value in point.items() if key not in ('TRAIN_STEPS', 'gin_file')}
+  return {**rest, 'gin_file': (*files, 'studies/gin/shortened.gin')}
+
+
 def shorten(sweep: pathlib.Path, shortened: pathlib.Path) -> pathlib.Path:
   """Writes a sweep's file with first seed and values of the grid only, and no number of steps of a point's own."""
   found, _ = gin_files.load_run([str(sweep)], root=SweepConfig)
-  points = tuple({key: value for key, value in point.items() if key != 'TRAIN_STEPS'} for point in found.points)
+  points = tuple(_shortened(point) for point in found.points)
   header = 'from __gin__ import dynamic_registration\nfrom switch_jax import config\n'
   first = {
     'points': points,
@@ -51,8 +60,7 @@ def sweep_arguments(name: str, out: pathlib.Path, shortened: bool) -> list[str]:
   sweep = HERE / 'gin' / f'{name}.gin'
   if shortened:
     sweep = shorten(sweep, out / f'{name}.gin')
-  last = ['shortened.gin'] if shortened else []
-  files = [f'--gin_file=studies/gin/{file}' for file in (*STUDIES[name].files, *last)]
+  files = [f'--gin_file=studies/gin/{file}' for file in STUDIES[name].files]
   return [*files, f'--sweep={sweep}', f'--out={out / name}']
 
 
