@@ -181,9 +181,17 @@ STUDIES = {
     files=('base.gin', 'choose.gin'),
     claims=(),
   ),
-  'finetune_rates': Study(
-    title='the learning rate of fine-tuning, chosen where no number is reported',
-    minutes=10,
+  'topic_rates': Study(
+    title='the learning rate of fine-tuning to tell topics, chosen where no number is reported',
+    minutes=6,
+    files=(*_TUNE, 'choose.gin'),
+    needs='pretrained',
+    claims=(),
+  ),
+  'language_rates': Study(
+    title='the learning rate of fine-tuning to tell languages, chosen where no number is reported',
+    minutes=6,
+    files=('base.gin', 'tune_language.gin', 'choose.gin'),
     needs='pretrained',
     claims=(),
   ),

@@ -14,7 +14,7 @@ COLUMNS = ('claim', 'paper', 'here, ± the 95 % interval', 'seeds', 'could have 
 
 
 # Studies that choose a setting, and which one.
-CHOICES = dict.fromkeys(('learning_rates', 'finetune_rates', 'multilingual_rates'), 'LEARNING_RATE')
+CHOICES = dict.fromkeys(('learning_rates', 'topic_rates', 'language_rates', 'multilingual_rates'), 'LEARNING_RATE')
 
 
 def claims_table(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]]) -> str:

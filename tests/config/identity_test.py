@@ -3,6 +3,7 @@
 import dataclasses
 
 from switch_jax.config import MeshConfig, MoeConfig, OptimizerConfig
+from switch_jax.config.identity import flatten
 from tests.config.run_test import DATA, MODEL, RUN
 
 
@@ -55,3 +56,7 @@ def test_identity_is_that_of_older_versions_where_nothing_changed():
   assert newer['model.moe.bias_update_rate'] == 1e-3
   assert newer['model.moe.num_shared_experts'] == 1
   assert changed['optimizer.factor_experts'] == 'by_size'
+
+
+def test_settings_as_dotted_names():
+  assert flatten({'a': {'b': {'c': 1}, 'd': ()}, 'e': None}) == {'a.b.c': 1, 'a.d': (), 'e': None}
