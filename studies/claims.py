@@ -56,7 +56,7 @@ class Study:
     claims: about its points.
     files: gin files of all points.
     needs: another study, whose results its points begin with or are compared with.
-    equal_flops: points that are compared as equal: their FLOPs differ by less than 1 %.
+    equal_flops: points that are compared as equal: their FLOPs are those of the first within 1 %.
   """
 
   title: str

@@ -26,7 +26,7 @@ LANGUAGES = {
 }  # fmt: skip
 # Of the studies of the paper those that differ in kind; `studies_test` loads the configuration of all.
 # A training is compiled for each model: all of them take six minutes more (`python -m studies all --shortened`).
-SOME = ('topic_rates', 'experts', 'finetune', 'distillation', 'multilingual')
+SOME = ('topic_rates', 'experts', 'distillation', 'multilingual')
 # Fields that other tests train with every value of.
 _ALIKE = ('aux_loss_factor', 'exploration', 'activation_dtype', 'router_dtype', 'normalize_gates', 'name')
 _NARROW = {'NUM_EXPERTS': '4', 'config.ModelConfig.mlp_dim': '32', 'config.MoeConfig.expert_mlp_dim': '32'}
