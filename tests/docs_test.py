@@ -208,6 +208,7 @@ def test_links_become_those_between_pages(pages):
     ('[a](docs/tasks.md#b)', '[a](tasks.md#b)'),
     ('[a](../README.md)', '[a](index.md)'),
     ('![a](../benchmarks/pictures/a.png)', '![a](pictures/a.png)'),
+    ('![a](studies/pictures/a.png)', '![a](pictures/a.png)'),
     ('[a](docs/notebooks/b.ipynb)', '[a](notebooks/b.md)'),
     ('[a](https://b.c/docs/d)', '[a](https://b.c/docs/d)'),
   ):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
   from mkdocs.structure.pages import Page
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PICTURES = 'benchmarks/pictures/'
+PICTURES = ('benchmarks/pictures/', 'studies/pictures/')
 # Files that are pages as they stand; links to them are turned to these.
 PAGES = {
   'README.md': 'index.md',
@@ -43,7 +43,9 @@ def to_pages(text: str) -> str:
   def turned(match: re.Match[str]) -> str:
     path, anchor = match[1].removeprefix('../').removeprefix('docs/'), match[2] or ''
     path = re.sub(r'\.ipynb$', '.md', path)
-    return f']({PAGES.get(path, path.replace(PICTURES, "pictures/"))}{anchor})'
+    for folder in PICTURES:
+      path = path.replace(folder, 'pictures/')
+    return f']({PAGES.get(path, path)}{anchor})'
 
   return re.sub(r'\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)', turned, text)
 
@@ -133,7 +135,7 @@ def on_files(files: 'Files', config: 'MkDocsConfig') -> None:
   pages |= {path: text for path, (_, text) in design_pages().items()}
   for path, text in (pages | {'gin_fields.md': field_page()}).items():
     files.append(File.generated(config, path, content=text))
-  for picture in (ROOT / PICTURES).iterdir():
+  for picture in (path for folder in PICTURES for path in (ROOT / folder).iterdir()):
     files.append(File.generated(config, f'pictures/{picture.name}', abs_src_path=str(picture)))
 
 
