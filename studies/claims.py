@@ -217,6 +217,11 @@ def kept(
   return Claim(text=text, paper=paper, measure=measure, points=points, unit='%', **kwargs)
 
 
+def judged_languages(run: Run) -> list[str]:
+  """Returns the languages whose held-out loss is well known."""
+  return [group for group, tokens in run.group_tokens.items() if tokens >= ENOUGH_TOKENS]
+
+
 def by_language(
   better: str, than: str, number: Callable[[Run, Run, str], float], text: str, paper: str, unit: str, **kwargs
 ) -> Claim:
@@ -230,7 +235,7 @@ def by_language(
 
   def measure(run):
     fast, slow = run[better], run[than]
-    judged = [group for group, tokens in slow.group_tokens.items() if tokens >= ENOUGH_TOKENS]
+    judged = judged_languages(slow)
     return statistics.fmean(number(fast, slow, group) for group in judged) if judged else math.nan
 
   return Claim(text=text, paper=paper, measure=measure, points=(better, than), unit=unit, **kwargs)

@@ -82,10 +82,8 @@ def _draw_saved(axis, results: Results) -> None:
   points = [point for point in sorted(results.runs, key=order) if point != 'dense']
   colors = _colors(points)
   for point in points:
-    for n, seed in enumerate(results.seeds(('dense', point))):
-      steps, ratios = zip(
-        *curves.saved(results.runs['dense'][seed].curve, results.runs[point][seed].curve), strict=True
-      )
+    for n, (slow, fast) in enumerate(results.pairs('dense', point)):
+      steps, ratios = zip(*curves.saved(slow.curve, fast.curve), strict=True)
       label = point.replace('_', ' ') if n == 0 else None
       axis.plot(steps, ratios, color=colors[point], linewidth=1.3, label=label)
   axis.axhline(1, color=_DENSE, linewidth=1, linestyle='--')
@@ -113,8 +111,8 @@ def _draw_by_experts(axis, results: Results) -> None:
 
 def _draw_languages(axis, results: Results) -> None:
   """Draws how many languages have which step speed-up, mean of the seeds, beside the paper's Figure 8."""
-  pairs = [(results.runs['dense'][seed], results.runs['mswitch'][seed]) for seed in results.seeds(('dense', 'mswitch'))]
-  judged = [group for group, tokens in pairs[0][0].group_tokens.items() if tokens >= claims.ENOUGH_TOKENS]
+  pairs = results.pairs('dense', 'mswitch')
+  judged = claims.judged_languages(pairs[0][0]) if pairs else []
   if not judged:
     return
   found = [statistics.fmean(claims.language_speed_up(fast, slow, group) for slow, fast in pairs) for group in judged]

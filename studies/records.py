@@ -86,6 +86,10 @@ class Results:
     """Returns the seeds that all of these points have, of this study."""
     return sorted(set.intersection(*(set(self.runs.get(point, {})) for point in points)))
 
+  def pairs(self, slow: str, fast: str) -> list[tuple[Run, Run]]:
+    """Returns the runs of two points, by the seeds that both have."""
+    return [(self.runs[slow][seed], self.runs[fast][seed]) for seed in self.seeds((slow, fast))]
+
 
 def _finished(folder: pathlib.Path) -> Iterator[tuple[str, int, pathlib.Path, dict[str, Any]]]:
   """Yields point, seed, folder and what the sweep recorded of every finished run."""

@@ -123,9 +123,7 @@ def horizon_table(results: Results, dense: str = 'dense') -> str:
   lines = [f'| dense model, steps | {" | ".join(f"{step:,}" for step in steps)} |']
   lines += ['| --- ' * (len(steps) + 1) + '|']
   for point in (point for point in sorted(results.runs, key=pictures.order) if point != dense):
-    pairs = [
-      (results.runs[dense][seed].curve, results.runs[point][seed].curve) for seed in results.seeds((dense, point))
-    ]
+    pairs = [(slow.curve, fast.curve) for slow, fast in results.pairs(dense, point)]
     saved = [dict(curves.saved(slow, fast)) for slow, fast in pairs]
     cells = [_spread([found[step] for found in saved if step in found], len(pairs)) for step in steps]
     lines.append(f'| {point.replace("_", " ")} | {" | ".join(cells)} |')
@@ -145,16 +143,14 @@ def in_time(results: Results, times: StepTimes, dense: str = 'dense') -> str:
   for point in (
     point for point in sorted(results.runs, key=pictures.order) if point in times.medians and point != dense
   ):
-    slow, fast = times.medians[dense], times.medians[point]
-    pairs = [
-      (results.runs[dense][seed].curve, results.runs[point][seed].curve) for seed in results.seeds((dense, point))
-    ]
+    dense_seconds, seconds = times.medians[dense], times.medians[point]
+    pairs = [(slow.curve, fast.curve) for slow, fast in results.pairs(dense, point)]
     goals = [(curves.lowest(long), curves.steps_to_reach(short, curves.lowest(long)[1])) for long, short in pairs]
-    found = [step * slow / (steps * fast) for (step, _), steps in goals if steps]
+    found = [step * dense_seconds / (steps * seconds) for (step, _), steps in goals if steps]
     if len(found) == len(pairs):
       said.append(
-        f'A step takes {1e3 * slow:.1f} ms (dense) and {1e3 * fast:.1f} ms ({point.replace("_", " ")}), medians of '
-        f'{times.steps} in turns on {times.device}: in time the lowest loss of the dense model is reached '
+        f'A step takes {1e3 * dense_seconds:.1f} ms (dense) and {1e3 * seconds:.1f} ms ({point.replace("_", " ")}), '
+        f'medians of {times.steps} in turns on {times.device}: in time the lowest loss of the dense model is reached '
         f'{estimate(found)} times sooner (paper: 7 times).'
       )
   return '\n\n'.join(said)
