@@ -38,7 +38,7 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
 def check_ids(batches: Iterable[HostBatch], num_ids: int, task: str) -> None:
   """Raises a `ConfigError` where a token is none of the ids that the model has rows for: its loss would be NaN."""
   for batch in batches:
-    for name in batch.keys() & {'encoder_input_tokens', 'decoder_target_tokens'}:
+    for name in [name for name in ('encoder_input_tokens', 'decoder_target_tokens') if name in batch]:
       for token in (batch[name].min(initial=0), batch[name].max(initial=0)):
         if not 0 <= token < num_ids:
           raise ConfigError(
