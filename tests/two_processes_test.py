@@ -16,7 +16,7 @@ from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.parallel.process_group import HOST_LOST
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS, PERIOD = 60, 5
+STEPS, PERIOD = 30, 5
 COMMAND = [
   *(sys.executable, '-m', 'switch_jax.main', '--gin_file=gin/examples/quickstart.gin'),
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 10}",
@@ -63,7 +63,7 @@ def test_a_pair_trains_as_one_process_and_either_may_be_killed(tmp_path):
   alone = start(tmp_path / 'alone', tmp_path / 'alone.log', 8)
   assert alone.wait(300) == 0, (tmp_path / 'alone.log').read_text()
   logs = [tmp_path / 'first.log', tmp_path / 'second.log']
-  for number, step in ((1, 2 * PERIOD), (0, 6 * PERIOD)):
+  for number, step in ((1, PERIOD), (0, 3 * PERIOD)):
     kill_once_saved(start_pair(tmp_path / 'pair', logs), logs, number, tmp_path / 'pair', step)
   pair = start_pair(tmp_path / 'pair', logs)
   assert [process.wait(300) for process in pair] == [0, 0], logs[0].read_text()
