@@ -15,6 +15,7 @@ import pytest
 from studies import records
 from studies.paper import STUDIES as PAPER
 from switch_jax import launch
+from tests.quick_compiler import QUICK_COMPILER
 from tests.shortened_studies import SOME
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ SCRIPTS = sorted(
 # `python -m tests.shortened_studies OUT multilingual_finetune` has the one that takes longest.
 STUDIES = ('studies', 'finetune_demo', 'span_corruption')
 # One device, and programs of two steps that are compiled soon and run slowly.
-FAST = '--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+FAST = f'--xla_cpu_multi_thread_eigen=false {QUICK_COMPILER}'
 
 
 @pytest.fixture(scope='module')

@@ -14,6 +14,7 @@ import numpy as np
 from switch_jax.checkpoints.__main__ import main as verify_checkpoints
 from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.parallel.process_group import HOST_LOST
+from tests.quick_compiler import QUICK_COMPILER
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, PERIOD = 30, 5
@@ -25,8 +26,6 @@ COMMAND = [
   *('--gin.config.MeshConfig.data=2', '--gin.config.MeshConfig.expert=4'),
   *('--gin.config.ModelConfig.emb_dim=32', '--gin.config.ModelConfig.mlp_dim=32'),
 ]
-# For one process and for two: how fast the program is, is not what is tried here.
-QUICK_COMPILER = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 
 
 def start(model_dir, log, num_devices, *more):

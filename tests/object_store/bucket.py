@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tests.object_store.server import Store, serving
+from tests.quick_compiler import QUICK_COMPILER
 
 NAME = 'bucket'
 _HOSTS = ('www.googleapis.com', 'storage.googleapis.com', 'metadata.google.internal')
@@ -85,6 +86,6 @@ def open_bucket(folder: pathlib.Path) -> Iterator[Bucket]:
       'no_proxy': '*',
       'NO_PROXY': '*',
       # One device and little work for the compiler: neither is what is tested through a bucket.
-      'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+      'XLA_FLAGS': QUICK_COMPILER,
     }
     yield Bucket(store, folder, environment)
