@@ -38,12 +38,14 @@ def add_missing_features(batch: HostBatch) -> HostBatch:
 def check_ids(batches: Iterable[HostBatch], num_ids: int, task: str) -> None:
   """Raises a `ConfigError` where a token is none of the ids that the model has rows for: its loss would be NaN."""
   for batch in batches:
-    for name in [name for name in ('encoder_input_tokens', 'decoder_target_tokens') if name in batch]:
+    for side, name in (('inputs', 'encoder_input_tokens'), ('targets', 'decoder_target_tokens')):
+      if name not in batch:
+        continue
       for token in (batch[name].min(initial=0), batch[name].max(initial=0)):
         if not 0 <= token < num_ids:
           raise ConfigError(
-            f'{task} gives the token {token} among the {"inputs" if name[0] == "e" else "targets"}; the ids are 0 to '
-            f'{num_ids - 1}. See to its preprocessors after the tokenizer, or use a larger ModelConfig.vocab_size.'
+            f'{task} gives the token {token} among the {side}; the ids are 0 to {num_ids - 1}. '
+            'See to its preprocessors after the tokenizer, or use a larger ModelConfig.vocab_size.'
           )
 
 
