@@ -14,7 +14,8 @@ _FIRST_PROCESS = 'PYTEST_XDIST_WORKER' not in os.environ
 
 if _FIRST_PROCESS:
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {QUICK_COMPILER}'
+  compiler = '' if os.environ.get('OPTIMIZED_TESTS') else QUICK_COMPILER
+  os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count=8 {compiler}'
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   for name in ('JAX_ENABLE_X64', 'JAX_DEBUG_NANS'):
     os.environ.pop(name, None)
