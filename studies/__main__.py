@@ -145,7 +145,7 @@ def main() -> int:
     PAGE.write_text(with_page(PAGE.read_text(encoding='utf-8'), make_page()), encoding='utf-8')
     PICTURES.mkdir(exist_ok=True)
     for name in STUDIES:
-      if name not in tables.CHOICES and (results := records.load(name)):
+      if STUDIES[name].claims and (results := records.load(name)):
         pictures.draw(results, PICTURES / f'{name}.png')
     print(f'{PAGE}, {PICTURES}')
     return 0
@@ -180,7 +180,7 @@ def run_all(names: Sequence[str], flags: argparse.Namespace) -> int:
       print(note, file=sys.stderr)
     if results:
       path = records.write(results, folder)
-      if name not in tables.CHOICES:
+      if STUDIES[name].claims:
         pictures.draw(results, out / f'{name}.png')
       print(path, flush=True)
   text = make_page(folder)
