@@ -40,6 +40,12 @@ STUDIES = {
       gain('experts_64', 'experts_32', '64 experts beat 32', '0.02'),
     ),
   ),
+  'horizon_rates': Study(
+    title='the learning rate over the horizon, chosen where no number is reported',
+    minutes=90,
+    files=('base.gin', 'long.gin', 'choose.gin'),
+    claims=(),
+  ),
   'horizon': Study(
     title='how many fewer steps experts need (Figure 5)',
     minutes=30,

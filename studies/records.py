@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import jax
+
 from studies import flops
 from studies.curves import Curve
 from switch_jax.folders.model_dir import ModelDir
@@ -73,6 +75,7 @@ class Results:
     versions: of packages.
     corpus: digest of the text.
     runs: by point and seed.
+    device: what JAX calls that on which the results were read, and their runs were made.
   """
 
   study: str
@@ -81,6 +84,7 @@ class Results:
   versions: Mapping[str, str]
   corpus: str
   runs: Mapping[str, Mapping[int, Run]]
+  device: str = 'cpu'
 
   def seeds(self, points: Sequence[str]) -> list[int]:
     """Returns the seeds that all of these points have, of this study."""
@@ -127,7 +131,8 @@ def read_runs(study: str, out: pathlib.Path) -> tuple[Results | None, list[str]]
       f'out ({", ".join(others)}); --fresh makes them again.'
     )
   versions = {package: metadata.version(package) for package in _PACKAGES}
-  return Results(study=study, code=most[0], commit=_commit(), versions=versions, corpus=most[1], runs=runs), notes
+  facts = {'commit': _commit(), 'versions': versions, 'device': _device()}
+  return Results(study=study, code=most[0], corpus=most[1], runs=runs, **facts), notes
 
 
 def _corpus(folder: pathlib.Path) -> str:
@@ -156,9 +161,17 @@ def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
   )
 
 
+def _device() -> str:
+  precision = jax.config.jax_default_matmul_precision
+  return jax.devices()[0].device_kind + (f' with matrix products of {precision} precision' if precision else '')
+
+
 def _commit() -> str:
   def git(*arguments: str) -> str:
-    done = subprocess.run(['git', *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+    try:
+      done = subprocess.run(['git', *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+      return ''
     return done.stdout.strip() if not done.returncode else ''
 
   return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain') else '')

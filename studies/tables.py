@@ -14,7 +14,9 @@ COLUMNS = ('claim', 'paper', 'here, ± the 95 % interval', 'seeds', 'could have 
 
 
 # Studies that choose a setting, and which one.
-CHOICES = dict.fromkeys(('learning_rates', 'topic_rates', 'language_rates', 'multilingual_rates'), 'LEARNING_RATE')
+CHOICES = dict.fromkeys(
+  ('learning_rates', 'horizon_rates', 'topic_rates', 'language_rates', 'multilingual_rates'), 'LEARNING_RATE'
+)
 
 
 def claims_table(studies: Mapping[str, Study], judged: Mapping[str, Sequence[Judged]]) -> str:
@@ -175,7 +177,7 @@ def page(
   for name, study in shown.items():
     found = results[name]
     versions = ', '.join(f'{package} {version}' for package, version in found.versions.items())
-    made = f'Commit {found.commit}, {versions}, text {found.corpus[:12]}.'
+    made = f'Commit {found.commit}, {versions}, text {found.corpus[:12]}, on {found.device}.'
     chosen = CHOICES.get(name)
     parts += [f'**{study.title}**', choices_table(found, chosen) if chosen else points_table(found)]
     if name == 'horizon' and 'dense' in found.runs:

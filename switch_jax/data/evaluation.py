@@ -17,7 +17,7 @@ from switch_jax.data.streams import (
   explain_reading,
   no_example,
   reading,
-  to_rows,
+  to_batches,
   with_named_errors,
 )
 
@@ -59,8 +59,8 @@ def read_held_out(
       num_epochs=1,
       try_in_mem_cache=False,
     )
-    dataset = to_rows(dataset, config, bool(groups), decoder_only)
-  dataset = dataset.batch(config.batch_size).take(num_batches).with_options(bounded_options())
+    dataset = to_batches(dataset, config, config.batch_size, with_groups=bool(groups), decoder_only=decoder_only)
+  dataset = dataset.take(num_batches).with_options(bounded_options())
   try:
     batches = [add_missing_features(batch) for batch in dataset.as_numpy_iterator()]
   except tf.errors.OpError as error:

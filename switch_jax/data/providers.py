@@ -14,6 +14,8 @@ from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, voca
 
 # Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
 PIPELINE_VERSION = 1
+# The same for rows of one example, whose saved positions are of other operations since they are padded together.
+PADDED_PIPELINE_VERSION = 2
 
 
 def import_task_module(config: DataConfig) -> types.ModuleType | None:
@@ -246,7 +248,7 @@ def fingerprint(
     'vocabulary': vocabulary_digest(provider.output_features['targets'].vocabulary),
     **fingerprint_features(describe_features(provider, config.feature_lengths)),
     'corpus': _corpus_digest(config, module, provider),
-    'pipeline_version': PIPELINE_VERSION,
+    'pipeline_version': PIPELINE_VERSION if config.pack or decoder_only else PADDED_PIPELINE_VERSION,
     'seqio': seqio.__version__,
     'tensorflow': tf.__version__,
   }

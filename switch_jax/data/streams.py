@@ -15,6 +15,7 @@ import numpy as np
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data.groups import GROUP, to_grouped_rows
 from switch_jax.data.layout import HostBatch
+from switch_jax.data.padded_rows import are_token_pairs, to_padded_batches
 from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
 from switch_jax.data.task_errors import OF_USERS, explain, reading_error
 
@@ -187,6 +188,22 @@ def to_rows(
   return converter(dataset, task_feature_lengths=config.feature_lengths)
 
 
+def to_batches(
+  dataset: tf.data.Dataset,
+  config: DataConfig,
+  rows: int,
+  *,
+  with_groups: bool = False,
+  decoder_only: bool = False,
+  drop_remainder: bool = False,
+) -> tf.data.Dataset:
+  """Returns batches of so many rows (see `to_rows`); the last one may have fewer, unless that is dropped."""
+  is_plain = not (config.pack or with_groups or decoder_only)
+  if is_plain and are_token_pairs(dataset.element_spec, config.feature_lengths):
+    return to_padded_batches(dataset, config.feature_lengths, rows, drop_remainder=drop_remainder)
+  return to_rows(dataset, config, with_groups, decoder_only).batch(rows, drop_remainder=drop_remainder)
+
+
 def make_stream(
   provider: seqio.Task | seqio.Mixture,
   config: DataConfig,
@@ -224,9 +241,9 @@ def make_stream(
     _check_tasks(provider, config, read)
     provider = _with_shuffle_buffer(provider, config.shuffle_buffer_size)
     dataset = provider.get_dataset(**read, shuffle=config.shuffle, num_epochs=None)
-    dataset = to_rows(dataset, config, decoder_only=decoder_only)
-  rows = config.batch_size // config.num_data_shards
-  return dataset.batch(rows, drop_remainder=True).with_options(bounded_options(num_pipelines))
+    rows = config.batch_size // config.num_data_shards
+    dataset = to_batches(dataset, config, rows, decoder_only=decoder_only, drop_remainder=True)
+  return dataset.with_options(bounded_options(num_pipelines))
 
 
 def explain_reading(
