@@ -1,6 +1,9 @@
 """The studies of the paper's claims: what each one says, and the number of the paper."""
 
+import functools
+
 from studies.claims import (
+  Claim,
   Study,
   by_language,
   fewer_steps,
@@ -18,6 +21,19 @@ from studies.records import DROPPED
 _SAME = (-0.01, 0.01)
 _SHORT = ('base.gin', 'short.gin')
 _TUNE = ('base.gin', 'tune.gin')
+
+
+
+def _fewer_for_the_lowest(point: str) -> tuple[Claim, ...]:
+  """Returns what the headline says of a model with experts, of each crossing."""
+  experts = point.replace('experts_', '') + ' experts'
+  claim = functools.partial(fewer_steps, point, 'dense', paper='7 times', lowest=True, effect=1.0)
+  return (
+    claim(text=f"{experts}: at least 7 times fewer steps for the dense model's lowest loss", above=7.0),
+    claim(text='... more than as many'),
+    claim(text='... more than as many, from where on it stays as low', crossing='last'),
+  )
+
 
 STUDIES = {
   'learning_rates': Study(
@@ -48,30 +64,20 @@ STUDIES = {
   ),
   'horizon': Study(
     title='how many fewer steps experts need (Figure 5)',
+    minutes=60,
+    files=('base.gin', 'long.gin'),
+    equal_flops=('dense', 'experts_32', 'experts_64'),
+    claims=(
+      *_fewer_for_the_lowest('experts_32'),
+      *_fewer_for_the_lowest('experts_64'),
+    ),
+  ),
+  'horizon_long': Study(
+    title='the same with a dense model that learns for 36,000 steps',
     minutes=30,
     files=('base.gin', 'long.gin'),
-    equal_flops=('dense', 'experts_64'),
-    claims=(
-      fewer_steps(
-        'experts_64',
-        'dense',
-        "64 experts: at least 7 times fewer steps for the dense model's lowest loss",
-        '7 times',
-        above=7.0,
-        lowest=True,
-        effect=1.0,
-      ),
-      fewer_steps('experts_64', 'dense', '... more than as many', '7 times', lowest=True, effect=1.0),
-      fewer_steps(
-        'experts_64',
-        'dense',
-        '... more than as many, from where on it stays as low',
-        '7 times',
-        lowest=True,
-        crossing='last',
-        effect=1.0,
-      ),
-    ),
+    equal_flops=('dense', 'experts_32'),
+    claims=_fewer_for_the_lowest('experts_32'),
   ),
   'balance': Study(
     title='weight of the balance loss (equation 4)',
