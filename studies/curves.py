@@ -47,16 +47,17 @@ def shared_steps(curves: Iterable[Curve]) -> list[int]:
 
 
 def saved(slow: Curve, fast: Curve) -> list[tuple[int, float]]:
-  """Returns how many times fewer steps `fast` needs for the loss that `slow` has, by the steps of `slow`.
+  """Returns how many times fewer steps `fast` needs for the lowest loss that `slow` has had, by the steps of `slow`.
 
-  Both are the lowest so far, so that a curve that rises again saves nothing of what it had. As far as `fast` gets.
+  The steps that `slow` needed are those to where it had that loss first, which may lie behind it: a curve that rises
+  again saves nothing of what it had. As far as `fast` gets.
   """
-  found, best = [], math.inf
+  found, best = [], (0, math.inf)
   for step, loss in slow:
-    best = min(best, loss)
-    reached = steps_to_reach(fast, best)
+    best = min(best, (step, loss), key=lambda point: point[1])
+    reached = steps_to_reach(fast, best[1])
     if reached is None:
       break
     if reached:
-      found.append((step, step / reached))
+      found.append((step, best[0] / reached))
   return found

@@ -23,7 +23,6 @@ _SHORT = ('base.gin', 'short.gin')
 _TUNE = ('base.gin', 'tune.gin')
 
 
-
 def _fewer_for_the_lowest(point: str) -> tuple[Claim, ...]:
   """Returns what the headline says of a model with experts, of each crossing."""
   experts = point.replace('experts_', '') + ' experts'
@@ -71,13 +70,6 @@ STUDIES = {
       *_fewer_for_the_lowest('experts_32'),
       *_fewer_for_the_lowest('experts_64'),
     ),
-  ),
-  'horizon_long': Study(
-    title='the same with a dense model that learns for 36,000 steps',
-    minutes=30,
-    files=('base.gin', 'long.gin'),
-    equal_flops=('dense', 'experts_32'),
-    claims=_fewer_for_the_lowest('experts_32'),
   ),
   'balance': Study(
     title='weight of the balance loss (equation 4)',

@@ -42,6 +42,13 @@ class _Producer:
     self._snapshots.adopt(directory, position.snapshot, self._streams, self._layout.streams)
     self._made, self._drop_until = position.snapshot, position.batches
 
+  def replay(self, streams: Streams, batches: int) -> None:
+    """Goes to the position after so many batches of streams at their beginning; the next call makes and drops them."""
+    self._streams = streams
+    self._snapshots.clear()
+    self._snapshots.take(streams, 0)
+    self._made, self._drop_until = 0, batches
+
   def __call__(self) -> Batch:
     """Returns the next global batch."""
     while self._made < self._drop_until:
@@ -111,16 +118,18 @@ class TrainingSource(Iterator[Batch]):
     self.wait_seconds = 0.0
     self._layout = RowLayout.of(config, rows_sharding)
     held, seeds = self._layout.streams, stream_seeds(provider, config, seed)
-    streams = Streams(
+    num_ids = num_ids or self.vocabulary_size
+    # A data set that was iterated over before would be in another order.
+    self._make_streams = lambda: Streams(
       {s: make_stream(provider, config, s, seeds[s], len(held), decoder_only) for s in held},
       functools.partial(explain_reading, provider, config, config.train_split),
-      functools.partial(check_ids, num_ids=num_ids or self.vocabulary_size, task=config.mixture_or_task_name),
+      functools.partial(check_ids, num_ids=num_ids, task=config.mixture_or_task_name),
     )
     folder = pathlib.Path(tempfile.mkdtemp(prefix='switch_jax_data_'))
     # Both run also when the source is dropped without `close`, and before the interpreter takes TensorFlow apart.
     self._remove_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
     self._snapshots = Snapshots(folder, self._layout.owned_streams)
-    self._producer = _Producer(streams, self._layout, self._snapshots, snapshot_period)
+    self._producer = _Producer(self._make_streams(), self._layout, self._snapshots, snapshot_period)
     self._prefetch = config.prefetch
     self._handed_out = 0
     self._open_prefetcher()
@@ -171,7 +180,10 @@ class TrainingSource(Iterator[Batch]):
     position = Position.read(directory)
     providers.check_fingerprint(position.fingerprint, self.fingerprint)
     self._stop_thread()
-    self._producer.restore(directory, position)
+    if providers.has_other_iterators(position.fingerprint, self.fingerprint):
+      self._producer.replay(self._make_streams(), position.batches)
+    else:
+      self._producer.restore(directory, position)
     self._handed_out = position.batches
     self._open_prefetcher()
 

@@ -107,10 +107,7 @@ class Snapshots:
       ValueError: files are missing or damaged.
     """
     place = self._directory / str(count)
-    with self._lock:
-      self._counts.clear()
-      for old in self._directory.iterdir():  # also what an attempt at a damaged position has left
-        shutil.rmtree(old)
+    self.clear()
     place.mkdir()
     try:
       for stream in held:
@@ -121,6 +118,13 @@ class Snapshots:
       raise ValueError(f'The data position in {source} is damaged ({type(error).__name__}: {error}).') from error
     with self._lock:
       self._counts.append(count)
+
+  def clear(self) -> None:
+    """Removes all, also what an attempt at a damaged position has left."""
+    with self._lock:
+      self._counts.clear()
+      for old in self._directory.iterdir():
+        shutil.rmtree(old)
 
   def forget_before(self, count: int) -> None:
     """Removes the snapshots that no position from `count` batches on needs."""

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import types
+from collections.abc import Mapping
 
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data.features import NEW_IN_FINGERPRINT, describe_features, fingerprint_features
@@ -14,8 +15,9 @@ from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, voca
 
 # Raise this when code here changes which rows come out, so that no run is continued on other data unawares.
 PIPELINE_VERSION = 1
-# The same for rows of one example, whose saved positions are of other operations since they are padded together.
+# The same for rows of one example. They are padded together since 2: the rows are those of 1, the iterators are not.
 PADDED_PIPELINE_VERSION = 2
+_SAME_ROWS = {(1, 2)}
 
 
 def import_task_module(config: DataConfig) -> types.ModuleType | None:
@@ -270,12 +272,19 @@ _REMEDIES = {
 }
 
 
+def has_other_iterators(saved: Mapping[str, str | int], current: Mapping[str, str | int]) -> bool:
+  """Whether the rows of a saved position are this run's, but not the iterators: these have to make them again."""
+  return (saved.get('pipeline_version'), current['pipeline_version']) in _SAME_ROWS
+
+
 def check_fingerprint(saved: dict[str, str | int], current: dict[str, str | int]) -> None:
   """Raises a `ConfigError` that names every difference between a saved fingerprint and this run's."""
 
   def short(value: str | int | None) -> str:
     return repr(value[:16]) if isinstance(value, str) and len(value) == 64 else repr(value)  # a digest
 
+  if has_other_iterators(saved, current):
+    saved = {**saved, 'pipeline_version': current['pipeline_version']}
   differences = [
     f'{name} was {short(saved.get(name))} and is {short(current.get(name))}: {_REMEDIES.get(name, "set it back")}'
     for name in dict.fromkeys([*current, *saved])

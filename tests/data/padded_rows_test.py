@@ -48,14 +48,12 @@ def test_only_pairs_of_token_vectors():
   assert not padded_rows.are_token_pairs(spec | {'inputs': tf.TensorSpec([None, 2], tf.int32)}, LENGTHS)
 
 
-@pytest.mark.parametrize('pack, decoder_only', [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(('pack', 'decoder_only'), [(False, False), (True, False), (False, True)])
 def test_streams_take_the_way_that_fits(pack, decoder_only, monkeypatch):
   taken = []
   real = streams.to_padded_batches
   monkeypatch.setattr(streams, 'to_padded_batches', lambda *a, **k: taken.append(a) or real(*a, **k))
   config = DataConfig(mixture_or_task_name='any', feature_lengths=LENGTHS, batch_size=2, pack=pack)
-  [batch, *_] = streams.to_batches(
-    _dataset([(2, 3), (4, 1)]), config, 2, decoder_only=decoder_only
-  ).as_numpy_iterator()
+  [batch, *_] = streams.to_batches(_dataset([(2, 3), (4, 1)]), config, 2, decoder_only=decoder_only).as_numpy_iterator()
   assert bool(taken) == (not pack and not decoder_only)
   assert ('decoder_segment_ids' in batch) == pack

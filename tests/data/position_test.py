@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from switch_jax.config import ConfigError
+from switch_jax.data import providers, streams
 from switch_jax.data.pipeline import TrainingSource
 
 PERIOD = 4
@@ -124,3 +125,26 @@ def test_damage_is_told_from_a_wrong_setting(sources, positions, tmp_path, name,
   # An older checkpoint can be tried next.
   sources[1].restore_position(positions[0][0])
   assert_same(take(sources[1], 1), positions[1][:1])
+
+
+def test_a_position_of_rows_that_were_padded_one_by_one(open_source, tmp_path, monkeypatch):
+  """Version 0.2.0 made the same rows with other operations, whose iterators cannot be restored: rows are made again."""
+  with monkeypatch.context() as older:
+    older.setattr(streams, 'are_token_pairs', lambda *_: False)
+    older.setattr(providers, 'PADDED_PIPELINE_VERSION', 1)
+    source = open_source(pack=False)
+    take(source, 6)
+    source.save_position(tmp_path)
+    wanted = take(source, 4)
+  source = open_source(pack=False)
+  take(source, 1)  # from wherever it is
+  source.restore_position(tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, take(source, 1), wanted[:1])
+  (tmp_path / 'again').mkdir()
+  source.save_position(tmp_path / 'again')
+  jax.tree.map(np.testing.assert_array_equal, take(source, 3), wanted[1:])
+  source.restore_position(tmp_path / 'again')
+  jax.tree.map(np.testing.assert_array_equal, take(source, 3), wanted[1:])
+  versions = [json.loads((p / 'position.json').read_text())['fingerprint'] for p in (tmp_path, tmp_path / 'again')]
+  assert [version.pop('pipeline_version') for version in versions] == [1, 2]
+  assert versions[0] == versions[1]
