@@ -37,13 +37,13 @@ def _fewer_for_the_lowest(point: str) -> tuple[Claim, ...]:
 STUDIES = {
   'learning_rates': Study(
     title='the learning rate of each model, chosen where no number is reported',
-    minutes=25,
+    minutes=40,
     files=('base.gin', 'choose.gin'),
     claims=(),
   ),
   'experts': Study(
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
-    minutes=20,
+    minutes=32,
     equal_flops=('dense', *(f'experts_{n}' for n in (1, 2, 4, 8, 16, 32, 64))),
     claims=(
       gain('experts_64', 'dense', '64 experts beat the dense model', '0.2'),
@@ -57,13 +57,13 @@ STUDIES = {
   ),
   'horizon_rates': Study(
     title='the learning rate over the horizon, chosen where no number is reported',
-    minutes=90,
+    minutes=120,
     files=('base.gin', 'long.gin', 'choose.gin'),
     claims=(),
   ),
   'horizon': Study(
     title='how many fewer steps experts need (Figure 5)',
-    minutes=60,
+    minutes=75,
     files=('base.gin', 'long.gin'),
     equal_flops=('dense', 'experts_32', 'experts_64'),
     claims=(
@@ -73,7 +73,7 @@ STUDIES = {
   ),
   'balance': Study(
     title='weight of the balance loss (equation 4)',
-    minutes=10,
+    minutes=12,
     files=_SHORT,
     claims=(
       lower('alpha_0.01', 'alpha_0', DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
@@ -84,7 +84,7 @@ STUDIES = {
   ),
   'capacity': Study(
     title='Switch, top-2 experts and dense by capacity factor (Table 1)',
-    minutes=15,
+    minutes=39,
     files=_SHORT,
     claims=(
       gain('switch_cf_1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
@@ -98,7 +98,7 @@ STUDIES = {
   ),
   'precision': Study(
     title='selective precision (Table 2)',
-    minutes=10,
+    minutes=8,
     files=_SHORT,
     claims=(
       gain('selective', 'float32', 'a float32 router in bfloat16 is as good as float32', '0.002', near=_SAME),
@@ -142,7 +142,7 @@ STUDIES = {
   ),
   'routing_since': Study(
     title='routing since Switch (top-k of Mixtral and OLMoE, DeepSeek-V3)',
-    minutes=12,
+    minutes=16,
     files=_SHORT,
     equal_flops=('dense', 'switch', 'switch_biased', 'top2', 'fine_grained', 'fine_grained_biased'),
     claims=(
@@ -218,7 +218,7 @@ STUDIES = {
   ),
   'expert_dropout': Study(
     title='dropout in fine-tuning until the training text is known (Table 4)',
-    minutes=12,
+    minutes=25,
     files=(*_TUNE, 'until_known.gin'),
     needs='experts',
     claims=(
@@ -228,7 +228,7 @@ STUDIES = {
   ),
   'distillation': Study(
     title='what of a teacher is kept by a dense student (Tables 6 and 7)',
-    minutes=30,
+    minutes=50,
     claims=(
       gain(
         'teacher', 'dense', 'the teacher is better after as many steps', '0.2 (Table 6: a gain to distil)', effect=0.1

@@ -246,4 +246,6 @@ def _why_unused(
   fields = [f'config.{o}.{f.name}' for o, cls in gin_statements.CLASSES.items() for f in dataclasses.fields(cls)]
   if homes := [field for field in fields if field.endswith(f'.{name.lower()}')]:
     return f'nothing uses the name {name}; write {_join(homes)}.'
+  if not known:
+    return f'nothing uses the name {name}, or any other; remove it.'
   return f'nothing uses the name {name}; used are {_join(sorted(known))}.'

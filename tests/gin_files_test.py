@@ -8,7 +8,7 @@ import gin
 import pytest
 
 from switch_jax import gin_files, gin_statements
-from switch_jax.config import ConfigError, MoeConfig, RunConfig
+from switch_jax.config import ConfigError, MoeConfig, RunConfig, SweepConfig
 from tests.gin_runs import PRETRAIN, QUICKSTART, ROOT, load, quickstart, write
 
 MODELS = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob('gin/models/*.gin'))
@@ -177,6 +177,17 @@ class TestMistakes:
     write('mine.gin', "include 'gin/examples/quickstart.gin'", 'TRAIN_STEP = 1')
     with pytest.raises(ConfigError, match=r"mine\.gin line 4 changes nothing: .*Did you mean 'TRAIN_STEPS'\?"):
       load('mine.gin')
+
+  def test_a_name_that_nothing_uses_where_nothing_uses_any(self, tmp_path):
+    mine = tmp_path / 'sweep.gin'
+    mine.write_text(
+      'from __gin__ import dynamic_registration\nfrom switch_jax import config\n'
+      "SWITCH = 'a.gin'\nconfig.SweepConfig.seeds = (0, 1)\n"
+    )
+    with pytest.raises(
+      ConfigError, match=r'line 3 changes nothing: nothing uses the name SWITCH, or any other; remove'
+    ):
+      gin_files.load_run([str(mine)], root=SweepConfig)
 
   def test_class_nothing_refers_to(self):
     write(
