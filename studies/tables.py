@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from studies import curves, pictures
 from studies.claims import Judged, Study
-from studies.intervals import estimate, seeds_needed
+from studies.intervals import estimate, seeds_needed, verdicts
 from studies.records import DROPPED, LARGEST_LOAD, LOSS, Results
 from studies.step_times import StepTimes
 
@@ -44,14 +44,16 @@ def _cells(row: Judged) -> list[str]:
 
 
 def _why(row: Judged) -> str:
-  """Returns why the seeds cannot tell: too few for the effect of interest, or a difference smaller than it."""
+  """Returns why the seeds cannot tell: too few for the effect of interest, or only for so many claims at once."""
   claim, found = row.claim, row.found
   if row.verdict != 'cannot tell' or found is None or not math.isfinite(found.half_width):
     return ''
-  if claim.effect is not None and found.half_width > claim.effect:
-    needed = seeds_needed(found.deviation, claim.effect)
-    return f' ({claim.reason or f"{needed} seeds would be needed for {claim.effect:g}"})'
-  return f' ({claim.reason})' if claim.reason else ''
+  reasons = [claim.reason] if claim.reason else []
+  if not reasons and claim.effect is not None and found.half_width > claim.effect:
+    reasons = [f'{seeds_needed(found.deviation, claim.effect)} seeds would be needed for {claim.effect:g}']
+  (alone,) = verdicts([(found, claim.above, claim.near)])
+  reasons += [f'alone it {alone}'] if alone != row.verdict else []
+  return f' ({"; ".join(reasons)})' if reasons else ''
 
 
 def points_table(results: Results) -> str:

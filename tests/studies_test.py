@@ -214,6 +214,16 @@ def test_the_table_says_what_follows_and_what_does_not():
   assert '| good | 0.001M | 0.0k | 2.5010 ± 0.0010 (3 seeds) |  | 25.0% |  |' in lines
 
 
+def test_what_a_claim_would_have_been_alone_is_said():
+  weak = {seed: run([(0, 4.0), (10, 3.0 - gain)]) for seed, gain in enumerate((0.01, 0.02, 0.03, 0.015))}  # p = 0.024
+  points = {'dense': {seed: run([(0, 4.0), (10, 3.0)]) for seed in range(4)}, 'weak': weak}
+  gain = claims.gain('weak', 'dense', 'weak is better', '0.02', effect=0.02)
+  for count, said in ((1, '| agrees |'), (3, '| cannot tell (alone it agrees) |')):
+    studies, found = {'now': Study(title='', minutes=1, claims=(gain,) * count)}, {'now': results('now', points)}
+    lines = tables.claims_table(studies, claims.judge(studies, found)).splitlines()
+    assert [line.endswith(said) for line in lines if 'weak is better' in line] == [True] * count
+
+
 def test_the_best_of_the_learning_rates_stands_out():
   runs = {
     f'{model},LEARNING_RATE={rate}': {100: run([(0, 4.0), (10, loss)])}
