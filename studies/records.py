@@ -2,17 +2,17 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import re
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
-
-import jax
 
 from studies import flops
 from studies.curves import Curve
@@ -161,9 +161,15 @@ def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
   )
 
 
+@functools.cache
 def _device() -> str:
-  precision = jax.config.jax_default_matmul_precision
-  return jax.devices()[0].device_kind + (f' with matrix products of {precision} precision' if precision else '')
+  # Of a process of its own: one that holds a TPU, or most of a GPU's memory, would keep it from the next study's runs.
+  program = 'import jax; print(jax.devices()[0].device_kind, jax.config.jax_default_matmul_precision or "", sep="\\n")'
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
+  if done.returncode:
+    return 'a device that JAX did not find again'
+  kind, precision = done.stdout.splitlines()[-2:]
+  return kind + (f' with matrix products of {precision} precision' if precision else '')
 
 
 def _commit() -> str:
