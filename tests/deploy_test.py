@@ -22,6 +22,7 @@ from switch_jax import gin_files, main
 from switch_jax.monitoring.interruption import EXIT_CODES
 from switch_jax.parallel.mesh import mesh_shape
 from switch_jax.parallel.process_group import HOST_LOST
+from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / 'deploy'
@@ -164,7 +165,7 @@ class TestJobSet:
     replicas, hosts = slices_of(jobset)['replicas'], slices_of(jobset)['template']['spec']['parallelism']
     names = {'JOBSET': jobset['metadata']['name'], 'SLICES': str(replicas), 'HOSTS': str(hosts)}
     assert {variable['name'] for variable in wait['env']} == set(names)
-    subprocess.run([*wait['command'], *wait['args']], env=environment(tmp_path) | names, check=True, timeout=30)
+    subprocess.run([*wait['command'], *wait['args']], env=environment(tmp_path) | names, check=True, timeout=HUNG)
     job = f'{jobset["metadata"]["name"]}-{slices_of(jobset)["name"]}'
     expected = [f'{job}-{s}-{h}.{jobset["metadata"]["name"]}' for s in range(replicas) for h in range(hosts)]
     assert (tmp_path / 'log').read_text().split() == [expected[0], *expected]
@@ -246,7 +247,7 @@ class TestSlurm:
     return start
 
   def test_what_is_started(self, start, tmp_path):
-    assert start(0, '--gin.TRAIN_STEPS=7').wait(30) == 0
+    assert start(0, '--gin.TRAIN_STEPS=7').wait(HUNG) == 0
     for process in range(2):
       module, *arguments = (tmp_path / f'log.{process}').read_text().splitlines()[1:]
       assert module == 'switch_jax.main'
@@ -262,17 +263,17 @@ class TestSlurm:
   def test_statuses(self, start, tmp_path, monkeypatch, status, restarts):
     """A host is not lost for ever: it may be memory."""
     monkeypatch.setenv('SLURM_RESTART_COUNT', str(restarts))
-    assert start(status).wait(30) == status
+    assert start(status).wait(HUNG) == status
     assert (tmp_path / 'requeued').exists() == (status in AGAIN or (status in (HOST_LOST, 137) and not restarts))
 
   def test_sigterm_lets_all_save_and_queues_again(self, start, tmp_path):
     script = start('wait')
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HUNG
     while not all((tmp_path / f'log.{process}').exists() for process in range(2)):
       assert time.monotonic() < deadline
       time.sleep(0.02)
     script.send_signal(signal.SIGTERM)
-    assert script.wait(30) == 143
+    assert script.wait(HUNG) == 143
     assert (tmp_path / 'requeued').read_text() == 'requeue 61234\n'
 
   def test_options(self):
@@ -306,7 +307,7 @@ class TestDockerfile:
       copy = shutil.copytree if path.is_dir() else shutil.copy
       copy(path, tmp_path / source)
     command = [sys.executable, 'setup.py', '--quiet', 'build', '--build-base', 'built']
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=HUNG)
     assert (tmp_path / 'built/lib/switch_jax/main.py').exists()
     assert (tmp_path / 'built/lib/switch_jax/share/gin/models/switch_base.gin').exists()
 

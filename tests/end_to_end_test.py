@@ -19,6 +19,7 @@ from switch_jax.checkpoints.__main__ import main as checkpoints_command
 from switch_jax.folders import claim
 from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.tasks import train_vocabulary
+from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TASK = 'docstrings_span_corruption'
@@ -106,7 +107,7 @@ def test_a_killed_run_gives_every_bit_of_the_one_left_alone(finished, tmp_path, 
   arguments = [*SHRUNK, f'--gin.MODEL_DIR={tmp_path}', '--gin.TRAIN_STEPS=1000']
   process = subprocess.Popen([sys.executable, '-m', 'switch_jax.main', *arguments], cwd=ROOT, stdout=subprocess.DEVNULL)
   began = time.monotonic()
-  while not (tmp_path / 'checkpoints' / '3').is_dir() and time.monotonic() < began + 300:
+  while not (tmp_path / 'checkpoints' / '3').is_dir() and time.monotonic() < began + HUNG:
     assert process.poll() is None
     time.sleep(0.01)
   assert run(tmp_path, 1000) == 1

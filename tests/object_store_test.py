@@ -10,6 +10,7 @@ import pytest
 from switch_jax.tasks import train_vocabulary
 from tests.object_store import bucket as buckets
 from tests.object_store.scenes import BUCKET, RUN, SHRUNK, TASK
+from tests.patience import HUNG
 
 pytestmark = pytest.mark.skipif(bool(buckets.reason_to_skip()), reason=str(buckets.reason_to_skip()))
 
@@ -44,7 +45,7 @@ def kill_while_saving(bucket, after):
   try:
     while whole not in bucket.store.names('run/checkpoints/'):
       assert process.poll() is None, process.stdout.read()
-      assert time.monotonic() < began + 240
+      assert time.monotonic() < began + HUNG
       time.sleep(0.01)
     time.sleep(0.05)
   finally:

@@ -1,10 +1,9 @@
 """Hosts that disagree, are missing or fail: several real processes over loopback. Nothing is compiled here."""
 
-import time
-
 import pytest
 
 from tests.parallel.hosts_test import free_address
+from tests.patience import HUNG
 from tests.two_processes_test import start
 
 
@@ -23,7 +22,11 @@ def start_all(tmp_path, *more):
 
 def outcomes(running, logs):
   """Returns the statuses and, of each process, the lines that are errors."""
-  statuses = [process.wait(60) for process in running]
+  try:
+    statuses = [process.wait(HUNG) for process in running]
+  finally:  # one that hangs is not left to the tests that follow
+    for process in running:
+      process.kill()
   return statuses, [[line for line in log.read_text().splitlines() if 'rror' in line] for log in logs]
 
 
@@ -79,7 +82,7 @@ def test_the_failure_of_one_ends_the_others(tmp_path):
 
 
 def test_missing_hosts_are_named(tmp_path):
-  began, address = time.monotonic(), free_address()
+  address = free_address()
   logs = [tmp_path / '0.log', tmp_path / '1.log']
   hosts = [(address, 0), (free_address(), 1)]
   running = [
@@ -96,7 +99,6 @@ def test_missing_hosts_are_named(tmp_path):
   ]
   statuses, errors = outcomes(running, logs)
   assert statuses == [1, 1]
-  assert time.monotonic() - began < 30
   assert 'waiting for process 1 of 2, 10 of 11 s\n' in logs[0].read_text()
   assert errors[0][0].startswith(f'error: process 1 of 2 did not join {address} in time.')
   assert f'waiting for process 0 of 2 at {hosts[1][0]} (Connection refused), 10 of 11 s\n' in logs[1].read_text()

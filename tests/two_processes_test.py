@@ -14,6 +14,7 @@ import numpy as np
 from switch_jax.checkpoints.__main__ import main as verify_checkpoints
 from switch_jax.folders.metric_lines import read_metrics
 from switch_jax.parallel.process_group import HOST_LOST
+from tests.patience import HUNG
 from tests.quick_compiler import QUICK_COMPILER
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -51,7 +52,7 @@ def kill_once_saved(pair, logs, number, model_dir, step):
     time.sleep(0.005)
   pair[number].send_signal(signal.SIGKILL)
   pair[number].wait()
-  assert pair[1 - number].wait(20) == HOST_LOST
+  assert pair[1 - number].wait(HUNG) == HOST_LOST
   log = logs[1 - number].read_text()
   assert log.splitlines()[-1].startswith(f'error: process {number} (')
   if number:  # with process 0 goes JAX's coordination service, and JAX may begin to say so too
@@ -60,12 +61,12 @@ def kill_once_saved(pair, logs, number, model_dir, step):
 
 def test_a_pair_trains_as_one_process_and_either_may_be_killed(tmp_path):
   alone = start(tmp_path / 'alone', tmp_path / 'alone.log', 8)
-  assert alone.wait(300) == 0, (tmp_path / 'alone.log').read_text()
+  assert alone.wait(HUNG) == 0, (tmp_path / 'alone.log').read_text()
   logs = [tmp_path / 'first.log', tmp_path / 'second.log']
   for number, step in ((1, PERIOD), (0, 3 * PERIOD)):
     kill_once_saved(start_pair(tmp_path / 'pair', logs), logs, number, tmp_path / 'pair', step)
   pair = start_pair(tmp_path / 'pair', logs)
-  assert [process.wait(300) for process in pair] == [0, 0], logs[0].read_text()
+  assert [process.wait(HUNG) for process in pair] == [0, 0], logs[0].read_text()
   assert logs[0].read_text().count('continuing from the checkpoint of step') == 2
   newest = tmp_path / 'pair' / 'checkpoints' / str(STEPS)
   recorded = json.loads((newest / 'files.json').read_text())['files']

@@ -7,11 +7,12 @@ import time
 import pytest
 
 from switch_jax.data.prefetch import Prefetcher
+from tests.patience import HUNG
 
 
 def wait_for(condition):
-  """Waits until something is so; fails after ten seconds."""
-  deadline = time.monotonic() + 10
+  """Waits until something is so; fails once nothing else can be expected."""
+  deadline = time.monotonic() + HUNG
   while not condition():
     assert time.monotonic() < deadline
     time.sleep(0.001)
@@ -58,6 +59,6 @@ def test_close_ends_the_thread_and_those_who_wait():
   threading.Timer(0.05, release.set).start()  # the item in the making is finished, and dropped
   prefetcher.close()
   prefetcher.close()
-  reader.join(10)
+  reader.join(HUNG)
   assert outcome == ['This data source is closed.']
   assert not prefetcher._thread.is_alive()

@@ -16,6 +16,7 @@ from switch_jax import gin_files, main
 from switch_jax.config import ConfigError, ModelConfig, MoeConfig
 from switch_jax.distillation.teacher_run import write_teacher_logits
 from tests.distillation.saved_teachers import save
+from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = ['gin/examples/quickstart.gin', 'gin/runs/distill.gin']
@@ -78,7 +79,7 @@ def test_a_killed_writer_goes_on(recipe, logits, tmp_path):
     [sys.executable, '-m', 'switch_jax.main', *arguments, '--gin.TRAIN_STEPS=5000'], cwd=ROOT, stderr=subprocess.DEVNULL
   )
   began = time.monotonic()
-  while not (folder / 'teacher_logits.json').exists() and time.monotonic() < began + 300:
+  while not (folder / 'teacher_logits.json').exists() and time.monotonic() < began + HUNG:
     assert process.poll() is None
     time.sleep(0.01)
   os.kill(process.pid, signal.SIGKILL)

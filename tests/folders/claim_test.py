@@ -14,6 +14,7 @@ import tensorstore
 from switch_jax.config import ConfigError
 from switch_jax.folders import claim as claims
 from switch_jax.folders.claim import Claim, Holder
+from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ROUNDS = 50
@@ -110,12 +111,12 @@ def test_of_processes_that_start_together_exactly_one_wins(tmp_path, left, ended
         tell(racer, 'on')
   finally:
     for racer in racers:
-      racer.communicate(timeout=60)
+      racer.communicate(timeout=HUNG)
   assert not list(tmp_path.iterdir())
 
 
 def test_threads_that_start_together(place):
-  together, won = threading.Barrier(2, timeout=60), []
+  together, won = threading.Barrier(2, timeout=HUNG), []
 
   def run(claim):
     together.wait()

@@ -11,6 +11,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
+from tests.patience import HUNG
 
 
 def send(number):
@@ -90,6 +91,6 @@ with Interruption() as interruption:
       break
     time.sleep(0.05)
 """
-  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=100, check=False)
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=HUNG, check=False)
   assert done.returncode == 0, done.stderr
   assert done.stdout.split()[:1] == [name], done.stderr

@@ -1,17 +1,17 @@
 """Values between processes; several real ones are joined over loopback."""
 
-import json
 import pathlib
 import socket
 import subprocess
 import sys
 
 from switch_jax.parallel.hosts import exchange, name_processes
+from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 SCRIPT = """
-import json, sys, time
+import sys, time
 from switch_jax import launch
 from switch_jax.config import ConfigError
 from switch_jax.parallel import hosts
@@ -21,17 +21,15 @@ def run(arguments):
   launch.join_hosts(arguments[0], 4, process, 60)
   hosts.PATIENCE = 0.1
   hosts.exchange('clock', None)
-  began = time.monotonic()
   for i in range(3):
     values = hosts.exchange('a value', {'process': process, 'times': i, 'names': ['x'] * 200})
     assert values == [{'process': p, 'times': i, 'names': ['x'] * 200} for p in range(4)], values
-  seconds = time.monotonic() - began
   from switch_jax.parallel.agreement import require_agreement
   try:
     require_agreement('colour', {'sky': 'blue' if process < 3 else 'grey'})
   except ConfigError as error:
     differs = str(error)
-  print(json.dumps([seconds, differs]))
+  print(differs)
   if process != 2:
     hosts.exchange('a late value', process, seconds=0.5)
   else:
@@ -64,10 +62,8 @@ def test_four_processes_exchange_compare_and_miss_one():
     subprocess.Popen([*command, str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for i in range(4)
   ]
-  for process, (output, errors) in enumerate(each.communicate(timeout=120) for each in running):
-    seconds, differs = json.loads(output)
-    assert seconds < 1, 'three comparisons of 4 processes'
-    assert 'sky is "blue" in processes 0, 1 and 2 of 4, "grey" in process 3 of 4' in differs
+  for process, (output, errors) in enumerate(each.communicate(timeout=HUNG) for each in running):
+    assert 'sky is "blue" in processes 0, 1 and 2 of 4, "grey" in process 3 of 4' in output
     assert running[process].returncode == 1
     if process == 2:
       assert 'has failed: process 2 of 4 has not given its a late value within 0.5 s.' in errors

@@ -14,6 +14,7 @@ import pytest
 from switch_jax.config import ConfigError
 from switch_jax.parallel import process_group
 from tests.parallel.hosts_test import free_address
+from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -43,7 +44,7 @@ if what in ('leaves', 'says'):
   assert threading.active_count() == 1
   print('left')
   sys.exit()
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -54,7 +55,7 @@ def run_all(*what):
   """Returns status, output and errors of each of the processes."""
   command = [sys.executable, '-c', SCRIPT, free_address(), str(len(what))]
   running = [subprocess.Popen([*command, str(i), each], cwd=ROOT, **PIPES) for i, each in enumerate(what)]
-  texts = [each.communicate(timeout=50) for each in running]
+  texts = [each.communicate(timeout=HUNG) for each in running]
   return [(each.returncode, *text) for each, text in zip(running, texts, strict=True)]
 
 
@@ -94,7 +95,7 @@ def test_a_process_that_stands_still_is_given_up(stopped):
     running[stopped].send_signal(signal.SIGSTOP)
     for process, each in enumerate(running):
       if process != stopped:
-        errors = each.communicate(timeout=30)[1]
+        errors = each.communicate(timeout=HUNG)[1]
         assert each.returncode == process_group.HOST_LOST
         assert errors.startswith(f'error: process {stopped} (')
         assert errors.endswith(') has given no sign of life for 5 s\n')
@@ -113,7 +114,7 @@ def test_a_process_that_stood_still_for_a_while_stays():
   other.stdin.write('go on\n')
   other.stdin.close()
   other.stdin = None
-  assert [each.communicate(timeout=30)[0] for each in (still, other)] == ['left\n', 'left\n']
+  assert [each.communicate(timeout=HUNG)[0] for each in (still, other)] == ['left\n', 'left\n']
 
 
 def test_a_missing_process_is_named_on_all_sides(monkeypatch, capsys):

@@ -9,6 +9,7 @@ import types
 import pytest
 
 from switch_jax.sweep import runner
+from tests.patience import HUNG
 
 # Does as its first argument says, and writes down that it ran.
 STAND_IN = """
@@ -101,7 +102,7 @@ def test_a_locked_point_runs_elsewhere(run, tmp_path):
 
 def test_as_many_run_at_once_as_there_are_jobs(run, tmp_path, monkeypatch):
   """Both points wait for each other: one at a time would never end."""
-  together = threading.Barrier(2, timeout=60)
+  together = threading.Barrier(2, timeout=HUNG)
 
   class Child:
     def __init__(self, *arguments, **settings):

@@ -15,6 +15,7 @@ import pytest
 
 from switch_jax.sweep import __main__ as sweep
 from switch_jax.sweep import runner
+from tests.patience import HUNG
 
 BASE = ('gin/models/switch_tiny.gin', 'gin/runs/pretrain.gin')
 GIVEN = ('MIXTURE_OR_TASK_NAME=some_task', 'TRAIN_STEPS=7')
@@ -148,7 +149,7 @@ def test_longer_runs_are_run_again(tmp_path):
 
 
 def test_sigterm_ends_the_runs_too(tmp_path):
-  stand_in = 'import time\nprint("began", flush=True)\ntime.sleep(600)'
+  stand_in = 'import time\nprint("began", flush=True)\ntime.sleep(3600)'
   program = (
     'import sys\nfrom switch_jax.sweep import __main__ as sweep, runner\n'
     f'runner._COMMAND = ("-c", {stand_in!r})\nsys.exit(sweep.main(sys.argv[1:]))'
@@ -160,7 +161,7 @@ def test_sigterm_ends_the_runs_too(tmp_path):
     assert process.poll() is None
     time.sleep(0.05)
   process.terminate()
-  out, _ = process.communicate(timeout=60)  # it would last ten minutes if it waited for its runs
+  out, _ = process.communicate(timeout=HUNG)  # it would last an hour if it waited for its runs
   assert process.returncode == 143
   assert out.count('was stopped') == 2
   with logs[0].open('ab') as log:
