@@ -2,21 +2,19 @@
 
 import collections
 import dataclasses
-import functools
 import json
 import math
 import pathlib
 import re
 import statistics
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from studies import flops
 from studies.curves import Curve
 from switch_jax.folders.model_dir import ModelDir
+from switch_jax.sweep.runner import code_digest
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / 'results'
@@ -71,11 +69,12 @@ class Results:
   Attributes:
     study: its name.
     code: sha256 of the package's sources that all runs are of.
-    commit: of the repository when the results were read; `+` follows where files differed from it.
-    versions: of packages.
+    commit: that was checked out when the results were read, and `+` where files differed from it; empty if the runs
+      are of other code.
+    versions: of the packages that the runs were made with.
     corpus: digest of the text.
     runs: by point and seed.
-    device: what JAX calls that on which the results were read, and their runs were made.
+    device: what JAX calls that on which the runs were made.
   """
 
   study: str
@@ -130,9 +129,23 @@ def read_runs(study: str, out: pathlib.Path) -> tuple[Results | None, list[str]]
       f'{study}: {len(others)} of {len(found)} runs are of another version of the code or of another text and are left '
       f'out ({", ".join(others)}); --fresh makes them again.'
     )
-  versions = {package: metadata.version(package) for package in _PACKAGES}
-  facts = {'commit': _commit(), 'versions': versions, 'device': _device()}
+  made_with = [_made_with(path) for path in kinds if kinds[path] == most]
+  facts = {
+    'commit': _commit(most[0]),
+    'versions': {package: _all(made['packages'].get(package, '') for made in made_with) for package in _PACKAGES},
+    'device': _all(made['device'] for made in made_with),
+  }
   return Results(study=study, code=most[0], corpus=most[1], runs=runs, **facts), notes
+
+
+def _made_with(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what a run says of where it was made; of older ones it is not known."""
+  return ModelDir(folder).read_newest_config()[0].get('made_with', {'device': '', 'packages': {}})
+
+
+def _all(values: Iterable[str]) -> str:
+  """Returns all different values as one text."""
+  return ' and '.join(sorted({value or 'not recorded' for value in values}))
 
 
 def _corpus(folder: pathlib.Path) -> str:
@@ -161,18 +174,9 @@ def _read(folder: pathlib.Path, record: Mapping[str, Any]) -> Run:
   )
 
 
-@functools.cache
-def _device() -> str:
-  # Of a process of its own: one that holds a TPU, or most of a GPU's memory, would keep it from the next study's runs.
-  program = 'import jax; print(jax.devices()[0].device_kind, jax.config.jax_default_matmul_precision or "", sep="\\n")'
-  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=False)
-  if done.returncode:
-    return 'a device that JAX did not find again'
-  kind, precision = done.stdout.splitlines()[-2:]
-  return kind + (f' with matrix products of {precision} precision' if precision else '')
+def _commit(code: str) -> str:
+  """Returns the commit that is checked out if the runs are of its code, else nothing."""
 
-
-def _commit() -> str:
   def git(*arguments: str) -> str:
     try:
       done = subprocess.run(['git', *arguments], cwd=HERE, capture_output=True, text=True, check=False)
@@ -180,6 +184,8 @@ def _commit() -> str:
       return ''
     return done.stdout.strip() if not done.returncode else ''
 
+  if code != code_digest():
+    return ''
   return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain') else '')
 
 

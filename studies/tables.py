@@ -179,7 +179,8 @@ def page(
   for name, study in shown.items():
     found = results[name]
     versions = ', '.join(f'{package} {version}' for package, version in found.versions.items())
-    made = f'Commit {found.commit}, {versions}, text {found.corpus[:12]}, on {found.device}.'
+    code = f'Commit {found.commit}' if found.commit else f'Code {found.code[:12]}, of a commit that is not known'
+    made = f'{code}, {versions}, text {found.corpus[:12]}, on {found.device}.'
     chosen = CHOICES.get(name)
     parts += [f'**{study.title}**', choices_table(found, chosen) if chosen else points_table(found)]
     if name == 'horizon' and 'dense' in found.runs:

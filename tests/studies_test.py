@@ -1,6 +1,7 @@
 """The studies: claims about points that their sweeps have, equal FLOPs, statistics, and a page made of the results."""
 
 import dataclasses
+import json
 import math
 import pathlib
 
@@ -274,7 +275,7 @@ def test_results_come_back_from_their_file(tmp_path):
   assert records.load('none', tmp_path) is None
 
 
-def write_run(folder, code, corpus):
+def write_run(folder, code, corpus, made_with=''):
   """Writes of a finished run what the results are read from."""
   (folder / 'eval' / 'task').mkdir(parents=True)
   (folder / 'eval' / 'task' / 'metrics.jsonl').write_text(
@@ -283,7 +284,7 @@ def write_run(folder, code, corpus):
   (folder / 'train').mkdir()
   (folder / 'train' / 'metrics.jsonl').write_text('{"step": 1, "fraction_dropped": 0.5, "cross_ent_loss_text": 2.5}\n')
   (folder / 'checkpoints' / '1' / 'data').mkdir(parents=True)
-  (folder / 'checkpoints' / '1' / 'config.json').write_text('{"parameters": 7}')
+  (folder / 'checkpoints' / '1' / 'config.json').write_text(f'{{"parameters": 7{made_with}}}')
   position = f'{{"fingerprint": {{"corpus": "{corpus}"}}}}'
   (folder / 'checkpoints' / '1' / 'data' / 'position.json').write_text(position)
   (folder / 'finished.json').write_text(f'{{"arguments": [], "seconds": 3.0, "code": "{code}"}}')
@@ -306,6 +307,25 @@ def test_runs_of_another_version_are_left_out_and_said(tmp_path, monkeypatch):
   )
   assert '2 of 4 runs are of another version' in note
   assert records.read_runs('none', tmp_path) == (None, [])
+
+
+def test_where_runs_were_made_is_what_they_say(tmp_path, monkeypatch):
+  """Not where they are read: that may be another machine, with another version of the code checked out."""
+  monkeypatch.setattr(flops, 'per_target_token', lambda arguments: 9.0)
+  packages = dict.fromkeys(('jax', 'flax', 'optax', 'numpy'), '9')
+  known = ({'device': 'TPU v4', 'packages': packages}, {'device': 'cpu', 'packages': {}}, None)
+  for seed, made_with in enumerate(known):
+    text = f', "made_with": {json.dumps(made_with)}' if made_with else ''
+    write_run(tmp_path / 'some' / f'dense,RANDOM_SEED={seed}', 'other', 'a', text)
+  found, _ = records.read_runs('some', tmp_path)
+  assert found.device == 'TPU v4 and cpu and not recorded'
+  assert found.versions == dict.fromkeys(packages, '9 and not recorded')
+  assert found.commit == ''
+  study = Study(title='some study', minutes=1, claims=())
+  made = tables.page({'some': study}, {'some': []}, {'some': found})
+  assert 'Code other, of a commit that is not known, jax 9 and not recorded, ' in made
+  monkeypatch.setattr(records, 'code_digest', lambda: 'other')
+  assert len(records.read_runs('some', tmp_path)[0].commit.rstrip('+')) in (0, 12)  # 0: sources without git
 
 
 def test_the_page_follows_from_the_results():

@@ -284,7 +284,7 @@ def check_fingerprint(saved: dict[str, str | int], current: dict[str, str | int]
     return repr(value[:16]) if isinstance(value, str) and len(value) == 64 else repr(value)  # a digest
 
   if has_other_iterators(saved, current):
-    saved = {**saved, 'pipeline_version': current.get('pipeline_version')}
+    saved = {**saved, 'pipeline_version': current['pipeline_version']}
   differences = [
     f'{name} was {short(saved.get(name))} and is {short(current.get(name))}: {_REMEDIES.get(name, "set it back")}'
     for name in dict.fromkeys([*current, *saved])

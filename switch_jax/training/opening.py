@@ -27,6 +27,7 @@ from switch_jax.monitoring.trackers import Trackers
 from switch_jax.parallel import Layout
 from switch_jax.parallel.agreement import require_agreement, require_same_run
 from switch_jax.parallel.ownership import owned
+from switch_jax.training.provenance import provenance
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
 from switch_jax.training.step import make_eval_step, make_finite_check, make_train_step
 from switch_jax.training.task_metrics import open_task_metrics
@@ -240,6 +241,7 @@ def open_run(
       'features': data.with_observed_eos(source.features, held_out.on_host, source.vocabulary.eos_id),
       'identity': run.identity(),
       'run': run.to_json(),
+      'made_with': provenance([*layout.mesh.devices.flat]),
     },
     eval_files=eval_files,
     flush=flush,
