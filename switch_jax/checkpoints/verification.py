@@ -5,17 +5,15 @@ host's arrays lie in only Orbax knows, so each host reads every n-th file, and a
 """
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from switch_jax.checkpoints import checksums
 from switch_jax.config import first_line
 from switch_jax.folders.model_dir import FILES, STATE
+from switch_jax.parallel.hosts import LONG_WORK, exchange
 
 # What a host has summed of a step that is being written; its number follows.
 _OF_PROCESS = 'files.of_process_'
-_MESSAGE_BYTES = 512
 
 
 def sum_own_arrays(folder: epath.Path) -> None:
@@ -51,7 +49,5 @@ def find_damage(folder: epath.Path) -> Exception | None:
     problem = error
   if jax.process_count() == 1:
     return problem
-  message = first_line(problem).encode()[:_MESSAGE_BYTES] if problem else b''
-  padded = np.frombuffer(message.ljust(_MESSAGE_BYTES, b'\0'), np.uint8)
-  of_hosts = [row.tobytes().rstrip(b'\0') for row in np.asarray(multihost_utils.process_allgather(padded))]
-  return next((ValueError(text.decode('utf-8', 'replace')) for text in of_hosts if text), None)
+  of_hosts = exchange(f'share of checkpoint {folder.name}', first_line(problem) if problem else '', LONG_WORK)
+  return next((ValueError(text) for text in of_hosts if text), None)

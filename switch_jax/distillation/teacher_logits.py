@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import tensorstore
 from etils import epath
-from jax.experimental import multihost_utils
 
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.data.features import NEW_IN_FINGERPRINT
@@ -22,6 +21,7 @@ from switch_jax.data.prefetch import Prefetcher
 from switch_jax.distillation.soft_targets import SoftTargets
 from switch_jax.folders.model_dir import OWNER
 from switch_jax.parallel import Layout
+from switch_jax.parallel.hosts import LONG_WORK, exchange
 
 RECORD = 'teacher_logits.json'
 # The entries of a batch that come from these files, and the names of the arrays.
@@ -123,7 +123,7 @@ class TeacherLogitsWriter:
     if jax.process_index() == 0:
       for name, kind in dtypes.items():
         self._arrays[name] = self._make(name, kind, (num_batches, *shape), rows_per_shard)
-    _meet('teacher logits are made')
+    exchange('place of teacher logits', None)
     self._arrays = {name: tensorstore.open(_spec(self._folder, name)).result() for name in dtypes}
     self._pending: list[Any] = []
     self._held: list[Mapping[str, jax.Array]] = []
@@ -181,7 +181,7 @@ class TeacherLogitsWriter:
     position = self.position
     position.mkdir(parents=True, exist_ok=True)
     save_position(position)
-    _meet('teacher logits are written')
+    exchange('teacher logits', None, LONG_WORK)
     if jax.process_index() == 0:
       temporary = self._folder / f'{RECORD}.new'
       temporary.write_text(json.dumps({'format': _FORMAT, **self._facts, 'batches': self.batches}, indent=1))
@@ -194,11 +194,6 @@ class TeacherLogitsWriter:
   def position(self) -> epath.Path:
     """The folder of the data's position after the batches written."""
     return self._folder / f'position_{self.batches}'
-
-
-def _meet(name: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 class TeacherLogitsReader(Iterator[dict[str, jax.Array]]):

@@ -20,6 +20,7 @@ from switch_jax.monitoring.interruption import EXIT_CODES, Interruption
 from switch_jax.monitoring.progress import Progress
 from switch_jax.parallel import Layout
 from switch_jax.parallel.agreement import require_agreement
+from switch_jax.parallel.compilation import compiled_by_all
 from switch_jax.parallel.ownership import owned
 
 # Batches between two records of what is written, from which a killed writer goes on.
@@ -100,6 +101,7 @@ def _write(
 
   shardings = (layout.batch_sharding(), layout.replicated(), layout.replicated())
   step = jax.jit(step, in_shardings=(jax.tree.map(lambda x: x.sharding, params), shardings[0]), out_shardings=shardings)
+  step = compiled_by_all(step, 'teacher')
   progress.note('compiling the teacher')
   done, began, kept, tokens = writer.batches, time.perf_counter(), 0.0, 0.0
   progress.start(done, run.train_steps)

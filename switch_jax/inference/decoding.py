@@ -19,6 +19,7 @@ from switch_jax.model import Transformer
 from switch_jax.model.cache import Cache, Memory
 from switch_jax.model.decoding import decode_step, empty_cache, prefill, start_memory
 from switch_jax.parallel import Layout
+from switch_jax.parallel.compilation import compiled_by_all
 
 # Below every log probability there is, and far enough from float32's end that adding to it is safe.
 _IMPOSSIBLE = -1e9
@@ -313,4 +314,4 @@ def make_decode(
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], Decoded]:
   """Returns the jitted `(params, inputs, present, numbers) -> Decoded`; the result is on every device."""
   function = functools.partial(decode, config, layout, decoding, ids, length)
-  return jax.jit(function, out_shardings=layout.replicated())
+  return compiled_by_all(jax.jit(function, out_shardings=layout.replicated()), 'decoding')

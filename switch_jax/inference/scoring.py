@@ -12,6 +12,7 @@ from switch_jax.config import ModelConfig
 from switch_jax.inference.decoding import padded_before
 from switch_jax.model import Transformer
 from switch_jax.parallel import Layout
+from switch_jax.parallel.compilation import compiled_by_all
 
 
 def with_capacity(config: ModelConfig, factor: float | None) -> ModelConfig:
@@ -57,4 +58,5 @@ def score_targets(config: ModelConfig, layout: Layout, params: Any, inputs: jax.
 @functools.lru_cache(maxsize=16)
 def make_score(config: ModelConfig, layout: Layout) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
   """Returns the jitted `(params, inputs, targets) -> log probabilities`; the result is on every device."""
-  return jax.jit(functools.partial(score_targets, config, layout), out_shardings=layout.replicated())
+  jitted = jax.jit(functools.partial(score_targets, config, layout), out_shardings=layout.replicated())
+  return compiled_by_all(jitted, 'scores')

@@ -14,6 +14,9 @@ from switch_jax.config import ConfigError
 
 # Seconds after which it is said who is waited for.
 PATIENCE = 10.0
+# Seconds that are given to work whose time grows with the model: compiling, reading a checkpoint. A process that dies
+# meanwhile is noticed by the others (`process_group`).
+LONG_WORK = 86_400.0
 
 _calls: collections.Counter[str] = collections.Counter()
 

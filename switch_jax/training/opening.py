@@ -26,6 +26,7 @@ from switch_jax.monitoring.reporting import Reporter
 from switch_jax.monitoring.trackers import Trackers
 from switch_jax.parallel import Layout
 from switch_jax.parallel.agreement import require_agreement, require_same_run
+from switch_jax.parallel.compilation import compiled_by_all
 from switch_jax.parallel.ownership import owned
 from switch_jax.training.provenance import provenance
 from switch_jax.training.state import StatePlan, TrainState, init_state, plan_state
@@ -227,10 +228,12 @@ def open_run(
     held_out=held_out,
     sentinels=sentinels,
     special_tokens=special_tokens,
-    train_step=make_train_step(run, layout, plan, special_tokens, lessons),
-    eval_step=make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics),
+    train_step=compiled_by_all(make_train_step(run, layout, plan, special_tokens, lessons), 'training step'),
+    eval_step=compiled_by_all(
+      make_eval_step(run.model, layout, plan, special_tokens, len(held_out.groups), source.has_metrics), 'evaluation'
+    ),
     task_metrics=task_metrics,
-    are_finite=like.are_finite if like else make_finite_check(layout, plan),
+    are_finite=like.are_finite if like else compiled_by_all(make_finite_check(layout, plan), 'check of parameters'),
     record={
       'version': switch_jax.__version__,
       'parameters': parameter_count(plan.abstract.params),

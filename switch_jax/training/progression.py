@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from switch_jax import data
 from switch_jax.config import ConfigError, suggest
@@ -18,6 +16,7 @@ from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.monitoring.picture import save_picture
 from switch_jax.monitoring.summary import RunFacts
+from switch_jax.parallel.hosts import exchange
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.opening import Opened
 from switch_jax.training.state import TrainState
@@ -87,9 +86,7 @@ class Member:
     """Whether the process that saved this step was stopped before it had evaluated it. All hosts get one answer."""
     if not _is_evaluated(self.opened, self.step):
       return False
-    if jax.process_count() == 1:
-      return self.step not in self.opened.evaluated
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(self.step not in self.opened.evaluated)))
+    return bool(exchange('list of evaluations', self.step not in self.opened.evaluated)[0])
 
   def report(self, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of the step just dispatched, and reports those of the one before."""
