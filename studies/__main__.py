@@ -14,6 +14,7 @@ the runs came to is written to `results/STUDY.json`, from which tables and pictu
 import argparse
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,16 @@ from typing import Any
 from studies import pictures, records, step_times, tables
 from studies.claims import judge
 from studies.paper import STUDIES
-from switch_jax import gin_files
-from switch_jax.config import RunConfig, SweepConfig
+from switch_jax import gin_files, launch
+from switch_jax.config import ConfigError, RunConfig, SweepConfig, suggest
 from switch_jax.sweep.points import make_points, point_arguments
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAGE, PICTURES = ROOT / 'docs' / 'results.md', HERE / 'pictures'
+_SWEEP = ('-m', 'switch_jax.sweep')
+# What a sweep ends with after these signals.
+INTERRUPTED, TERMINATED = 130, 143
 BEGIN, END = '<!-- python -m studies --table: begin -->', '<!-- python -m studies --table: end -->'
 
 
@@ -77,9 +81,20 @@ def runs_of(name: str) -> dict[str, RunConfig]:
 
 
 def run(name: str, out: pathlib.Path, arguments: Sequence[str], shortened: bool) -> int:
-  """Runs a study's sweep; returns its exit status."""
-  command = [sys.executable, '-m', 'switch_jax.sweep', *sweep_arguments(name, out, shortened), *arguments]
-  return subprocess.run(command, cwd=ROOT, check=False).returncode
+  """Runs a study's sweep; returns its exit status.
+
+  Ctrl-C and SIGTERM end it in good order: it is told, and waited for.
+  """
+  command = [sys.executable, *_SWEEP, *sweep_arguments(name, out, shortened), *arguments]
+  child = subprocess.Popen(command, cwd=ROOT)
+  # A terminal gives Ctrl-C to both.
+  handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: child.terminate()}
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+  try:
+    return child.wait()
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def set_aside(name: str, out: pathlib.Path) -> None:
@@ -106,11 +121,13 @@ def with_page(text: str, made: str) -> str:
   return f'{before}{BEGIN}\n\n{made}\n\n{END}{after}'
 
 
-def make_page(folder: pathlib.Path = records.RESULTS) -> str:
-  """Returns the part of the page of results that follows from `results/*.json`."""
+def make_page(folder: pathlib.Path = records.RESULTS, names: Sequence[str] = tuple(STUDIES)) -> str:
+  """Returns what `results/*.json` say of the named studies; verdicts are corrected for the claims of all."""
   results = {name: found for name in STUDIES if (found := records.load(name, folder))}
   judged = judge({name: STUDIES[name] for name in results}, results)
-  return tables.page(STUDIES, judged, results, step_times.load('horizon', folder))
+  shown = {name: study for name, study in STUDIES.items() if name in names}
+  found = {name: results[name] for name in shown if name in results}
+  return tables.page(shown, judged, found, step_times.load('horizon', folder))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -129,18 +146,34 @@ def make_parser() -> argparse.ArgumentParser:
   return parser
 
 
-def main() -> int:
-  """Runs the studies that are named, or makes the page of results."""
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+  """Returns the flags; `studies` are names then, with `all` put out."""
   parser = make_parser()
-  flags = parser.parse_args()
+  flags = parser.parse_args(argv)
+  for name in ('jobs', 'together'):
+    if getattr(flags, name) < 1:
+      parser.error(f'--{name} is {getattr(flags, name)}; it is 1 or more')
+  if unknown := [name for name in flags.studies if name not in (*STUDIES, 'all')]:
+    text = suggest(unknown[0], STUDIES) or f' There are {", ".join(STUDIES)}, and all.'
+    parser.error(f'there is no study {unknown[0]!r}.{text}')
+  if 'all' in flags.studies:
+    flags.studies = list(STUDIES)
+  if flags.table and flags.studies:
+    parser.error('--table is about all studies; name none')
+  if not (flags.studies or flags.table or flags.list):
+    parser.error(f'name a study ({", ".join(STUDIES)}, all), or say --list or --table')
+  if flags.shortened and flags.out == parser.get_default('out'):
+    flags.out = flags.out.with_name('studies_shortened')
+  return flags
+
+
+def _run(argv: Sequence[str]) -> int:
+  flags = parse_flags(argv)
   if flags.list:
     for name, study in STUDIES.items():
       print(f'{name:<20} {study.minutes:>4} min   {study.title}')
     print(f'{"all":<20} {sum(study.minutes for study in STUDIES.values()):>4} min   on two idle cores')
     return 0
-  names = list(STUDIES) if flags.studies == ['all'] else flags.studies
-  if unknown := [name for name in names if name not in STUDIES]:
-    parser.error(f'there is no study {unknown[0]!r}; there are {", ".join(STUDIES)}, and all')
   if flags.table:
     PAGE.write_text(with_page(PAGE.read_text(encoding='utf-8'), make_page()), encoding='utf-8')
     PICTURES.mkdir(exist_ok=True)
@@ -149,44 +182,63 @@ def main() -> int:
         pictures.draw(results, PICTURES / f'{name}.png')
     print(f'{PAGE}, {PICTURES}')
     return 0
-  if names and flags.step_times:
-    for name in names:
+  if flags.step_times:
+    for name in flags.studies:
       print(step_times.write(name, step_times.measure(runs_of(name))))
     return 0
-  if not names:
-    parser.error(f'name a study ({", ".join(STUDIES)}, all), or say --list or --table')
-  if flags.shortened and flags.out == parser.get_default('out'):
-    flags.out = flags.out.with_name('studies_shortened')
-  return run_all(names, flags)
+  return run_all(flags)
 
 
-def run_all(names: Sequence[str], flags: argparse.Namespace) -> int:
-  """Runs studies, and those they need before; writes results, prints their page; returns the exit status."""
+def run_all(flags: argparse.Namespace) -> int:
+  """Runs studies, and those they need before; writes results, prints tables; returns the exit status.
+
+  Raises:
+    ConfigError: there can be no folder of that name.
+    KeyboardInterrupt: after Ctrl-C, when all runs have ended.
+  """
   out = flags.out.resolve()
-  out.mkdir(parents=True, exist_ok=True)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f'--out={flags.out} cannot be made ({error.strerror}); give another folder.') from None
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   # Models this small gain nothing from a second thread; a second run does.
   os.environ.setdefault('XLA_FLAGS', '--xla_cpu_multi_thread_eigen=false')
   # Figures of two steps are nobody's results.
   folder = out / 'results' if flags.shortened else records.RESULTS
-  failed = False
-  needed = [need for name in names if (need := STUDIES[name].needs)]
-  for name in dict.fromkeys([*needed, *names]):
-    if flags.fresh and name in names:
+  needed = [need for name in flags.studies if (need := STUDIES[name].needs)]
+  failed, shown = [], []
+  for name in dict.fromkeys([*needed, *flags.studies]):
+    if flags.fresh and name in flags.studies:
       set_aside(name, out)
-    failed |= run(name, out, [f'--jobs={flags.jobs}', f'--together={flags.together}'], flags.shortened) != 0
+    status = run(name, out, [f'--jobs={flags.jobs}', f'--together={flags.together}'], flags.shortened)
+    if status == INTERRUPTED:
+      raise KeyboardInterrupt
+    if status == TERMINATED:
+      return status
+    if status:
+      failed.append(name)
     results, notes = records.read_runs(name, out)
     for note in notes:
       print(note, file=sys.stderr)
     if results:
+      shown.append(name)
       path = records.write(results, folder)
       if STUDIES[name].claims:
         pictures.draw(results, out / f'{name}.png')
       print(path, flush=True)
-  text = make_page(folder)
-  (out / 'page.md').write_text(text + '\n', encoding='utf-8')
-  print(text)
-  return int(failed)
+  (out / 'page.md').write_text(make_page(folder) + '\n', encoding='utf-8')
+  if shown:
+    print(make_page(folder, shown), flush=True)
+  if failed:
+    raise ConfigError(f'{", ".join(failed)}: not all runs have finished, see above; the same command tries them again.')
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the studies that are named, or makes the page of results; returns the exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  return launch.exit_status(_run, argv, interrupted='the same command goes on where it stopped')
 
 
 if __name__ == '__main__':

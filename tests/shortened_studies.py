@@ -116,6 +116,7 @@ class Trainings:
 
 def run_here(trainings: Trainings) -> None:
   """Lets `python -m MODULE` of `subprocess` run in this process, in order, with its output where it belongs."""
+  from studies import __main__ as studies
   from switch_jax.sweep import runner
 
   real = subprocess.run
@@ -141,13 +142,14 @@ def run_here(trainings: Trainings) -> None:
   class Popen:
     """A command that has ended when one waits for it."""
 
-    def __init__(self, command, stdout=None, stderr=None, pass_fds=()):
+    def __init__(self, command, stdout=None, stderr=None, pass_fds=(), cwd=None):
       self._status = status_of(command, stdout)
 
     def wait(self):
       return self._status
 
   subprocess.run = run
+  studies.subprocess = types.SimpleNamespace(Popen=Popen)
   runner.subprocess = types.SimpleNamespace(Popen=Popen, STDOUT=subprocess.STDOUT)
 
 
