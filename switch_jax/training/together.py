@@ -1,8 +1,7 @@
 """Several runs that differ in seed, learning rate or beginning only, trained in one program, each as if alone.
 
-Tiny models leave most of an accelerator idle: what takes the time is starting, compiling and many small operations. One
-program over all models does these once; on a CPU each model has its turn in it (`kernels.models`). Every run keeps its
-own MODEL_DIR, data and files, and can go on alone.
+Tiny models leave most of a machine idle: what takes the time is starting, compiling and many small operations. One
+program over all models does these once. Every run keeps its own MODEL_DIR, data and files, and can go on alone.
 """
 
 import contextlib
