@@ -84,10 +84,6 @@ KERNELS: Mapping[str, Mapping[str, str]] = {
     'in_place': 'Adafactor one matrix at a time where it lies, for one CPU device',
     'sharded': 'each token shard updates its part of what all of them hold, and keeps that part of the state (ZeRO-1)',
   },
-  'models': {
-    'at_once': 'of runs that are trained together, every operation for all models at once',
-    'in_turn': 'one model after the other in one program, for XLA:CPU: what one of them needs stays in the cache',
-  },
 }
 
 # Axes that some array has together, so no two of them can lie on one mesh axis.

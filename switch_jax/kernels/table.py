@@ -39,7 +39,6 @@ _TABLE: tuple[tuple[str, str, Mapping[str, str]], ...] = (
       'positions': 'sorted',
       'drop_free': 'blocks',
       'update': 'in_place',
-      'models': 'in_turn',
     },
   ),
   # libtpu 0.0.42.1 compiles a ragged all-to-all for v2 to tpu7x but not for a whole pod of v5e (16x16): its links

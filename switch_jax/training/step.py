@@ -11,7 +11,6 @@ import optax
 from switch_jax.config import ModelConfig, RunConfig
 from switch_jax.data import Batch
 from switch_jax.distillation.student import NO_LESSONS, Lessons
-from switch_jax.kernels.models import over_models
 from switch_jax.model import Transformer, parameter_axes
 from switch_jax.model.losses import Metrics
 from switch_jax.parallel import Layout
@@ -143,8 +142,7 @@ def make_step_together(
     return update(state, batch, (), seed, optimizer, scaled)
 
   def step(states: TrainState, batches: Sequence[Batch], seeds: jax.Array, factors: jax.Array | None):
-    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-    return over_models(layout, one)(states, stacked, seeds, factors)
+    return jax.vmap(one)(states, jax.tree.map(lambda *rows: jnp.stack(rows), *batches), seeds, factors)
 
   jitted = jax.jit(step, donate_argnums=0)
   return lambda states, batches: jitted(states, batches, seeds, factors)

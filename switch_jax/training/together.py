@@ -18,7 +18,6 @@ from switch_jax.checkpoints import CheckpointStore
 from switch_jax.config import ConfigError, RunConfig
 from switch_jax.config.together import check_together
 from switch_jax.folders.claim import Claim
-from switch_jax.kernels.models import over_models
 from switch_jax.model.placement import make_layout
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.training.evaluation import EvaluationResult, evaluate_together
@@ -118,9 +117,7 @@ class ModelsTogether(Models):
     first = opened[0]
     self._opened = opened
     self._step = make_step_together([o.run for o in opened], first.layout, first.plan, first.special_tokens)
-    self._eval_step = jax.jit(
-      lambda params, batch: over_models(first.layout, lambda each: first.eval_step(each, batch))(params)
-    )
+    self._eval_step = jax.jit(jax.vmap(first.eval_step, in_axes=(0, None)))
     self._states = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))(*(o.state for o in opened))
     self._take = jax.jit(
       lambda states, number: jax.tree.map(lambda x: x[number], states), out_shardings=first.plan.shardings

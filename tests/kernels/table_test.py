@@ -43,7 +43,6 @@ def test_a_cpu_gets_its_own_and_several_of_them_no_loop_over_split_stacks():
     'drop_free': 'blocks',
     'exchange': 'gathered',
     'update': 'in_place',
-    'models': 'in_turn',
   }
   assert table.forms.__wrapped__(layout_on('cpu', size=8)) == one | {'update': 'plain'}
 

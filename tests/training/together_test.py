@@ -104,17 +104,6 @@ def same_lines(one, other, name):
       np.testing.assert_allclose(a[key], b[key], rtol=1e-5 if 'loss' in key else 1e-3, atol=1e-5, err_msg=key)
 
 
-def test_models_at_once_are_as_models_in_turn(stopped, tmp_path):
-  in_turn = stopped[0][1:]
-  mesh = dataclasses.replace(in_turn[0].mesh, kernels={'models': 'at_once'})
-  runs = [
-    dataclasses.replace(run, model_dir=str(tmp_path / name), mesh=mesh) for name, run in zip('ab', in_turn, strict=True)
-  ]
-  until(2, train_together, runs, [''] * 2)
-  for run, other in zip(runs, in_turn, strict=True):
-    same_lines(ModelDir(other.model_dir).train, ModelDir(run.model_dir).train, 'metrics.jsonl')
-
-
 def same_result(one, other):
   assert (one.reason, one.step, int(one.state.step)) == (other.reason, other.step, int(other.state.step))
   for place in ('train', f'eval/{TASK}'):
