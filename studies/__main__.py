@@ -242,4 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  if '--step_times' in sys.argv:  # steps are timed in this process, with the memory that training has
+    launch.restart_with_huge_pages()
+    launch.keep_freed_memory()
   sys.exit(main())

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from studies import __main__ as program
+from switch_jax import launch
 from tests.patience import HUNG
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -36,6 +38,17 @@ def test_wrong_command_lines(capsys, arguments, message):
 
 def test_all_beside_a_name_is_all():
   assert program.parse_flags(['experts', 'all']).studies == program.parse_flags(['all']).studies == [*program.STUDIES]
+
+
+@pytest.mark.parametrize(('flag', 'expected'), [('--step_times', ['huge pages', 'kept']), ('--list', [])])
+def test_steps_are_timed_with_the_memory_that_training_has(monkeypatch, flag, expected):
+  prepared = []
+  monkeypatch.setattr(launch, 'restart_with_huge_pages', lambda: prepared.append('huge pages'))
+  monkeypatch.setattr(launch, 'keep_freed_memory', lambda: prepared.append('kept'))
+  monkeypatch.setattr(sys, 'argv', ['studies', 'horizon', flag, '--jobs=0'])  # and no further
+  with pytest.raises(SystemExit):
+    runpy.run_module('studies', run_name='__main__')
+  assert prepared == expected
 
 
 def test_a_folder_that_cannot_be_made(capsys, tmp_path):
