@@ -47,7 +47,7 @@ def test_steps_are_timed_with_the_memory_that_training_has(monkeypatch, flag, ex
   monkeypatch.setattr(launch, 'keep_freed_memory', lambda: prepared.append('kept'))
   monkeypatch.setattr(sys, 'argv', ['studies', 'horizon', flag, '--jobs=0'])  # and no further
   with pytest.raises(SystemExit):
-    runpy.run_module('studies', run_name='__main__')
+    runpy.run_path(program.__file__, run_name='__main__')
   assert prepared == expected
 
 
