@@ -77,7 +77,7 @@ def test_every_mode(bucket, tmp_path):
   store.put('bucket', 'run/train/.tmpcompose/metrics.jsonl', b'{"st', {})
   store.reset_counts()
   steps = newest + 5
-  status, output = bucket.run(['-m', 'tests.object_store.scenes', str(steps), str(tmp_path)], 300)
+  status, output = bucket.run(['-m', 'tests.object_store.scenes', str(steps), str(tmp_path)])
   assert status == 0, output
 
   for name in ('train', f'eval/{TASK}'):

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tests.object_store.server import Store, serving
+from tests.patience import HUNG
 from tests.quick_compiler import QUICK_COMPILER
 
 NAME = 'bucket'
@@ -51,10 +52,10 @@ class Bucket:
     defaults = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
     return subprocess.Popen(command, env=environment, **{**defaults, **options})
 
-  def run(self, arguments: Sequence[str], timeout: float = 120, **options) -> tuple[int, str]:
+  def run(self, arguments: Sequence[str], **options) -> tuple[int, str]:
     """Runs `python ARGUMENTS`; returns its exit status and what it printed."""
     process = self.start(arguments, **options)
-    output, _ = process.communicate(timeout=timeout)
+    output, _ = process.communicate(timeout=HUNG)
     return process.returncode, output
 
 
