@@ -52,10 +52,10 @@ class Bucket:
     defaults = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
     return subprocess.Popen(command, env=environment, **{**defaults, **options})
 
-  def run(self, arguments: Sequence[str], **options) -> tuple[int, str]:
+  def run(self, arguments: Sequence[str], timeout: float = HUNG, **options) -> tuple[int, str]:
     """Runs `python ARGUMENTS`; returns its exit status and what it printed."""
     process = self.start(arguments, **options)
-    output, _ = process.communicate(timeout=HUNG)
+    output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
 
