@@ -55,7 +55,10 @@ class Bucket:
   def run(self, arguments: Sequence[str], timeout: float = HUNG, **options) -> tuple[int, str]:
     """Runs `python ARGUMENTS`; returns its exit status and what it printed."""
     process = self.start(arguments, **options)
-    output, _ = process.communicate(timeout=timeout)
+    try:
+      output, _ = process.communicate(timeout=timeout)
+    finally:  # one that hangs is not left to the tests that follow
+      process.kill()
     return process.returncode, output
 
 
