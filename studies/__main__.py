@@ -25,14 +25,13 @@ from studies.claims import judge
 from studies.paper import STUDIES
 from switch_jax import gin_files, launch
 from switch_jax.config import ConfigError, RunConfig, SweepConfig, suggest
+from switch_jax.monitoring.interruption import EXIT_CODES
 from switch_jax.sweep.points import make_points, point_arguments
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 PAGE, PICTURES = ROOT / 'docs' / 'results.md', HERE / 'pictures'
 _SWEEP = ('-m', 'switch_jax.sweep')
-# What a sweep ends with after these signals.
-INTERRUPTED, TERMINATED = 130, 143
 BEGIN, END = '<!-- python -m studies --table: begin -->', '<!-- python -m studies --table: end -->'
 
 
@@ -212,9 +211,9 @@ def run_all(flags: argparse.Namespace) -> int:
     if flags.fresh and name in flags.studies:
       set_aside(name, out)
     status = run(name, out, [f'--jobs={flags.jobs}', f'--together={flags.together}'], flags.shortened)
-    if status == INTERRUPTED:
+    if status == EXIT_CODES['SIGINT']:
       raise KeyboardInterrupt
-    if status == TERMINATED:
+    if status == EXIT_CODES['SIGTERM']:
       return status
     if status:
       failed.append(name)

@@ -340,3 +340,8 @@ def test_runs_are_set_aside_and_not_deleted(tmp_path, capsys):
   assert [(tmp_path / f'x.{n}' / 'run').read_text() for n in (1, 2)] == ['one', 'two']
   program.set_aside('x', tmp_path)  # nothing is there
   assert capsys.readouterr().out.count('is') >= 2
+
+
+def test_an_estimate_is_of_finite_numbers():
+  assert dataclasses.astuple(intervals.estimate([1.0, 1.0]))[1:] == (1.0, 0.0, 0.0)
+  assert intervals.p_values(intervals.estimate([1.0, 1.0]), 0.0, None) == (0.0, 1.0)

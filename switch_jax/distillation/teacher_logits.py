@@ -123,7 +123,7 @@ class TeacherLogitsWriter:
     if jax.process_index() == 0:
       for name, kind in dtypes.items():
         self._arrays[name] = self._make(name, kind, (num_batches, *shape), rows_per_shard)
-    exchange('place of teacher logits', None)
+    exchange('place of teacher logits', None, LONG_WORK)
     self._arrays = {name: tensorstore.open(_spec(self._folder, name)).result() for name in dtypes}
     self._pending: list[Any] = []
     self._held: list[Mapping[str, jax.Array]] = []

@@ -77,16 +77,16 @@ def require_same_run(config: Checked) -> None:
   if '://' not in compared['model_dir']:  # one folder may be spelled in two ways
     compared['model_dir'] = os.path.realpath(compared['model_dir'])
   require_agreement('configuration', compared)
-  require_agreement('versions', _versions())
+  require_agreement('versions', versions())
   require_agreement('devices', {'number of local devices': jax.local_device_count(), 'devices': jax.device_count()})
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
   """Returns the versions of everything that decides numbers."""
-  versions: dict[str, str | None] = {'python': platform.python_version()}
+  found: dict[str, str | None] = {'python': platform.python_version()}
   for package in _PACKAGES:
     try:
-      versions[package] = importlib.metadata.version(package)
+      found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-      versions[package] = None
-  return versions
+      found[package] = None
+  return found

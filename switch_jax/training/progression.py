@@ -16,7 +16,7 @@ from switch_jax.monitoring.interruption import Interruption, Signal
 from switch_jax.monitoring.loss_watch import DivergenceError
 from switch_jax.monitoring.picture import save_picture
 from switch_jax.monitoring.summary import RunFacts
-from switch_jax.parallel.hosts import exchange
+from switch_jax.parallel.hosts import LONG_WORK, exchange
 from switch_jax.training.evaluation import EvaluationResult, evaluate
 from switch_jax.training.opening import Opened
 from switch_jax.training.state import TrainState
@@ -86,7 +86,7 @@ class Member:
     """Whether the process that saved this step was stopped before it had evaluated it. All hosts get one answer."""
     if not _is_evaluated(self.opened, self.step):
       return False
-    return bool(exchange('list of evaluations', self.step not in self.opened.evaluated)[0])
+    return bool(exchange('list of evaluations', self.step not in self.opened.evaluated, LONG_WORK)[0])
 
   def report(self, metrics: Mapping[str, Any]) -> None:
     """Takes the metrics of the step just dispatched, and reports those of the one before."""
