@@ -74,6 +74,10 @@ def train(model, params, batches, optimizer, loss=NO_Z_LOSS):
   return np.array(losses), np.array(norms), first, flat(state.params)
 
 
+def root_mean_square(x):
+  return np.sqrt(np.mean(np.square(x)))
+
+
 def largest_deviation(ours, theirs, unit):
   """Returns the largest difference of two sets of tensors, each tensor measured by the largest value of its `unit`."""
   assert ours.keys() == theirs.keys()
@@ -92,11 +96,14 @@ def check(figures, tolerances):
   assert all(figures[name] < tolerances[name] for name in tolerances), figures
 
 
-# `loss`: the largest difference in nats. `norm`: the largest relative one of the global gradient norm, `first_norms` of
-# one tensor's in the first step. `largest`, `distance`: of parameters at the end, measured by their changes.
-FLOAT32 = dict(loss=1e-5, norm=2e-6, first_norms=2e-6, largest=1e-4, distance=2e-5)
-# As far as T5X in bfloat16 is from T5X in float32: 0.014, 0.016, 0.034, 0.40, 0.070.
-BFLOAT16 = dict(loss=0.02, norm=0.03, first_norms=0.06, largest=0.6, distance=0.1)
+# `loss`: the difference in nats. `norm`: the relative one of the global gradient norm. Both as root mean squares over the
+# steps, since the largest of 20 is the chance of one of them: by the processor's instructions alone it was 0.021 to 0.040
+# of the norm in bfloat16. `first_norms`: the largest of one tensor's in the first step. `largest`, `distance`: of
+# parameters at the end, measured by their changes.
+FLOAT32 = dict(loss=5e-6, norm=1e-6, first_norms=2e-6, largest=1e-4, distance=2e-5)
+# About as far as T5X in bfloat16 is from T5X in float32: 0.005, 0.009, 0.034, 0.40, 0.070. Nine ways to compile ours (SSE
+# to AVX2, excess precision, optimization) were at most 0.006, 0.015, 0.034, 0.39, 0.081 from T5X.
+BFLOAT16 = dict(loss=0.012, norm=0.03, first_norms=0.06, largest=0.6, distance=0.13)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +132,8 @@ def test_t5x_and_flaxformer(case, fields, tolerances):
   first_norms = np.array([np.sqrt(np.mean(squares[name], dtype=np.float64) * end[name].size) for name in sorted(end)])
   their_norms = content['gradient_norms']  # [step, tensor]
   figures = dict(
-    loss=np.abs(losses - content['losses']).max(),
-    norm=np.abs(norms / np.linalg.norm(their_norms, axis=1) - 1).max(),
+    loss=root_mean_square(losses - content['losses']),
+    norm=root_mean_square(norms / np.linalg.norm(their_norms, axis=1) - 1),
     first_norms=np.abs(first_norms / their_norms[0] - 1).max(),
     largest=largest_deviation(params, end, change),
     distance=distance(params, end, change),
@@ -176,9 +183,9 @@ def test_transformers(tmp_path, case):
   first_gradients = {name: x / 0.1 for name, x in flat(optax.tree.get(first, 'mu')).items()}  # mu is (1 - beta1) of it
   change = {name: end[name] - start[name] for name in end}
   figures = dict(
-    loss=np.abs(losses - content['losses']).max(),
+    loss=root_mean_square(losses - content['losses']),
     gradient=largest_deviation(first_gradients, gradients, gradients),
     largest=largest_deviation(params, end, change),
     distance=distance(params, end, change),
   )
-  check(figures, dict(loss=2e-5, gradient=1e-5, largest=1e-4, distance=2e-5))
+  check(figures, dict(loss=1e-5, gradient=1e-5, largest=1e-4, distance=2e-5))
