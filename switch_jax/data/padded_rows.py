@@ -3,7 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from switch_jax.data.quiet_tensorflow import tf
+from switch_jax.data.quiet_tensorflow import seqio, tf
+
+
+class FittingTask(seqio.Task):
+  """A task whose preprocessors make no example longer than the feature lengths, so that none has to be cut.
+
+  SeqIO cuts one example after the other, which takes a third of the time of making rows as short as 32 bytes.
+  """
+
+
+def examples_fit(provider: seqio.Task | seqio.Mixture) -> bool:
+  """Whether no example of a task, or of the tasks of a mixture, is longer than the feature lengths."""
+  return all(isinstance(task, FittingTask) for task in seqio.get_subtasks(provider))
 
 
 def are_token_pairs(element_spec: Mapping[str, Any], feature_lengths: Mapping[str, int]) -> bool:
@@ -22,7 +34,7 @@ def to_padded_batches(
   """Returns batches of padded rows, equal to those of `seqio.EncDecFeatureConverter(pack=False)`.
 
   Args:
-    dataset: examples of which `are_token_pairs` holds, no longer than the lengths: SeqIO's tasks trim them.
+    dataset: examples of which `are_token_pairs` holds, no longer than the lengths: SeqIO trims them, or they fit.
     feature_lengths: tokens of `inputs` and `targets` in a row.
     rows: of a batch.
     drop_remainder: leave out a last batch of fewer rows.

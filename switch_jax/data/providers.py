@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data.features import NEW_IN_FINGERPRINT, describe_features, fingerprint_features
+from switch_jax.data.padded_rows import examples_fit
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.task_errors import OF_USERS, check_features, check_rates, explain, failing
 from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, vocabulary_digest
@@ -17,7 +18,9 @@ from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, voca
 PIPELINE_VERSION = 1
 # The same for rows of one example. They are padded together since 2: the rows are those of 1, the iterators are not.
 PADDED_PIPELINE_VERSION = 2
-_SAME_ROWS = {(1, 2)}
+# And of tasks whose examples fit, which are not cut since 3.
+FITTING_PIPELINE_VERSION = 3
+_SAME_ROWS = {(1, 2), (1, 3), (2, 3)}
 
 
 def import_task_module(config: DataConfig) -> types.ModuleType | None:
@@ -250,10 +253,16 @@ def fingerprint(
     'vocabulary': vocabulary_digest(provider.output_features['targets'].vocabulary),
     **fingerprint_features(describe_features(provider, config.feature_lengths)),
     'corpus': _corpus_digest(config, module, provider),
-    'pipeline_version': PIPELINE_VERSION if config.pack or decoder_only else PADDED_PIPELINE_VERSION,
+    'pipeline_version': _pipeline_version(provider, config, decoder_only),
     'seqio': seqio.__version__,
     'tensorflow': tf.__version__,
   }
+
+
+def _pipeline_version(provider: seqio.Task | seqio.Mixture, config: DataConfig, decoder_only: bool) -> int:
+  if config.pack or decoder_only:
+    return PIPELINE_VERSION
+  return FITTING_PIPELINE_VERSION if examples_fit(provider) else PADDED_PIPELINE_VERSION
 
 
 # What to do about a difference; for all others the setting itself is the remedy.

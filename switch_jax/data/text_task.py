@@ -5,6 +5,7 @@ from typing import Any
 
 from switch_jax.data.corpus import NEWLINE_MARK, TRAIN, VALIDATION, Corpus
 from switch_jax.data.language_model import language_model
+from switch_jax.data.padded_rows import FittingTask
 from switch_jax.data.prefix_lm import continuation, prefix_lm
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.span_corruption import span_corruption
@@ -89,7 +90,7 @@ def add_continuation_task(
   name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY
 ) -> None:
   """Registers prefix language modelling with a fixed cut over a corpus; as `add_span_corruption_task`."""
-  _add_task(name, get_corpus, vocabulary, [continuation])
+  _add_task(name, get_corpus, vocabulary, [continuation], task_class=FittingTask)
 
 
 def add_lm_task(name: str, get_corpus: Callable[[], Corpus], vocabulary: seqio.Vocabulary = VOCABULARY) -> None:
@@ -103,6 +104,7 @@ def _add_task(
   vocabulary: seqio.Vocabulary,
   objective: Sequence[Callable[..., Any]],
   features: Sequence[str] = ('inputs', 'targets'),
+  task_class: type[seqio.Task] = seqio.Task,
 ) -> None:
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
@@ -112,4 +114,5 @@ def _add_task(
     preprocessors=[restore_text, tokenize, seqio.CacheDatasetPlaceholder(), *objective],
     output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in features},
     metric_fns=[],
+    task_cls=task_class,
   )

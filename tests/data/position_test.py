@@ -1,6 +1,7 @@
 """A saved position is exactly that of the batches handed out, however far ahead the thread is."""
 
 import dataclasses
+import functools
 import json
 import time
 
@@ -10,8 +11,8 @@ import pytest
 from etils import epath
 
 from switch_jax.config import ConfigError
-from switch_jax.data import providers, streams
-from switch_jax.data.pipeline import TrainingSource
+from switch_jax.data import corpus, providers, streams, text_task
+from switch_jax.data.pipeline import MIN_SNAPSHOT_PERIOD, TrainingSource, choose_snapshot_period
 
 PERIOD = 4
 
@@ -148,3 +149,43 @@ def test_a_position_of_rows_that_were_padded_one_by_one(open_source, tmp_path, m
   versions = [json.loads((p / 'position.json').read_text())['fingerprint'] for p in (tmp_path, tmp_path / 'again')]
   assert [version.pop('pipeline_version') for version in versions] == [1, 2]
   assert versions[0] == versions[1]
+
+
+@pytest.mark.parametrize('version', [1, 2])
+def test_a_position_of_rows_that_were_cut_one_by_one(open_source, tmp_path, monkeypatch, version):
+  """A continuation fits its row; until version 2 of its pipeline SeqIO cut every one all the same."""
+  monkeypatch.setenv('SWITCH_JAX_CACHE', str(tmp_path / 'cache'))
+
+  def write(writer):
+    for i in range(300):
+      writer.add(f'paragraph {i} of the text', corpus.TRAIN)
+
+  get_corpus = functools.partial(corpus.get_corpus, 'text', {}, write, held_out_fraction=0.0, num_files=1)
+  text_task.add_continuation_task('continued_paragraphs', get_corpus)
+  changes = dict(
+    mixture_or_task_name='continued_paragraphs', task_module=None, text_files=None, pack=False,
+    feature_lengths={'inputs': 8, 'targets': 24},
+  )  # fmt: skip
+  with monkeypatch.context() as older:
+    older.setattr(streams, 'examples_fit', lambda _: False)
+    if version == 1:
+      older.setattr(streams, 'are_token_pairs', lambda *_: False)
+    older.setattr(providers, 'FITTING_PIPELINE_VERSION', version)
+    source = open_source(**changes)
+    take(source, 6)
+    source.save_position(tmp_path)
+    wanted = take(source, 4)
+  source = open_source(**changes)
+  assert source.fingerprint['pipeline_version'] == 3
+  source.restore_position(tmp_path)
+  assert_same(take(source, 4), wanted)
+
+
+def test_snapshots_are_rarer_where_the_buffer_is_large(config):
+  def period(**changes):
+    return choose_snapshot_period(dataclasses.replace(config, **changes))
+
+  assert period(shuffle_buffer_size=20_000, batch_size=100) == 1000  # batches of 100,000 rows
+  assert period(shuffle_buffer_size=20_000, batch_size=100, num_data_shards=2) == 2000  # each stream has a buffer
+  assert period(shuffle_buffer_size=20_000, batch_size=100, shuffle=False) == MIN_SNAPSHOT_PERIOD
+  assert period(shuffle_buffer_size=1000, batch_size=128) == MIN_SNAPSHOT_PERIOD

@@ -2,7 +2,7 @@
 
 import pytest
 
-from switch_jax.data import corpus, text_task
+from switch_jax.data import corpus, padded_rows, text_task
 from switch_jax.data.quiet_tensorflow import seqio, tf
 
 TEXT = ['first', 'second\nline', 'third']
@@ -73,6 +73,26 @@ def test_an_older_task_of_the_name_gives_way(add):
   assert task.output_features['inputs'].vocabulary.extra_ids == 7
   # All 24 bytes fit into the inputs, and a continuation needs more than them.
   assert examples(task) == []
+
+
+def test_a_continuation_fits_its_row_and_is_not_cut(add):
+  register, _ = add
+  task = register(text_task.add_continuation_task, 'fitting')
+  assert padded_rows.examples_fit(task)
+  lengths = {'inputs': 4, 'targets': 7}
+  read = dict(sequence_length=lengths, shuffle=False, seed=0, try_in_mem_cache=False)
+  pairs = [
+    [(e['inputs'].tolist(), e['targets'].tolist()) for e in dataset.as_numpy_iterator()]
+    for dataset in (task.get_dataset(**read, trim_output_features=cut) for cut in (True, False))
+  ]
+  assert pairs[0] == pairs[1]
+  assert len(pairs[0]) > 2
+  assert all(len(inputs) == 4 and len(targets) <= 7 for inputs, targets in pairs[0])
+  other = register(text_task.add_prefix_lm_task, 'others')
+  assert not padded_rows.examples_fit(other)
+  seqio.MixtureRegistry.add('fitting_and_others', [('fitting', 1.0), ('others', 1.0)])
+  assert not padded_rows.examples_fit(seqio.MixtureRegistry.get('fitting_and_others'))
+  seqio.MixtureRegistry.remove('fitting_and_others')
 
 
 def test_halves_of_the_held_out_text(add):

@@ -96,13 +96,13 @@ def check(figures, tolerances):
   assert all(figures[name] < tolerances[name] for name in tolerances), figures
 
 
-# `loss`: the difference in nats. `norm`: the relative one of the global gradient norm. Both as root mean squares over the
-# steps, since the largest of 20 is the chance of one of them: by the processor's instructions alone it was 0.021 to 0.040
-# of the norm in bfloat16. `first_norms`: the largest of one tensor's in the first step. `largest`, `distance`: of
-# parameters at the end, measured by their changes.
+# `loss`: the difference in nats. `norm`: the relative one of the global gradient norm. Both as root mean squares over
+# the steps: the largest of 20 is chance (by the processor's instructions alone that of the norm was 0.021 to 0.040 in
+# bfloat16). `first_norms`: the largest of one tensor's in the first step. `largest`, `distance`: of parameters at the
+# end, measured by their changes.
 FLOAT32 = dict(loss=5e-6, norm=1e-6, first_norms=2e-6, largest=1e-4, distance=2e-5)
-# About as far as T5X in bfloat16 is from T5X in float32: 0.005, 0.009, 0.034, 0.40, 0.070. Nine ways to compile ours (SSE
-# to AVX2, excess precision, optimization) were at most 0.006, 0.015, 0.034, 0.39, 0.081 from T5X.
+# About as far as T5X in bfloat16 is from T5X in float32: 0.005, 0.009, 0.034, 0.40, 0.070. Nine ways to compile ours
+# (SSE to AVX2, excess precision, optimization) were at most 0.006, 0.015, 0.034, 0.39, 0.081 from T5X.
 BFLOAT16 = dict(loss=0.012, norm=0.03, first_norms=0.06, largest=0.6, distance=0.13)
 
 
