@@ -37,13 +37,13 @@ def _fewer_for_the_lowest(point: str) -> tuple[Claim, ...]:
 STUDIES = {
   'learning_rates': Study(
     title='the learning rate of each model, chosen where no number is reported',
-    minutes=40,
+    minutes=31,
     files=('base.gin', 'choose.gin'),
     claims=(),
   ),
   'experts': Study(
     title='experts at equal FLOPs (Figures 1 and 4, Appendix D)',
-    minutes=32,
+    minutes=25,
     equal_flops=('dense', *(f'experts_{n}' for n in (1, 2, 4, 8, 16, 32, 64))),
     claims=(
       gain('experts_64', 'dense', '64 experts beat the dense model', '0.2'),
@@ -57,13 +57,13 @@ STUDIES = {
   ),
   'horizon_rates': Study(
     title='the learning rate over the horizon, chosen where no number is reported',
-    minutes=120,
+    minutes=91,
     files=('base.gin', 'long.gin', 'choose.gin'),
     claims=(),
   ),
   'horizon': Study(
     title='how many fewer steps experts need (Figure 5)',
-    minutes=75,
+    minutes=59,
     files=('base.gin', 'long.gin'),
     equal_flops=('dense', 'experts_32', 'experts_64'),
     claims=(
@@ -73,7 +73,7 @@ STUDIES = {
   ),
   'balance': Study(
     title='weight of the balance loss (equation 4)',
-    minutes=12,
+    minutes=9,
     files=_SHORT,
     claims=(
       lower('alpha_0.01', 'alpha_0', DROPPED, '0.01 drops fewer tokens than no balance loss', 'not given', 'of all'),
@@ -84,7 +84,7 @@ STUDIES = {
   ),
   'capacity': Study(
     title='Switch, top-2 experts and dense by capacity factor (Table 1)',
-    minutes=39,
+    minutes=30,
     files=_SHORT,
     claims=(
       gain('switch_cf_1.0', 'dense', 'Switch at 1.0 beats the dense model', '0.170'),
@@ -98,7 +98,7 @@ STUDIES = {
   ),
   'precision': Study(
     title='selective precision (Table 2)',
-    minutes=8,
+    minutes=6,
     files=_SHORT,
     claims=(
       gain('selective', 'float32', 'a float32 router in bfloat16 is as good as float32', '0.002', near=_SAME),
@@ -107,13 +107,13 @@ STUDIES = {
   ),
   'init_scale': Study(
     title='scale of the initial weights (Table 3)',
-    minutes=5,
+    minutes=4,
     files=_SHORT,
     claims=(gain('scale_0.1', 'scale_1.0', 'a tenth of the usual scale has a lower loss early', '0.88'),),
   ),
   'exploration': Study(
     title='exploration of the router (Table 11)',
-    minutes=10,
+    minutes=8,
     files=_SHORT,
     claims=(
       gain('input_jitter', 'sample', 'jitter beats sampling', '0.102'),
@@ -123,7 +123,7 @@ STUDIES = {
   ),
   'no_token_left_behind': Study(
     title='No-Token-Left-Behind (Appendix B)',
-    minutes=5,
+    minutes=4,
     files=_SHORT,
     claims=(
       lower('ntlb', 'top1', DROPPED, 'it drops fewer tokens', 'almost none dropped', 'of all'),
@@ -132,7 +132,7 @@ STUDIES = {
   ),
   'attention': Study(
     title='experts in self-attention (Table 10)',
-    minutes=15,
+    minutes=12,
     files=_SHORT,
     claims=(
       gain('attention', 'ffn', 'experts in attention beat experts in feed-forward networks', '0.024'),
@@ -142,7 +142,7 @@ STUDIES = {
   ),
   'routing_since': Study(
     title='routing since Switch (top-k of Mixtral and OLMoE, DeepSeek-V3)',
-    minutes=16,
+    minutes=12,
     files=_SHORT,
     equal_flops=('dense', 'switch', 'switch_biased', 'top2', 'fine_grained', 'fine_grained_biased'),
     claims=(
@@ -161,7 +161,7 @@ STUDIES = {
   ),
   'dense_large': Study(
     title='a dense model of 3.5 times the FLOPs (Figure 6)',
-    minutes=15,
+    minutes=12,
     claims=(
       gain(
         'experts_32',
@@ -228,7 +228,7 @@ STUDIES = {
   ),
   'distillation': Study(
     title='what of a teacher is kept by a dense student (Tables 6 and 7)',
-    minutes=50,
+    minutes=43,
     claims=(
       gain(
         'teacher', 'dense', 'the teacher is better after as many steps', '0.2 (Table 6: a gain to distil)', effect=0.1

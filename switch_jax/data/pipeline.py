@@ -22,16 +22,22 @@ from switch_jax.data.streams import Streams, check_ids, explain_reading, make_st
 
 # Batches between snapshots, at least. Dropping a batch when restoring takes 5 to 10 ms.
 MIN_SNAPSHOT_PERIOD = 200
-# Saving a row of the shuffle buffer takes as long as making 1.5 rows (0.1 and 0.065 ms, rows of 32 bytes), so a
-# snapshot goes with at least so many rows made for each one in the buffer: restoring waits for as many at most, and
-# a fifth of the thread's time, not four fifths of it as with 20,000 rows and batches of 96, goes into snapshots.
-ROWS_PER_BUFFERED_ROW = 5
+# Saving a row of the shuffle buffer takes about as long as making one (0.1 and 0.06 ms, rows of 32 bytes). With so many
+# rows made for each one in the buffer a fifth of the thread's time goes into snapshots; every 200 batches it was half
+# of it with 20,000 rows and batches of 96.
+_ROWS_PER_BUFFERED_ROW = 5
+# But restoring makes them again: not more than so many tokens of a stream, seconds.
+_MOST_TOKENS = 4_000_000
 
 
 def choose_snapshot_period(config: DataConfig) -> int:
   """Returns how many batches to make between two snapshots: the same on every host, whatever the machine."""
+  if not config.shuffle:
+    return MIN_SNAPSHOT_PERIOD
   rows = config.batch_size // config.num_data_shards  # of a stream, each of which has a buffer
-  return max(MIN_SNAPSHOT_PERIOD, ROWS_PER_BUFFERED_ROW * config.shuffle_buffer_size // rows if config.shuffle else 0)
+  cheap = _ROWS_PER_BUFFERED_ROW * config.shuffle_buffer_size // rows
+  soon_again = _MOST_TOKENS // (rows * sum(config.feature_lengths.values()))
+  return max(MIN_SNAPSHOT_PERIOD, min(cheap, soon_again))
 
 
 class _Producer:

@@ -185,7 +185,10 @@ def test_snapshots_are_rarer_where_the_buffer_is_large(config):
   def period(**changes):
     return choose_snapshot_period(dataclasses.replace(config, **changes))
 
-  assert period(shuffle_buffer_size=20_000, batch_size=100) == 1000  # batches of 100,000 rows
-  assert period(shuffle_buffer_size=20_000, batch_size=100, num_data_shards=2) == 2000  # each stream has a buffer
-  assert period(shuffle_buffer_size=20_000, batch_size=100, shuffle=False) == MIN_SNAPSHOT_PERIOD
+  many = dict(shuffle_buffer_size=20_000, batch_size=100, feature_lengths={'inputs': 8, 'targets': 12})
+  assert period(**many) == 1000  # 100,000 rows
+  assert period(**many | {'batch_size': 200, 'num_data_shards': 2}) == 1000  # each stream has a buffer
+  assert period(**many, shuffle=False) == MIN_SNAPSHOT_PERIOD
+  assert period(**many | {'feature_lengths': {'inputs': 64, 'targets': 36}}) == 400  # 4,000,000 tokens are made again
+  assert period(**many | {'feature_lengths': {'inputs': 512, 'targets': 114}}) == MIN_SNAPSHOT_PERIOD
   assert period(shuffle_buffer_size=1000, batch_size=128) == MIN_SNAPSHOT_PERIOD
