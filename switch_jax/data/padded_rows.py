@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from switch_jax.config import DataConfig
 from switch_jax.data.quiet_tensorflow import seqio, tf
 
 
@@ -16,6 +17,11 @@ class FittingTask(seqio.Task):
 def examples_fit(provider: seqio.Task | seqio.Mixture) -> bool:
   """Whether no example of a task, or of the tasks of a mixture, is longer than the feature lengths."""
   return all(isinstance(task, FittingTask) for task in seqio.get_subtasks(provider))
+
+
+def are_left_whole(provider: seqio.Task | seqio.Mixture, config: DataConfig, decoder_only: bool) -> bool:
+  """Whether training rows are made without cutting examples; what decides it decides which iterators a position has."""
+  return not (config.pack or decoder_only) and examples_fit(provider)
 
 
 def are_token_pairs(element_spec: Mapping[str, Any], feature_lengths: Mapping[str, int]) -> bool:

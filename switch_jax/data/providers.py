@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from switch_jax.config import ConfigError, DataConfig, suggest
 from switch_jax.data.features import NEW_IN_FINGERPRINT, describe_features, fingerprint_features
-from switch_jax.data.padded_rows import examples_fit
+from switch_jax.data.padded_rows import are_left_whole
 from switch_jax.data.quiet_tensorflow import seqio, tf
 from switch_jax.data.task_errors import OF_USERS, check_features, check_rates, explain, failing
 from switch_jax.data.vocabularies import check_vocabulary, make_vocabulary, vocabulary_digest
@@ -260,9 +260,9 @@ def fingerprint(
 
 
 def _pipeline_version(provider: seqio.Task | seqio.Mixture, config: DataConfig, decoder_only: bool) -> int:
-  if config.pack or decoder_only:
-    return PIPELINE_VERSION
-  return FITTING_PIPELINE_VERSION if examples_fit(provider) else PADDED_PIPELINE_VERSION
+  if are_left_whole(provider, config, decoder_only):
+    return FITTING_PIPELINE_VERSION
+  return PIPELINE_VERSION if config.pack or decoder_only else PADDED_PIPELINE_VERSION
 
 
 # What to do about a difference; for all others the setting itself is the remedy.

@@ -15,7 +15,7 @@ import numpy as np
 from switch_jax.config import ConfigError, DataConfig
 from switch_jax.data.groups import GROUP, to_grouped_rows
 from switch_jax.data.layout import HostBatch
-from switch_jax.data.padded_rows import are_token_pairs, examples_fit, to_padded_batches
+from switch_jax.data.padded_rows import are_left_whole, are_token_pairs, to_padded_batches
 from switch_jax.data.quiet_tensorflow import num_threads, seqio, tf
 from switch_jax.data.task_errors import OF_USERS, explain, reading_error
 
@@ -236,7 +236,7 @@ def make_stream(
     'seed': seed,
     'shard_info': shard,
     'try_in_mem_cache': False,  # the whole split would go into every saved position
-    'trim_output_features': config.pack or decoder_only or not examples_fit(provider),
+    'trim_output_features': not are_left_whole(provider, config, decoder_only),
   }
   with reading(config):
     _check_tasks(provider, config, read)

@@ -13,6 +13,7 @@ from etils import epath
 from switch_jax.config import ConfigError
 from switch_jax.data import corpus, providers, streams, text_task
 from switch_jax.data.pipeline import MIN_SNAPSHOT_PERIOD, TrainingSource, choose_snapshot_period
+from switch_jax.data.quiet_tensorflow import seqio
 
 PERIOD = 4
 
@@ -152,7 +153,7 @@ def test_a_position_of_rows_that_were_padded_one_by_one(open_source, tmp_path, m
 
 
 @pytest.mark.parametrize('version', [1, 2])
-def test_a_position_of_rows_that_were_cut_one_by_one(open_source, tmp_path, monkeypatch, version):
+def test_a_position_of_rows_that_were_cut_one_by_one(open_source, tmp_path, monkeypatch, request, version):
   """A continuation fits its row; until version 2 of its pipeline SeqIO cut every one all the same."""
   monkeypatch.setenv('SWITCH_JAX_CACHE', str(tmp_path / 'cache'))
 
@@ -162,12 +163,13 @@ def test_a_position_of_rows_that_were_cut_one_by_one(open_source, tmp_path, monk
 
   get_corpus = functools.partial(corpus.get_corpus, 'text', {}, write, held_out_fraction=0.0, num_files=1)
   text_task.add_continuation_task('continued_paragraphs', get_corpus)
+  request.addfinalizer(lambda: seqio.TaskRegistry.remove('continued_paragraphs'))
   changes = dict(
     mixture_or_task_name='continued_paragraphs', task_module=None, text_files=None, pack=False,
     feature_lengths={'inputs': 8, 'targets': 24},
   )  # fmt: skip
   with monkeypatch.context() as older:
-    older.setattr(streams, 'examples_fit', lambda _: False)
+    older.setattr(streams, 'are_left_whole', lambda *_: False)
     if version == 1:
       older.setattr(streams, 'are_token_pairs', lambda *_: False)
     older.setattr(providers, 'FITTING_PIPELINE_VERSION', version)

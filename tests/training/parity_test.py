@@ -96,14 +96,14 @@ def check(figures, tolerances):
   assert all(figures[name] < tolerances[name] for name in tolerances), figures
 
 
-# `loss`: the difference in nats. `norm`: the relative one of the global gradient norm. Both as root mean squares over
-# the steps: the largest of 20 is chance (by the processor's instructions alone that of the norm was 0.021 to 0.040 in
-# bfloat16). `first_norms`: the largest of one tensor's in the first step. `largest`, `distance`: of parameters at the
-# end, measured by their changes.
-FLOAT32 = dict(loss=5e-6, norm=1e-6, first_norms=2e-6, largest=1e-4, distance=2e-5)
-# About as far as T5X in bfloat16 is from T5X in float32: 0.005, 0.009, 0.034, 0.40, 0.070. Nine ways to compile ours
-# (SSE to AVX2, excess precision, optimization) were at most 0.006, 0.015, 0.034, 0.39, 0.081 from T5X.
-BFLOAT16 = dict(loss=0.012, norm=0.03, first_norms=0.06, largest=0.6, distance=0.13)
+# `loss`: the largest difference in nats. `norm`: the root mean square over the steps of the relative one of the global
+# gradient norm, since the largest of 20 is chance in bfloat16 (0.021 to 0.040 by the processor's instructions alone).
+# In float32 its bound keeps every step below 2e-6. `first_norms`: the largest of one tensor's in the first step.
+# `largest`, `distance`: of parameters at the end, measured by their changes.
+FLOAT32 = dict(loss=1e-5, norm=4e-7, first_norms=2e-6, largest=1e-4, distance=2e-5)
+# About as far as T5X in bfloat16 is from T5X in float32: 0.014, 0.009, 0.034, 0.40, 0.070. Nine ways to compile ours
+# (SSE to AVX2, excess precision, optimization) were at most 0.018, 0.015, 0.034, 0.39, 0.081 from T5X.
+BFLOAT16 = dict(loss=0.02, norm=0.02, first_norms=0.06, largest=0.6, distance=0.1)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_t5x_and_flaxformer(case, fields, tolerances):
   first_norms = np.array([np.sqrt(np.mean(squares[name], dtype=np.float64) * end[name].size) for name in sorted(end)])
   their_norms = content['gradient_norms']  # [step, tensor]
   figures = dict(
-    loss=root_mean_square(losses - content['losses']),
+    loss=np.abs(losses - content['losses']).max(),
     norm=root_mean_square(norms / np.linalg.norm(their_norms, axis=1) - 1),
     first_norms=np.abs(first_norms / their_norms[0] - 1).max(),
     largest=largest_deviation(params, end, change),
@@ -183,9 +183,9 @@ def test_transformers(tmp_path, case):
   first_gradients = {name: x / 0.1 for name, x in flat(optax.tree.get(first, 'mu')).items()}  # mu is (1 - beta1) of it
   change = {name: end[name] - start[name] for name in end}
   figures = dict(
-    loss=root_mean_square(losses - content['losses']),
+    loss=np.abs(losses - content['losses']).max(),
     gradient=largest_deviation(first_gradients, gradients, gradients),
     largest=largest_deviation(params, end, change),
     distance=distance(params, end, change),
   )
-  check(figures, dict(loss=1e-5, gradient=1e-5, largest=1e-4, distance=2e-5))
+  check(figures, dict(loss=2e-5, gradient=1e-5, largest=1e-4, distance=2e-5))
